@@ -1,0 +1,1 @@
+"""cfer: facial expressions from the residuals of a compressed video, without the identity."""

@@ -1,0 +1,1 @@
+"""From videos to Parquet shards. Imports `cfer`; `cfer` never imports this package."""
