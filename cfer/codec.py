@@ -1,0 +1,563 @@
+"""Expressions live in the residuals: write a fixed-GOP bitstream, and read one without patches.
+
+The codec is MPEG-4 Part 2 (ISO/IEC 14496-2), through PyAV's stock decoder and encoder. A decoder
+computes `clip(prediction(reference, motion) + residual)` for every block of a P-frame, and shows
+only the sum. Give it a flat mid-gray picture as the reference: any motion-compensated prediction
+from a constant is that constant, at any sub-pel position and with either rounding, so what comes
+out is `clip(128 + residual)`, the transmitted residual itself. The gray picture is an I-VOP that
+this module writes, bit by bit, for the stream's own header (`_gray_vop`), so that it works for any
+encoder's stream.
+
+    bitstream = encode(pictures, CodecSettings(gop_size=12), fps=25)      # or Bitstream.open(path)
+    bitstream.direct_residual(7)             # frame 7 alone: two packets are decoded
+    bitstream.accumulated_residuals(0)       # the first GOP's P-frames, each since its I-frame
+
+`python -m cfer.bench codec` measures speed and exactness on clips of your own.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+
+from cfer.errors import InputError
+
+GRAY = 128
+VOP_START_CODE = b"\x00\x00\x01\xb6"
+MACROBLOCK = 16  # samples along one side
+# The bitstream writes a frame's time in ticks, with 16 bits for the ticks of a second.
+MAX_TICKS_PER_SECOND = 65535
+# FFmpeg's AVMotionVector, as PyAV shows it.
+MOTION_VECTOR_DTYPE = np.dtype(
+    {
+        "names": [
+            "source", "w", "h", "src_x", "src_y", "dst_x", "dst_y",
+            "flags", "motion_x", "motion_y", "motion_scale",
+        ],
+        "formats": ["i4", "u1", "u1", "i2", "i2", "i2", "i2", "u8", "i4", "i4", "u2"],
+        "offsets": [0, 4, 5, 6, 8, 10, 12, 16, 24, 28, 32],
+        "itemsize": 40,
+    }
+)  # fmt: skip
+
+
+class CodecError(InputError):
+    """A bitstream that cannot be written as asked, or cannot be read exactly."""
+
+
+@dataclass(frozen=True)
+class CodecSettings:
+    """How to encode. The settings are hyper-parameters of the representation.
+
+    Attributes:
+        gop_size: frames from one I-frame to the next, at least 1.
+        quantiser: fixed quantiser, 1 (finest) to 31; exclusive with `bit_rate`.
+        bit_rate: bits per second; exclusive with `quantiser`.
+        motion_search: False makes every motion vector zero: the accumulated residual is then the
+            whole change since the I-frame.
+    """
+
+    gop_size: int = 12
+    quantiser: int | None = 2
+    bit_rate: int | None = None
+    motion_search: bool = True
+
+    def __post_init__(self) -> None:
+        if self.gop_size < 1:
+            raise CodecError(f"GOP size {self.gop_size}: must be 1 or more frames")
+        if (self.quantiser is None) == (self.bit_rate is None):
+            raise CodecError(
+                f"quantiser {self.quantiser} and bit rate {self.bit_rate}: give exactly one of them"
+            )
+        if self.quantiser is not None and not 1 <= self.quantiser <= 31:
+            raise CodecError(f"quantiser {self.quantiser}: must be from 1 (finest) to 31")
+        if self.bit_rate is not None and self.bit_rate < 1000:
+            raise CodecError(f"bit rate {self.bit_rate}: must be at least 1000 bits per second")
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The residual of one P-frame, as the bitstream carries it.
+
+    Attributes:
+        frame: frame number in the bitstream, from 0.
+        y: luma, uint8 (H, W), 128 = zero: `clip(128 + residual, 0, 255)`.
+        u, v: chroma, uint8 (ceil(H/2), ceil(W/2)), 128 = zero.
+        motion_vectors: the frame's vectors, a structured array of FFmpeg's AVMotionVector: `dst_x`,
+            `dst_y` the block's centre, `w`, `h` its size, `motion_x / motion_scale` and
+            `motion_y / motion_scale` samples from the block to its reference. Intra blocks have
+            none.
+        intra_fraction: share of the frame's macroblocks that are intra, in [0, 1]. An intra block
+            carries appearance, not a residual.
+        saturated_fraction: share of the samples of y, u and v at 0 or 255, in [0, 1], where the
+            transmitted residual may be larger than 8 bits can tell.
+    """
+
+    frame: int
+    y: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    motion_vectors: np.ndarray
+    intra_fraction: float
+    saturated_fraction: float
+
+    def packed(self) -> np.ndarray:
+        """Planar YUV 4:2:0 as one picture, uint8 (3H/2, W): y's rows, then u's and v's samples.
+
+        Raises:
+            CodecError: width or height is odd.
+        """
+        height, width = self.y.shape
+        if width % 2 or height % 2:
+            raise CodecError(f"{width}×{height}: planar 4:2:0 in one picture needs even sides")
+        chroma = np.concatenate([self.u.ravel(), self.v.ravel()])
+        return np.concatenate([self.y, chroma.reshape(height // 2, width)])
+
+    def __repr__(self) -> str:
+        height, width = self.y.shape
+        return (
+            f"Residual(frame={self.frame}, {width}×{height}, vectors={len(self.motion_vectors)}, "
+            f"intra={self.intra_fraction:.4f}, saturated={self.saturated_fraction:.5f})"
+        )
+
+
+def encode(
+    pictures: Iterable[np.ndarray], settings: CodecSettings, fps: Fraction | float
+) -> Bitstream:
+    """Encode RGB pictures, uint8 (H, W, 3), all of one size, as I P P P … I P P P ….
+
+    Raises:
+        CodecError: no picture, or pictures of different shapes.
+    """
+    rate = _encodable_rate(fps)
+    options = {
+        "g": str(settings.gop_size),
+        "bf": "0",
+        # A scene change must not start a GOP of its own.
+        "sc_threshold": "1000000000",
+        # An intra block in a P-frame would carry appearance.
+        "intra_penalty": "100000",
+        # FFmpeg cuts a GOP of more than 600 frames down to 600 without it, and only warns.
+        "strict": "experimental",
+        # The encoder must not write its version into the stream.
+        "flags": "+bitexact",
+    }
+    if settings.quantiser is not None:
+        # `global_quality` is ignored without a flag that PyAV does not pass on.
+        options |= {"qmin": str(settings.quantiser), "qmax": str(settings.quantiser)}
+    if not settings.motion_search:
+        options["motion_est"] = "zero"
+    output = io.BytesIO()
+    shape: tuple[int, ...] | None = None
+    with av.open(output, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("mpeg4", rate=rate, options=options)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        if settings.bit_rate is not None:
+            stream.bit_rate = settings.bit_rate
+        for number, picture in enumerate(pictures):
+            if shape is None:
+                shape = picture.shape
+                _check_picture(picture)
+                stream.height, stream.width = shape[:2]
+            elif picture.shape != shape:
+                raise CodecError(f"picture {number} is {picture.shape}, the first one {shape}")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(format="yuv420p")
+            frame.pts = number
+            frame.time_base = 1 / rate
+            container.mux(stream.encode(frame))
+        if shape is None:
+            raise CodecError("no picture to encode")
+        container.mux(stream.encode(None))
+    return Bitstream(output.getvalue(), "encoded clip")
+
+
+def _check_picture(picture: np.ndarray) -> None:
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise CodecError(f"a picture is uint8 (H, W, 3), not {picture.dtype} {picture.shape}")
+    if min(picture.shape[:2]) < 2 or max(picture.shape[:2]) > 8191:
+        raise CodecError(f"a picture's sides are 2 to 8191 pixels, not {picture.shape[:2]}")
+
+
+def _encodable_rate(fps: Fraction | float) -> Fraction:
+    rate = Fraction(fps).limit_denominator(1001)
+    if rate <= 0:
+        raise CodecError(f"{fps} frames per second: must be above 0")
+    if rate.numerator > MAX_TICKS_PER_SECOND:
+        rate = Fraction(min(round(rate), MAX_TICKS_PER_SECOND))
+    return rate
+
+
+class Bitstream:
+    """An MPEG-4 Part 2 video of I- and P-frames, read packet by packet.
+
+    Frame numbers count from 0 in the order of the bitstream, which is the order of display, since
+    there are no B-frames. Not safe for use from several threads at once.
+
+    Attributes:
+        name: what messages call it.
+        width, height: in samples of luma.
+        fps: frames per second.
+        frame_types: one letter a frame: I, P, or N (not coded: the picture before it, again).
+        gops: the frame numbers of each GOP; the first of each is its I-frame.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.name = name
+        self.data = data
+        self.packets: list[bytes] = []
+        try:
+            with av.open(io.BytesIO(data), "r") as container:
+                if not container.streams.video:
+                    raise CodecError(f"{name}: there is no video stream in it")
+                stream = container.streams.video[0]
+                codec = stream.codec_context.name
+                if codec != "mpeg4":
+                    raise CodecError(
+                        f"{name}: its codec is {codec}, and residuals are read from MPEG-4 Part 2; "
+                        "re-encode it (cfer encode, or pipeline/extract.py)"
+                    )
+                extradata = bytes(stream.codec_context.extradata or b"")
+                self.fps = Fraction(stream.average_rate or stream.base_rate or 25)
+                self.packets = [bytes(p) for p in container.demux(stream) if p.size]
+        except av.error.FFmpegError as error:
+            raise CodecError(f"{name}: not a readable video ({error})") from error
+        if not self.packets:
+            raise CodecError(f"{name}: there is no frame in it")
+        # What stands before the first picture holds the layer header, wherever the muxer put it.
+        self._header = extradata + self.packets[0][: max(self.packets[0].find(VOP_START_CODE), 0)]
+        self._layer = _VideoObjectLayer.parse(self._header, name)
+        self.width, self.height = self._layer.width, self._layer.height
+        self.frame_types = "".join(self._frame_type(n) for n in range(len(self.packets)))
+        if self.frame_types[0] != "I":
+            raise CodecError(f"{name}: its first frame is no I-frame; cut it at an I-frame")
+        starts = [n for n, kind in enumerate(self.frame_types) if kind == "I"]
+        ends = [*starts[1:], len(self.packets)]
+        self.gops = [range(start, end) for start, end in zip(starts, ends, strict=True)]
+        self._gray = self._header + _gray_vop(self._layer)
+        self._decoder = self._new_decoder()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bitstream:
+        """Read a file of any container that holds an MPEG-4 Part 2 video.
+
+        Raises:
+            CodecError: another codec, a B-frame, or a coding tool that cannot be read exactly.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise CodecError(f"{path}: cannot be read ({error.strerror})") from error
+        if not data:
+            raise CodecError(f"{path}: the file is empty")
+        return cls(data, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the file as it was read or encoded (MP4 if `encode` made it)."""
+        Path(path).write_bytes(self.data)
+
+    def __repr__(self) -> str:
+        return (
+            f"Bitstream({self.name!r}, {self.width}×{self.height}, {len(self.packets)} frames, "
+            f"{len(self.gops)} GOPs, {sum(map(len, self.packets))} bytes)"
+        )
+
+    def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Decode everything, as any player does: (y, u, v) of each frame, uint8."""
+        for gop in self.gops:
+            coded = [n for n in gop if self.frame_types[n] != "N"]
+            frames = iter(
+                self._decode([self._i_packet(gop), *(self.packets[n] for n in coded[1:])])
+            )
+            for number in gop:
+                if self.frame_types[number] != "N":
+                    picture = _planes(next(frames))
+                yield picture
+
+    def i_frames(self) -> list[np.ndarray]:
+        """The I-frame of every GOP as RGB, uint8 (H, W, 3)."""
+        pictures = []
+        for gop in self.gops:
+            (frame,) = self._decode([self._i_packet(gop)])
+            pictures.append(frame.to_ndarray(format="rgb24"))
+        return pictures
+
+    def direct_residual(self, frame: int) -> Residual:
+        """What the bitstream transmits for one P-frame; only that frame's packet is read.
+
+        Raises:
+            ValueError: the frame is not a P-frame of this bitstream.
+        """
+        if not 0 <= frame < len(self.packets) or self.frame_types[frame] == "I":
+            raise ValueError(f"frame {frame} is not one of the P-frames of {self!r}")
+        if self.frame_types[frame] == "N":
+            return self._zero_residual(frame)
+        decoded = self._decode([self._gray, self.packets[frame]])[-1]
+        return self._residual(frame, decoded)
+
+    def accumulated_residuals(self, gop: int) -> list[Residual]:
+        """Every P-frame's change since its I-frame, less what motion explains: one decode.
+
+        The gray picture stands in for the I-frame, and the P-frames are decoded on top of each
+        other: CoViAR's back-traced residual (Wu et al., CVPR 2018), at the decoder's own sub-pel
+        accuracy. The last P-frame's holds the change of the whole GOP.
+        """
+        numbers = self.gops[gop][1:]
+        coded = [n for n in numbers if self.frame_types[n] == "P"]
+        frames = self._decode([self._gray, *(self.packets[n] for n in coded)])[1:]
+        decoded = dict(zip(coded, frames, strict=True))
+        residuals: list[Residual] = []
+        for number in numbers:
+            if number in decoded:
+                residuals.append(self._residual(number, decoded[number]))
+                continue
+            same = self._zero_residual(number)
+            if residuals:
+                before = residuals[-1]
+                same = Residual(
+                    number,
+                    before.y,
+                    before.u,
+                    before.v,
+                    same.motion_vectors,
+                    same.intra_fraction,
+                    before.saturated_fraction,
+                )
+            residuals.append(same)
+        return residuals
+
+    def _new_decoder(self) -> av.VideoCodecContext:
+        decoder = av.CodecContext.create("mpeg4", "r")
+        assert isinstance(decoder, av.VideoCodecContext)
+        decoder.thread_count = 1
+        # Damaged data is an error of ours to report, not something to conceal.
+        decoder.options = {"flags2": "+export_mvs", "err_detect": "explode"}
+        return decoder
+
+    def _decode(self, packets: list[bytes]) -> list[av.VideoFrame]:
+        """Decode packets that begin with an I-frame, apart from all that came before."""
+        frames = []
+        try:
+            for data in packets:
+                # `av.Packet(data)` would lend the decoder a buffer without the padding that it
+                # reads beyond the end: wrong frames, and different ones in every process.
+                packet = av.Packet(len(data))
+                packet.update(data)
+                frames += self._decoder.decode(packet)
+            frames += self._decoder.decode(None)
+        except av.error.FFmpegError as error:
+            raise CodecError(f"{self.name}: a damaged frame ({error}); cut it out") from error
+        finally:
+            self._decoder.flush_buffers()
+        if len(frames) != len(packets):
+            raise CodecError(
+                f"{self.name}: {len(packets)} frames went into the decoder and {len(frames)} came "
+                "out; the file is damaged"
+            )
+        return frames
+
+    def _i_packet(self, gop: range) -> bytes:
+        packet = self.packets[gop[0]]
+        return self._header + packet[packet.find(VOP_START_CODE) :]
+
+    def _residual(self, number: int, frame: av.VideoFrame) -> Residual:
+        y, u, v = _planes(frame)
+        side_data = frame.side_data.get("MOTION_VECTORS")
+        vectors = side_data.to_ndarray() if side_data is not None else self._no_vectors()
+        area = int((vectors["w"].astype(np.int64) * vectors["h"]).sum())
+        whole = -(-self.width // MACROBLOCK) * -(-self.height // MACROBLOCK) * MACROBLOCK**2
+        # Unsigned wrap-around turns 255 and 0 into 0 and 1: one comparison finds both.
+        saturated = sum(int(np.count_nonzero(plane + np.uint8(1) < 2)) for plane in (y, u, v))
+        return Residual(
+            frame=number,
+            y=y,
+            u=u,
+            v=v,
+            motion_vectors=vectors,
+            intra_fraction=1 - area / whole,
+            saturated_fraction=saturated / (y.size + u.size + v.size),
+        )
+
+    def _zero_residual(self, number: int) -> Residual:
+        chroma = (-(-self.height // 2), -(-self.width // 2))
+        return Residual(
+            frame=number,
+            y=np.full((self.height, self.width), GRAY, np.uint8),
+            u=np.full(chroma, GRAY, np.uint8),
+            v=np.full(chroma, GRAY, np.uint8),
+            motion_vectors=self._no_vectors(),
+            intra_fraction=0.0,
+            saturated_fraction=0.0,
+        )
+
+    @staticmethod
+    def _no_vectors() -> np.ndarray:
+        return np.zeros(0, dtype=MOTION_VECTOR_DTYPE)
+
+    def _frame_type(self, number: int) -> str:
+        packet = self.packets[number]
+        start = packet.find(VOP_START_CODE)
+        if start < 0:
+            raise CodecError(f"{self.name}: frame {number} holds no picture; the file is damaged")
+        if packet.find(VOP_START_CODE, start + 4) >= 0:
+            raise CodecError(
+                f"{self.name}: packet {number} holds several pictures (a packed bitstream); "
+                "re-encode it (cfer encode)"
+            )
+        kind = "IPBS"[packet[start + 4] >> 6]
+        if kind in "BS":
+            tool = "a B-frame" if kind == "B" else "a sprite (global motion compensation)"
+            raise CodecError(
+                f"{self.name}: frame {number} is {tool}, whose residual cannot be read exactly; "
+                "re-encode it (cfer encode), or encode with -bf 0"
+            )
+        return kind if kind == "I" or self._layer.is_coded(packet[start + 4 :]) else "N"
+
+
+def _planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The three planes of a 4:2:0 frame, copied out of the decoder's buffers."""
+    arrays = []
+    for plane in frame.planes:
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        arrays.append(rows[: plane.height, : plane.width].copy())
+    y, u, v = arrays
+    return y, u, v
+
+
+class _BitReader:
+    """Bits of a header, most significant first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._bits = "".join(f"{byte:08b}" for byte in data)
+        self._position = 0
+
+    def take(self, count: int) -> int:
+        end = self._position + count
+        if end > len(self._bits):
+            raise ValueError("the header ends too early")
+        value = int(self._bits[self._position : end], 2) if count else 0
+        self._position = end
+        return value
+
+
+@dataclass(frozen=True)
+class _VideoObjectLayer:
+    """What of the layer's header one must know to write a picture for it (14496-2, 6.2.3)."""
+
+    width: int
+    height: int
+    time_bits: int
+    interlaced: bool
+
+    @classmethod
+    def parse(cls, header: bytes, name: str) -> _VideoObjectLayer:
+        start = next(
+            (
+                n
+                for n in range(len(header) - 4)
+                if header[n : n + 3] == b"\x00\x00\x01" and 0x20 <= header[n + 3] <= 0x2F
+            ),
+            None,
+        )
+        if start is None:
+            raise CodecError(f"{name}: it has no MPEG-4 layer header; re-encode it (cfer encode)")
+        try:
+            return cls._parse(_BitReader(header[start + 4 : start + 4 + 400]))
+        except ValueError as error:
+            raise CodecError(
+                f"{name}: {error}, so its residuals cannot be read exactly; "
+                "re-encode it (cfer encode)"
+            ) from error
+
+    @classmethod
+    def _parse(cls, bits: _BitReader) -> _VideoObjectLayer:
+        bits.take(1 + 8)  # random access, object type
+        version = 1
+        if bits.take(1):
+            version = bits.take(4)
+            bits.take(3)
+        if bits.take(4) == 15:  # extended aspect ratio
+            bits.take(16)
+        if bits.take(1):  # control parameters
+            bits.take(2 + 1)
+            if bits.take(1):  # buffer verifier
+                bits.take(79)
+        if bits.take(2) != 0:
+            raise ValueError("it is not rectangular")
+        bits.take(1)
+        ticks_per_second = bits.take(16)
+        bits.take(1)
+        time_bits = max((ticks_per_second - 1).bit_length(), 1)
+        if bits.take(1):  # fixed rate
+            bits.take(time_bits)
+        bits.take(1)
+        width = bits.take(13)
+        bits.take(1)
+        height = bits.take(13)
+        bits.take(1)
+        interlaced = bool(bits.take(1))
+        if not bits.take(1):
+            raise ValueError("it has overlapped block motion compensation")
+        if bits.take(1 if version == 1 else 2):
+            raise ValueError("it has sprites (global motion compensation)")
+        if bits.take(1):
+            raise ValueError("its samples are not of 8 bits")
+        if bits.take(1):  # MPEG quantisation, perhaps with matrices
+            for _ in range(2):
+                if bits.take(1):
+                    for _ in range(64):
+                        if bits.take(8) == 0:
+                            break
+        if version != 1:
+            bits.take(1)  # quarter-sample vectors
+        if not bits.take(1):
+            raise ValueError("it has complexity estimation")
+        bits.take(1)  # resynchronisation markers
+        if bits.take(1):
+            raise ValueError("its data are partitioned")
+        if version != 1:
+            if bits.take(1):
+                raise ValueError("it has NEWPRED")
+            if bits.take(1):
+                raise ValueError("it has reduced-resolution pictures")
+        if bits.take(1):
+            raise ValueError("it is scalable")
+        return cls(width, height, time_bits, interlaced)
+
+    def is_coded(self, vop: bytes) -> bool:
+        """Whether a VOP (what follows its start code) is coded, or repeats the one before it."""
+        bits = _BitReader(vop[:64])
+        bits.take(2)
+        while bits.take(1):  # whole seconds
+            pass
+        bits.take(1 + self.time_bits + 1)
+        return bool(bits.take(1))
+
+
+def _gray_vop(layer: _VideoObjectLayer) -> bytes:
+    """An I-VOP whose samples are all 128, for a stream's own layer header (14496-2, 6.2.5).
+
+    Every block is intra with a DC difference of 0 and no other coefficient: the predicted DC is
+    1024 at the picture's border, so it is 1024 everywhere, and 1024 / 8 = 128.
+    """
+    bits = ["00", "0", "1", "0" * layer.time_bits, "1", "1"]  # I, time, marker, coded
+    bits.append("000")  # the DC is always written with the DC table
+    if layer.interlaced:
+        bits.append("10")  # top field first; no alternate scan
+    bits.append("00001")  # quantiser 1: DC in steps of 8
+    # Intra with no coefficient ("1"), no AC prediction ("0"), no luma coefficient ("0011"),
+    # [frame DCT], then a DC difference of size 0 for four luma and two chroma blocks.
+    macroblock = "1" + "0" + "0011" + "0" * layer.interlaced + "011" * 4 + "11" * 2
+    columns, rows = -(-layer.width // MACROBLOCK), -(-layer.height // MACROBLOCK)
+    bits.append(macroblock * (columns * rows))
+    text = "".join(bits) + "0"  # stuffing: a zero, then ones up to the byte's end
+    text += "1" * (-len(text) % 8)
+    return VOP_START_CODE + int(text, 2).to_bytes(len(text) // 8, "big")

@@ -1,0 +1,490 @@
+"""The data set on disk: one place that writes, reads, validates and describes a row.
+
+A data set is a folder (local, or `s3://...`) of
+
+    shard-00000.parquet   one row per clip, plain Arrow types, Zstandard
+    shard-00000.json      its completion record: written after the shard, so a shard without a
+                          record is unfinished work
+    failures.csv          every clip that was not extracted: where it failed, and why
+    dataset.json          what the data set is; written last, so its presence says "complete"
+
+Check one (every hash, count and row) with
+
+    python -m cfer.shards verify DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cfer.errors import InputError, exit_with_message
+from cfer.storage import Folder
+
+SCHEMA_VERSION = 1
+DESCRIPTION_NAME = "dataset.json"
+FAILURES_NAME = "failures.csv"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("subject", pa.string()),
+        pa.field("label", pa.int32()),
+        pa.field("label_name", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("gop_size", pa.int32(), nullable=False),
+        pa.field("i_frames", pa.list_(pa.binary()), nullable=False),
+        pa.field("i_frame_numbers", pa.list_(pa.int32()), nullable=False),
+        pa.field("residuals", pa.binary(), nullable=False),
+        pa.field("residual_frames", pa.list_(pa.int32()), nullable=False),
+        pa.field("identity", pa.list_(pa.list_(pa.float32())), nullable=False),
+        pa.field("apex_frame", pa.int32()),
+        pa.field("apex", pa.binary()),
+        pa.field("intra_fraction", pa.float32(), nullable=False),
+        pa.field("saturated_fraction", pa.float32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip's row.
+
+    S is the side of the square face crop in pixels (even), P the number of P-frames, I of I-frames,
+    D the dimension of the identity embedding.
+
+    Attributes:
+        clip_id: unique in the data set.
+        dataset, source: the data set's name, and the path of the video or folder.
+        subject, label, label_name, split: nullable; `label` indexes `Description.classes`.
+        num_frames, fps: of the encoded clip; frames per second.
+        size, gop_size: S, and the frames from one I-frame to the next.
+        i_frames: I RGB pictures, uint8 (S, S, 3), stored as PNG (lossless).
+        i_frame_numbers: the frame number of each, from 0.
+        residuals: uint8 (P, 3S/2, S), planar YUV 4:2:0, 128 = zero; accumulated or direct, as
+            `Description.codec["residual_kind"]` says.
+        residual_frames: the frame number of each residual.
+        identity: float32 (I, D), the frozen network's embedding of each I-frame, as it gives it.
+        apex_frame, apex: frame number of the annotated apex, and the picture, uint8 (S, S, 3).
+        intra_fraction: share of the P-frames' macroblocks that are intra, in [0, 1].
+        saturated_fraction: share of the residual samples at 0 or 255, in [0, 1].
+    """
+
+    clip_id: str
+    dataset: str
+    source: str
+    subject: str | None
+    label: int | None
+    label_name: str | None
+    split: str | None
+    num_frames: int
+    fps: float
+    size: int
+    gop_size: int
+    i_frames: list[np.ndarray]
+    i_frame_numbers: list[int]
+    residuals: np.ndarray
+    residual_frames: list[int]
+    identity: np.ndarray
+    apex_frame: int | None
+    apex: np.ndarray | None
+    intra_fraction: float
+    saturated_fraction: float
+
+    def __post_init__(self) -> None:
+        side = self.size
+        expected = {
+            "residuals": (self.residuals.shape, (len(self.residual_frames), side * 3 // 2, side)),
+            "identity": (self.identity.shape[:1], (len(self.i_frames),)),
+            "i_frame_numbers": (len(self.i_frame_numbers), len(self.i_frames)),
+            "frames": (len(self.i_frames) + len(self.residual_frames), self.num_frames),
+        }
+        for name, (given, wanted) in expected.items():
+            assert given == wanted, f"{self.clip_id}: {name} is {given}, expected {wanted}"
+        assert self.residuals.dtype == np.uint8
+        assert all(picture.shape == (side, side, 3) for picture in self.i_frames)
+
+    def __repr__(self) -> str:
+        return (
+            f"Clip({self.clip_id!r}, subject={self.subject!r}, label={self.label_name!r}, "
+            f"residuals={self.residuals.shape}, identity={self.identity.shape})"
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that was not extracted: at which stage it failed, why, and the exception's type."""
+
+    clip_id: str
+    source: str
+    stage: str
+    reason: str
+    exception: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A shard's completion record: what was asked for (`digest`), and what was written.
+
+    `labels`, `subjects` and `splits` count the shard's rows; a clip without one counts under "".
+    """
+
+    index: int
+    digest: str
+    file: str
+    rows: int
+    frames: int
+    bytes: int
+    sha256: str
+    labels: dict[str, int]
+    subjects: dict[str, int]
+    splits: dict[str, int]
+    failures: list[Failure]
+
+
+@dataclass(frozen=True)
+class Description:
+    """`dataset.json`: what a reader needs to know before it opens a shard.
+
+    Attributes:
+        name: the data set's name.
+        classes: class names; a row's `label` indexes them.
+        codec: `size`, `gop_size`, `quantiser` or `bit_rate`, `motion_search`, `residual_kind`.
+        identity: `name`, `dimension`, `weights_sha256` of the frozen recogniser.
+        settings: the other settings of the extraction.
+        shards: the completion record of every shard, in order.
+        software: versions of what wrote it.
+    """
+
+    name: str
+    classes: list[str]
+    codec: dict[str, Any]
+    identity: dict[str, Any]
+    settings: dict[str, Any]
+    shards: list[Receipt]
+    software: dict[str, str]
+    schema_version: int = SCHEMA_VERSION
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the shards' own: one string that names the data, whatever its folder."""
+        return hashlib.sha256("".join(r.sha256 for r in self.shards).encode()).hexdigest()
+
+    @property
+    def failures(self) -> list[Failure]:
+        return [failure for receipt in self.shards for failure in receipt.failures]
+
+    def shard_paths(self, directory: str | Path) -> list[str]:
+        """Where to read the shards that have rows: full paths or URIs."""
+        folder = Folder(directory)
+        base = folder.path if "://" not in folder.location else folder.location.rstrip("/")
+        return [f"{base}/{receipt.file}" for receipt in self.shards if receipt.rows]
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.parquet"
+
+
+def _record_name(index: int) -> str:
+    return f"shard-{index:05d}.json"
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="png", compress_level=6)
+    return buffer.getvalue()
+
+
+def _picture(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def _row(clip: Clip) -> dict[str, Any]:
+    row = {f.name: getattr(clip, f.name) for f in fields(clip)}
+    row["i_frames"] = [_png(picture) for picture in clip.i_frames]
+    row["residuals"] = clip.residuals.tobytes()
+    row["identity"] = clip.identity.astype(np.float32).tolist()
+    row["apex"] = None if clip.apex is None else _png(clip.apex)
+    return row
+
+
+def unpack_row(row: dict[str, Any]) -> Clip:
+    """A row as Arrow or Ray Data gives it → a `Clip`."""
+    values = dict(row)
+    side = int(values["size"])
+    values["i_frames"] = [_picture(png) for png in values["i_frames"]]
+    values["i_frame_numbers"] = [int(n) for n in values["i_frame_numbers"]]
+    values["residuals"] = unpack_residuals(values["residuals"], side)
+    values["residual_frames"] = [int(n) for n in values["residual_frames"]]
+    values["identity"] = np.array([list(v) for v in values["identity"]], dtype=np.float32)
+    values["apex"] = None if values["apex"] is None else _picture(values["apex"])
+    return Clip(**values)
+
+
+def unpack_residuals(data: bytes, size: int) -> np.ndarray:
+    """The `residuals` column → read-only uint8 (P, 3S/2, S)."""
+    return np.frombuffer(data, dtype=np.uint8).reshape(-1, size * 3 // 2, size)
+
+
+def _count(values: Iterable[str | None]) -> dict[str, int]:
+    counter = Counter(value or "" for value in values)
+    return {key: counter[key] for key in sorted(counter)}
+
+
+def write_shard(
+    directory: str | Path,
+    index: int,
+    clips: Sequence[Clip],
+    failures: Sequence[Failure],
+    digest: str,
+) -> Receipt:
+    """Write a shard, then its completion record; each appears whole or not at all.
+
+    The same clips give the same bytes. `digest` names the work (sources and settings): a later run
+    that plans the same work recognises it by this.
+    """
+    table = pa.Table.from_pylist([_row(clip) for clip in clips], schema=SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", compression_level=3, row_group_size=16)
+    data = buffer.getvalue()
+    receipt = Receipt(
+        index=index,
+        digest=digest,
+        file=shard_name(index),
+        rows=len(clips),
+        frames=sum(clip.num_frames for clip in clips),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        labels=_count(clip.label_name for clip in clips),
+        subjects=_count(clip.subject for clip in clips),
+        splits=_count(clip.split for clip in clips),
+        failures=list(failures),
+    )
+    folder = Folder(directory)
+    folder.write(shard_name(index), data)
+    folder.write(_record_name(index), _json(asdict(receipt)))
+    return receipt
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _receipt(values: dict[str, Any]) -> Receipt:
+    return Receipt(**{**values, "failures": [Failure(**f) for f in values["failures"]]})
+
+
+def read_receipt(directory: str | Path, index: int) -> Receipt | None:
+    """The completion record of a shard, or None where there is none.
+
+    Raises:
+        InputError: the record is there and is not one.
+    """
+    folder = Folder(directory)
+    name = _record_name(index)
+    if not folder.exists(name):
+        return None
+    try:
+        return _receipt(json.loads(folder.read(name)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder.name_of(name)}: not a completion record ({error}); "
+            "delete it to have this shard extracted again"
+        ) from error
+
+
+def shard_is_done(directory: str | Path, index: int, digest: str) -> Receipt | None:
+    """The record of a shard that is finished for this very work and whose file is unharmed."""
+    receipt = read_receipt(directory, index)
+    if receipt is None or receipt.digest != digest:
+        return None
+    return None if _damage(Folder(directory), receipt) else receipt
+
+
+def _damage(folder: Folder, receipt: Receipt) -> str | None:
+    if not folder.exists(receipt.file):
+        return f"{folder.name_of(receipt.file)}: missing"
+    data = folder.read(receipt.file)
+    if hashlib.sha256(data).hexdigest() != receipt.sha256:
+        return f"{folder.name_of(receipt.file)}: its SHA-256 is not the one recorded"
+    return None
+
+
+def write_description(directory: str | Path, description: Description) -> None:
+    """Write `failures.csv`, then `dataset.json`: the data set is complete from here on."""
+    folder = Folder(directory)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(Failure)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(failure) for failure in description.failures)
+    folder.write(FAILURES_NAME, text.getvalue().encode())
+    values = asdict(description)
+    values["counts"] = _counts(description.shards)
+    folder.write(DESCRIPTION_NAME, _json(values))
+
+
+def _counts(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    counts: dict[str, Any] = {
+        "clips": sum(r.rows for r in receipts),
+        "frames": sum(r.frames for r in receipts),
+        "bytes": sum(r.bytes for r in receipts),
+        "failures": sum(len(r.failures) for r in receipts),
+    }
+    for name in ("labels", "subjects", "splits"):
+        total: Counter[str] = Counter()
+        for receipt in receipts:
+            total.update(getattr(receipt, name))
+        counts[name] = {key: total[key] for key in sorted(total)}
+    return counts
+
+
+def read_description(directory: str | Path) -> Description:
+    """Raises InputError where the folder is no complete data set, or one of another version."""
+    folder = Folder(directory)
+    if not folder.exists(DESCRIPTION_NAME):
+        started = any(name.startswith("shard-") for name in folder.names())
+        raise InputError(
+            f"{folder.location}: no {DESCRIPTION_NAME} in it; "
+            + (
+                "its extraction has not finished: run the same extraction again to complete it"
+                if started
+                else "give the folder that pipeline/extract.py wrote (--out)"
+            )
+        )
+    name = folder.name_of(DESCRIPTION_NAME)
+    try:
+        values = json.loads(folder.read(DESCRIPTION_NAME))
+        version = values["schema_version"]
+        if version == SCHEMA_VERSION:
+            return Description(**{**values, "shards": [_receipt(r) for r in values["shards"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{name}: not a data-set description ({error}); extract again") from error
+    raise InputError(
+        f"{name}: schema version {version}, and this cfer reads version {SCHEMA_VERSION}; "
+        "extract the data set again, or use the cfer that wrote it"
+    )
+
+
+def read_clips(directory: str | Path) -> Iterator[Clip]:
+    """Every clip of a data set, in order."""
+    folder = Folder(directory)
+    for receipt in read_description(directory).shards:
+        table = pq.read_table(io.BytesIO(folder.read(receipt.file)))
+        for row in table.to_pylist():
+            yield unpack_row(row)
+
+
+def verify(directory: str | Path) -> list[str]:
+    """Check every hash, count and row of a data set.
+
+    Returns:
+        One line per problem; an empty list means that the data set is whole.
+
+    Raises:
+        InputError: the folder is no complete data set.
+    """
+    description = read_description(directory)
+    folder = Folder(directory)
+    problems = []
+    clip_ids: set[str] = set()
+    for receipt in description.shards:
+        if read_receipt(directory, receipt.index) != receipt:
+            problems.append(
+                f"{folder.name_of(_record_name(receipt.index))}: "
+                f"not the record that {DESCRIPTION_NAME} holds"
+            )
+        damage = _damage(folder, receipt)
+        if damage:
+            problems.append(damage)
+            continue
+        table = pq.read_table(io.BytesIO(folder.read(receipt.file)))
+        if table.schema != SCHEMA:
+            problems.append(f"{folder.name_of(receipt.file)}: its columns are not this schema's")
+            continue
+        clips = [unpack_row(row) for row in table.to_pylist()]
+        problems += _row_problems(folder.name_of(receipt.file), description, receipt, clips)
+        repeated = [clip.clip_id for clip in clips if clip.clip_id in clip_ids]
+        problems += [f"{folder.name_of(receipt.file)}: {name} occurs twice" for name in repeated]
+        clip_ids.update(clip.clip_id for clip in clips)
+    if _counts(description.shards) != description.counts:
+        problems.append(f"{folder.name_of(DESCRIPTION_NAME)}: counts differ from the shards'")
+    known = {receipt.file for receipt in description.shards}
+    problems += [
+        f"{folder.name_of(name)}: a shard that {DESCRIPTION_NAME} does not know"
+        for name in folder.names()
+        if name.endswith(".parquet") and name not in known
+    ]
+    return problems
+
+
+def _row_problems(
+    file: str, description: Description, receipt: Receipt, clips: Sequence[Clip]
+) -> list[str]:
+    problems = []
+    counted = {
+        "rows": (len(clips), receipt.rows),
+        "frames": (sum(clip.num_frames for clip in clips), receipt.frames),
+        "labels": (_count(clip.label_name for clip in clips), receipt.labels),
+        "subjects": (_count(clip.subject for clip in clips), receipt.subjects),
+        "splits": (_count(clip.split for clip in clips), receipt.splits),
+    }
+    for name, (found, recorded) in counted.items():
+        if found != recorded:
+            problems.append(f"{file}: {name} {found}, recorded {recorded}")
+    for clip in clips:
+        if clip.label is not None and (
+            not 0 <= clip.label < len(description.classes)
+            or description.classes[clip.label] != clip.label_name
+        ):
+            problems.append(f"{file}: {clip.clip_id}: label {clip.label} is not {clip.label_name}")
+        if clip.identity.shape[1] != description.identity["dimension"]:
+            problems.append(f"{file}: {clip.clip_id}: identity of {clip.identity.shape[1]} values")
+        if not np.isfinite(clip.identity).all():
+            problems.append(f"{file}: {clip.clip_id}: identity is not finite")
+        if clip.size != description.codec["size"]:
+            problems.append(f"{file}: {clip.clip_id}: size {clip.size}")
+    return problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m cfer.shards", description=__doc__.split("\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("verify", help="check every hash, count and row of a data set")
+    check.add_argument("directory", help="folder or URI that pipeline/extract.py wrote")
+    arguments = parser.parse_args()
+    problems = verify(arguments.directory)
+    for problem in problems:
+        print(problem)
+    description = read_description(arguments.directory)
+    counts = description.counts
+    print(
+        f"{arguments.directory}: {len(description.shards)} shards, {counts['clips']} clips, "
+        f"{counts['frames']} frames, {counts['bytes']:,} bytes, {counts['failures']} failures: "
+        + (f"{len(problems)} PROBLEMS" if problems else "every hash and count is right")
+    )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    exit_with_message(main)

@@ -1,0 +1,71 @@
+"""Real parts, made once: a Ray session, drawn videos, and the shards extracted from them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A test never joins a Ray cluster that happens to run on the machine.
+os.environ["RAY_ADDRESS"] = "local"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def faces_dir() -> Path:
+    """Real face videos, where there are some: ../shared/faces, or the folder in CFER_FACES."""
+    folder = Path(os.environ.get("CFER_FACES", REPOSITORY.parent / "shared" / "faces"))
+    if not any(folder.glob("*.mp4")):
+        pytest.skip(f"no real face videos in {folder} (name a folder of them in CFER_FACES)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def run_module(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ARGUMENTS`, from the repository."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def drawn_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 drawn subjects × 7 classes, as the built-in data set writes them."""
+    folder = tmp_path_factory.mktemp("drawn") / "videos"
+    done = run_module(
+        "pipeline.datasets.synthetic", "--out", str(folder), "--subjects", "8", "--workers", "2"
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_shards(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn videos, extracted by the real job: 64×64, GOP 12, dlib's embedding."""
+    folder = tmp_path_factory.mktemp("shards")
+    done = run_module(
+        "pipeline.extract",
+        *("--videos", str(drawn_videos / "manifest.csv"), "--out", str(folder)),
+        *("--size", "64", "--identity", "dlib", "--clips-per-shard", "14"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

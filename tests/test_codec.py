@@ -1,0 +1,589 @@
+"""The codec against an independent motion compensation, on real bitstreams."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+import subprocess
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from cfer.codec import (
+    GRAY,
+    VOP_START_CODE,
+    Bitstream,
+    CodecError,
+    CodecSettings,
+    Residual,
+    _planes,
+    encode,
+)
+
+# ----------------------------------------------------------------- clips
+
+
+def moving_texture(frames: int, height: int = 96, width: int = 128, seed: int = 0) -> list:
+    """A textured picture under smooth sub-pel motion, rotation and a change of light."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 256, (height * 2, width * 2, 3)).astype(np.float32)
+    base = cv2.GaussianBlur(base, (0, 0), 2)
+    base = np.clip((base - base.mean()) * 4 + 128, 0, 255)
+    pictures = []
+    for t in range(frames):
+        turn = cv2.getRotationMatrix2D((width, height), 1.5 * np.sin(t / 3), 1 + 0.01 * t)
+        turn[:, 2] += [1.3 * t - width / 2, 0.7 * t - height / 2]
+        moved = cv2.warpAffine(base, turn, (width, height), borderMode=cv2.BORDER_REFLECT)
+        pictures.append(np.clip(moved + 6 * np.sin(t / 2), 0, 255).astype(np.uint8))
+    return pictures
+
+
+def face_pictures(faces_dir: Path, name: str, frames: int, size: int = 192) -> list:
+    with av.open(str(faces_dir / name)) as container:
+        pictures = []
+        for frame in container.decode(video=0):
+            picture = frame.to_ndarray(format="rgb24")
+            side = min(picture.shape[:2])
+            square = picture[:side, :side]
+            pictures.append(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
+            if len(pictures) == frames:
+                break
+    return pictures
+
+
+def someone_elses(pictures: list, path: Path, gop: int = 12, **options: str) -> Path:
+    """Write as another program would: FFmpeg's own defaults, and the options given."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(30000, 1001))
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.options = {"g": str(gop), **options}
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+# ------------------------------------- an independent motion compensation (14496-2, 7.6)
+
+
+def rounding_control(packet: bytes, time_bits: int) -> int:
+    bits = "".join(f"{b:08b}" for b in packet[packet.find(VOP_START_CODE) + 4 :][:40])
+    at = 2
+    while bits[at] == "1":
+        at += 1
+    at += 1 + 1 + time_bits + 1
+    assert bits[at] == "1", "not a coded VOP"
+    return int(bits[at + 1])
+
+
+def block_from(reference: np.ndarray, x2: int, y2: int, w: int, h: int, rounding: int):
+    """A w×h block whose corner is (x2, y2) in half samples, from a reference without end."""
+    rows = np.clip(np.arange(h + 1) + (y2 >> 1), 0, reference.shape[0] - 1)
+    columns = np.clip(np.arange(w + 1) + (x2 >> 1), 0, reference.shape[1] - 1)
+    area = reference[np.ix_(rows, columns)].astype(np.int32)
+    a, b, c, d = area[:-1, :-1], area[:-1, 1:], area[1:, :-1], area[1:, 1:]
+    if x2 & 1 and y2 & 1:
+        return (a + b + c + d + 2 - rounding) >> 2
+    if x2 & 1:
+        return (a + b + 1 - rounding) >> 1
+    if y2 & 1:
+        return (a + c + 1 - rounding) >> 1
+    return a
+
+
+def chroma_of_four(total: int) -> int:
+    """The chroma vector of a macroblock with four: the mean, to the nearest half sample."""
+    table = [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2]
+    sign = -1 if total < 0 else 1
+    magnitude = abs(total)
+    return sign * (table[magnitude % 16] + 2 * (magnitude // 16))
+
+
+def predict(reference, vectors, rounding: int):
+    """The prediction of a frame, int32, -1 where no vector reaches; and a count by kind."""
+    planes = [np.full(plane.shape, -1, np.int32) for plane in reference]
+    kinds = {"full": 0, "half": 0, "four": 0}
+    four: dict[tuple[int, int], list] = {}
+    for vector in vectors:
+        assert vector["motion_scale"] == 2
+        w, h = int(vector["w"]), int(vector["h"])
+        x, y = int(vector["dst_x"]) - w // 2, int(vector["dst_y"]) - h // 2
+        mx, my = int(vector["motion_x"]), int(vector["motion_y"])
+        kinds["half" if (mx | my) & 1 else "full"] += 1
+        block = block_from(reference[0], 2 * x + mx, 2 * y + my, w, h, rounding)
+        planes[0][y : y + h, x : x + w] = block
+        if w == 16:
+            # Half the luma vector: what is between two half samples becomes a half sample.
+            cx, cy = ((m >> 1) | (m & 1) for m in (mx, my))
+            _chroma(planes, reference, x // 2, y // 2, cx, cy, rounding)
+        else:
+            four.setdefault((x // 16, y // 16), []).append((mx, my))
+    for (column, row), motions in four.items():
+        assert len(motions) == 4
+        kinds["four"] += 1
+        cx, cy = (chroma_of_four(sum(m)) for m in zip(*motions, strict=True))
+        _chroma(planes, reference, column * 8, row * 8, cx, cy, rounding)
+    return planes, kinds
+
+
+def _chroma(planes, reference, x, y, cx, cy, rounding) -> None:
+    for k in (1, 2):
+        block = block_from(reference[k], 2 * x + cx, 2 * y + cy, 8, 8, rounding)
+        planes[k][y : y + 8, x : x + 8] = block
+
+
+def count_mismatches(bitstream: Bitstream, residuals: dict[int, Residual]):
+    """How many samples differ from clip(prediction + residual), over all P-frames given.
+
+    Only samples of inter blocks whose residual fits 8 bits can be compared.
+    """
+    pictures = list(bitstream.pictures())
+    mismatches = compared = saturated = 0
+    kinds = {"full": 0, "half": 0, "four": 0, "rounding 0": 0, "rounding 1": 0}
+    for number, residual in residuals.items():
+        rounding = rounding_control(bitstream.packets[number], bitstream._layer.time_bits)
+        kinds[f"rounding {rounding}"] += 1
+        prediction, counted = predict(pictures[number - 1], residual.motion_vectors, rounding)
+        for name, value in counted.items():
+            kinds[name] += value
+        sent = (residual.y, residual.u, residual.v)
+        for p, r, decoded in zip(prediction, sent, pictures[number], strict=True):
+            inter, fits = p >= 0, (r > 0) & (r < 255)
+            wanted = np.clip(p + r.astype(np.int32) - GRAY, 0, 255)
+            mismatches += int(((wanted != decoded) & inter & fits).sum())
+            compared += int((inter & fits).sum())
+            saturated += int((inter & ~fits).sum())
+    return mismatches, compared, saturated, kinds
+
+
+def direct_residuals(bitstream: Bitstream) -> dict[int, Residual]:
+    return {n: bitstream.direct_residual(n) for gop in bitstream.gops for n in gop[1:]}
+
+
+# ----------------------------------------------------------------- exactness
+
+
+def test_residual_is_exact_on_a_drawn_clip():
+    bitstream = encode(moving_texture(30), CodecSettings(), 25)
+    mismatches, compared, saturated, kinds = count_mismatches(
+        bitstream, direct_residuals(bitstream)
+    )
+    assert mismatches == 0
+    assert compared > 0.99 * (compared + saturated)
+    assert compared + saturated == 27 * 96 * 128 * 3 // 2, "every block is an inter block"
+    assert all(kinds[k] > 0 for k in ("full", "half", "rounding 0", "rounding 1")), kinds
+
+
+@pytest.mark.parametrize("name", ["d10.mp4", "d18.mp4", "s18.mp4"])
+def test_residual_is_exact_on_a_real_clip(faces_dir, name):
+    bitstream = encode(face_pictures(faces_dir, name, 40), CodecSettings(), 25)
+    mismatches, compared, _, kinds = count_mismatches(bitstream, direct_residuals(bitstream))
+    assert mismatches == 0
+    assert compared > 0.999 * 36 * 192 * 192 * 3 // 2
+    assert all(kinds[k] > 0 for k in ("full", "half", "rounding 0", "rounding 1")), kinds
+
+
+def test_four_vectors_a_macroblock_are_exact(tmp_path):
+    path = someone_elses(moving_texture(26), tmp_path / "four.mp4", flags="+mv4")
+    bitstream = Bitstream.open(path)
+    mismatches, compared, _, kinds = count_mismatches(bitstream, direct_residuals(bitstream))
+    assert kinds["four"] > 10
+    assert mismatches == 0
+    assert compared > 100_000
+
+
+@pytest.mark.parametrize("plane", ["y", "u", "v"])
+def test_one_sample_off_by_one_is_seen(plane):
+    bitstream = encode(moving_texture(8), CodecSettings(), 25)
+    residuals = direct_residuals(bitstream)
+    pictures = list(bitstream.pictures())
+    changed = getattr(residuals[3], plane).copy()
+    decoded = pictures[3]["yuv".index(plane)]
+    row, column = np.argwhere((decoded > 1) & (decoded < 254))[0]
+    changed[row, column] += 1
+    residuals[3] = replace(residuals[3], **{plane: changed})
+    assert count_mismatches(bitstream, residuals)[0] == 1
+
+
+def test_known_translation_is_the_motion_vector():
+    big = moving_texture(1, 200, 300)[0]
+    pictures = [big[40 : 40 + 96, 80 - 3 * t : 80 - 3 * t + 128] for t in range(5)]
+    bitstream = encode(pictures, CodecSettings(quantiser=1), 25)
+    vectors = bitstream.direct_residual(2).motion_vectors
+    inner = vectors[(vectors["dst_x"] > 24) & (vectors["dst_x"] < 104)]
+    # The picture moves 3 samples to the right a frame: a block finds its reference on the left.
+    assert np.median(inner["motion_x"] / inner["motion_scale"]) == -3
+    assert np.median(inner["motion_y"]) == 0
+
+
+def test_without_motion_search_no_vector_moves():
+    bitstream = encode(moving_texture(6), CodecSettings(motion_search=False), 25)
+    vectors = bitstream.direct_residual(3).motion_vectors
+    assert len(vectors) == 48
+    assert not vectors["motion_x"].any()
+    assert not vectors["motion_y"].any()
+
+
+def test_accumulated_without_motion_is_the_change_since_the_i_frame():
+    bitstream = encode(moving_texture(12), CodecSettings(motion_search=False), 25)
+    pictures = list(bitstream.pictures())
+    for residual in bitstream.accumulated_residuals(0):
+        change = pictures[residual.frame][0].astype(int) - pictures[0][0]
+        inside = (residual.y > 0) & (residual.y < 255)
+        # Clipping at black and white on the way is the only difference there can be.
+        unclipped = (pictures[residual.frame][0] > 8) & (pictures[residual.frame][0] < 247)
+        same = (residual.y.astype(int) - GRAY == change)[inside & unclipped]
+        assert same.mean() > 0.99
+
+
+def test_first_accumulated_residual_is_the_direct_one():
+    bitstream = encode(moving_texture(14), CodecSettings(), 25)
+    for number, gop in enumerate(bitstream.gops):
+        if len(gop) > 1:
+            accumulated = bitstream.accumulated_residuals(number)[0]
+            direct = bitstream.direct_residual(gop[1])
+            assert np.array_equal(accumulated.y, direct.y)
+            assert np.array_equal(accumulated.v, direct.v)
+
+
+def test_a_direct_residual_needs_its_own_packet_alone():
+    bitstream = encode(moving_texture(12), CodecSettings(), 25)
+    wanted = bitstream.direct_residual(7)
+    for number in range(12):
+        if number != 7:
+            bitstream.packets[number] = b""
+    assert np.array_equal(bitstream.direct_residual(7).y, wanted.y)
+
+
+# ----------------------------------------------------------------- intra blocks, saturation
+
+
+def luma_on_flat_reference(bitstream: Bitstream, number: int, gray_level: int):
+    """A P-frame's luma decoded on a flat reference of another level, and that level."""
+    flat = np.full((bitstream.height, bitstream.width, 3), gray_level, np.uint8)
+    other = encode([flat], CodecSettings(quantiser=1), bitstream.fps)
+    decoder = av.CodecContext.create("mpeg4", "r")
+    decoder.thread_count = 1
+    frames = []
+    for data in (other._i_packet(range(1)), bitstream.packets[number]):
+        packet = av.Packet(len(data))
+        packet.update(data)
+        frames += decoder.decode(packet)
+    frames += decoder.decode(None)
+    level, luma = (_planes(frame)[0].astype(int) for frame in frames)
+    assert level.min() == level.max()
+    return luma, level[0, 0]
+
+
+def test_intra_fraction_is_what_does_not_follow_the_reference(tmp_path):
+    """An inter block's output moves with the reference's level, an intra block's does not."""
+    pictures = moving_texture(4, seed=1)
+    pictures[2] = pictures[2].copy()
+    pictures[2][32:64, 48:96] = 250  # nothing predicts this
+    path = someone_elses(pictures, tmp_path / "intra.avi", qmin="2", qmax="2")
+    bitstream = Bitstream.open(path)
+    fractions = []
+    for number in (1, 2, 3):
+        (low, low_level), (high, high_level) = (
+            luma_on_flat_reference(bitstream, number, level) for level in (100, 128)
+        )
+        assert high_level - low_level > 20
+        still = (low == high).reshape(6, 16, 8, 16).mean(axis=(1, 3)) > 0.9
+        fractions.append((still.mean(), bitstream.direct_residual(number).intra_fraction))
+    assert fractions[1][1] > 0, "the encoder chose no intra block: this clip tests nothing"
+    for by_shift, by_vectors in fractions:
+        assert by_shift == pytest.approx(by_vectors)
+
+
+def test_encode_makes_no_intra_block_where_ffmpegs_default_does(tmp_path):
+    pictures = moving_texture(24)
+    for number in range(6, 12):
+        pictures[number] = pictures[number].copy()
+        pictures[number][32:64, 48:96] = 250
+    default = Bitstream.open(someone_elses(pictures, tmp_path / "default.mp4"))
+    ours = encode(pictures, CodecSettings(), 25)
+    assert max(r.intra_fraction for r in direct_residuals(default).values()) > 0
+    assert max(r.intra_fraction for r in direct_residuals(ours).values()) == 0
+
+
+def test_saturation_is_counted():
+    black, white = (np.full((32, 32, 3), level, np.uint8) for level in (0, 255))
+    half = black.copy()
+    half[:, 16:] = 255
+    bitstream = encode([black, half], CodecSettings(quantiser=1, motion_search=False), 25)
+    residual = bitstream.direct_residual(1)
+    # 219 levels of luma do not fit +127, in half of the luma: a third of all the samples.
+    assert residual.saturated_fraction == pytest.approx(1 / 3)
+    assert encode([white, white], CodecSettings(), 25).direct_residual(1).saturated_fraction == 0
+
+
+# ----------------------------------------------------------------- the container, and the padding
+
+
+def test_packets_from_memory_decode_as_the_file_does(tmp_path):
+    path = someone_elses(moving_texture(60), tmp_path / "clip.mp4")
+    ours = list(Bitstream.open(path).pictures())
+    with av.open(str(path)) as container:
+        theirs = [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)]
+    assert len(ours) == len(theirs) == 60
+    for (y, u, v), frame in zip(ours, theirs, strict=True):
+        chroma = np.concatenate([u.ravel(), v.ravel()]).reshape(48, 128)
+        assert np.array_equal(np.concatenate([y, chroma]), frame)
+
+
+def test_packets_from_memory_decode_as_the_file_does_on_real_clips(faces_dir, tmp_path):
+    for source in sorted(faces_dir.glob("*.mp4")):
+        encode(face_pictures(faces_dir, source.name, 90), CodecSettings(), 25).save(
+            tmp_path / source.name
+        )
+        bitstream = Bitstream.open(tmp_path / source.name)
+        with av.open(str(tmp_path / source.name)) as container:
+            frames = [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)]
+        wrong = [
+            n
+            for n, ((y, _, _), frame) in enumerate(zip(bitstream.pictures(), frames, strict=True))
+            if not np.array_equal(y, frame[:192])
+        ]
+        assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("suffix", "gop", "options"),
+    [
+        ("mp4", 12, {}),
+        ("mp4", 250, {}),
+        ("avi", 7, {}),
+        ("mkv", 1, {}),
+        ("mp4", 12, {"flags": "+mv4+aic"}),
+        ("mp4", 12, {"flags": "+qpel"}),
+        ("avi", 12, {"flags": "+ilme+ildct"}),
+        ("mp4", 12, {"mpeg_quant": "1"}),
+        ("mp4", 12, {"ps": "200"}),
+    ],
+)
+def test_someone_elses_file(tmp_path, suffix, gop, options):
+    """Our gray picture fits any header, and what is decoded on it is what was transmitted."""
+    path = someone_elses(
+        moving_texture(26), tmp_path / f"a.{suffix}", gop, qmin="2", qmax="2", **options
+    )
+    bitstream = Bitstream.open(path)
+    assert bitstream.frame_types.startswith("I" + "P" * min(gop - 1, 25))
+    (gray,) = bitstream._decode([bitstream._gray])
+    assert all((plane == GRAY).all() for plane in _planes(gray))
+    pictures = list(bitstream.pictures())
+    for number, residual in direct_residuals(bitstream).items():
+        # Whatever the tools that made it, decoded − residual is a prediction from the frame before,
+        # which has nothing of its own to add: it stays close to what it was predicted from.
+        prediction = pictures[number][0].astype(int) - (residual.y.astype(int) - GRAY)
+        surround = cv2.dilate(pictures[number - 1][0], np.ones((11, 11))) + 3.0
+        beneath = cv2.erode(pictures[number - 1][0], np.ones((11, 11))) - 3.0
+        assert residual.intra_fraction == 0
+        assert residual.y.std() > 0.5
+        assert ((prediction <= surround) & (prediction >= beneath)).mean() > 0.995
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg command on this machine")
+def test_ffmpeg_commands_file(tmp_path):
+    raw = b"".join(p.tobytes() for p in moving_texture(40))
+    path = tmp_path / "theirs.mp4"
+    subprocess.run(
+        shlex.split(
+            "ffmpeg -v error -f rawvideo -pix_fmt rgb24 -s 128x96 -i - "
+            f"-c:v mpeg4 -q:v 3 -g 15 {path}"
+        ),
+        input=raw,
+        check=True,
+    )
+    bitstream = Bitstream.open(path)
+    assert [len(gop) for gop in bitstream.gops] == [15, 15, 10]
+    mismatches, compared, _, _ = count_mismatches(bitstream, direct_residuals(bitstream))
+    assert mismatches == 0
+    assert compared > 300_000
+
+
+# ----------------------------------------------------------------- GOPs and sizes
+
+
+@pytest.mark.parametrize(("gop", "frames"), [(1, 3), (2, 5), (12, 30), (12, 12), (700, 650)])
+def test_gop_structure(gop, frames):
+    size = 96 if frames < 100 else 16
+    bitstream = encode(moving_texture(frames, size, size), CodecSettings(gop_size=gop), 25)
+    assert bitstream.frame_types == "".join("P" if n % gop else "I" for n in range(frames))
+    assert len(bitstream.i_frames()) == len(bitstream.gops) == -(-frames // gop)
+    for number, expected in enumerate(bitstream.gops):
+        residuals = bitstream.accumulated_residuals(number)
+        assert [r.frame for r in residuals] == list(expected)[1:]
+
+
+def test_a_cut_does_not_start_a_gop():
+    pictures = moving_texture(10) + moving_texture(10, seed=3)
+    assert encode(pictures, CodecSettings(gop_size=20), 25).frame_types == "I" + "P" * 19
+
+
+@pytest.mark.parametrize(("height", "width"), [(95, 127), (33, 47), (2, 2), (100, 64)])
+def test_odd_sizes(height, width):
+    bitstream = encode(moving_texture(5, height, width), CodecSettings(), 25)
+    residual = bitstream.direct_residual(2)
+    assert residual.y.shape == (height, width)
+    assert residual.u.shape == (-(-height // 2), -(-width // 2))
+    (gray,) = bitstream._decode([bitstream._gray])
+    assert all((plane == GRAY).all() for plane in _planes(gray))
+    assert bitstream.i_frames()[0].shape == (height, width, 3)
+
+
+def test_packed_is_planar_yuv():
+    residual = encode(moving_texture(4), CodecSettings(), 25).direct_residual(2)
+    packed = residual.packed()
+    assert packed.shape == (144, 128)
+    assert packed.dtype == np.uint8
+    assert np.array_equal(packed[:96], residual.y)
+    assert np.array_equal(packed[96:120].reshape(48, 64), residual.u)
+    assert np.array_equal(packed[120:].reshape(48, 64), residual.v)
+
+
+def test_a_still_picture_has_no_residual():
+    bitstream = encode([moving_texture(1)[0]] * 4, CodecSettings(quantiser=1), 25)
+    assert np.abs(bitstream.accumulated_residuals(0)[-1].y.astype(int) - GRAY).max() <= 3
+
+
+def not_coded(packet: bytes, time_bits: int) -> bytes:
+    """The P-VOP's header with vop_coded = 0, as a video conference's encoder sends it."""
+    start = packet.find(VOP_START_CODE) + 4
+    bits = "".join(f"{b:08b}" for b in packet[start : start + 16])
+    at = bits.index("0", 2) + 1 + 1 + time_bits + 1
+    bits = bits[:at] + "0"
+    bits += "0" + "1" * (-(len(bits) + 1) % 8)
+    return packet[:start] + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def test_a_frame_that_is_not_coded_has_a_zero_residual():
+    clip = encode(moving_texture(6), CodecSettings(), 25)
+    data = clip.data
+    changed = not_coded(clip.packets[3], clip._layer.time_bits)
+    # The container holds the packet at its old length; what follows the header is stuffing.
+    changed = changed.ljust(len(clip.packets[3]), b"\x00")
+    assert data.count(clip.packets[3]) == 1
+    bitstream = Bitstream(data.replace(clip.packets[3], changed), "with an N-VOP")
+    assert bitstream.frame_types == "IPPNPP"
+    direct = bitstream.direct_residual(3)
+    assert (direct.y == GRAY).all()
+    assert (direct.u == GRAY).all()
+    accumulated = bitstream.accumulated_residuals(0)
+    assert [r.frame for r in accumulated] == [1, 2, 3, 4, 5]
+    assert np.array_equal(accumulated[2].y, accumulated[1].y)
+    pictures = list(bitstream.pictures())
+    assert np.array_equal(pictures[3][0], pictures[2][0])
+
+
+def test_bit_rate():
+    pictures = moving_texture(50)
+    sizes = [
+        len(encode(pictures, CodecSettings(quantiser=None, bit_rate=rate), 25).data)
+        for rate in (30_000, 300_000)
+    ]
+    assert sizes[1] > 1.5 * sizes[0]
+
+
+def test_encoding_is_deterministic_and_survives_a_file(tmp_path):
+    first, second = (encode(moving_texture(15), CodecSettings(), 25) for _ in range(2))
+    assert first.data == second.data
+    first.save(tmp_path / "a.mp4")
+    read = Bitstream.open(tmp_path / "a.mp4")
+    assert read.packets == first.packets
+    assert read.fps == 25
+
+
+@pytest.mark.parametrize("fps", [Fraction(30000, 1001), 29.97, 23.976, 12.5, 1000, 0.5])
+def test_frame_rates(fps):
+    bitstream = encode(moving_texture(5, 32, 32), CodecSettings(), fps)
+    assert float(bitstream.fps) == pytest.approx(float(fps), rel=1e-3)
+    assert bitstream.direct_residual(4).frame == 4
+
+
+# ----------------------------------------------------------------- what cannot be read
+
+
+def test_b_frames_are_refused(tmp_path):
+    path = someone_elses(moving_texture(12), tmp_path / "b.mp4", bf="2")
+    with pytest.raises(CodecError, match=r"b\.mp4: frame \d+ is a B-frame"):
+        Bitstream.open(path)
+
+
+def test_data_partitioning_is_refused(tmp_path):
+    path = someone_elses(moving_texture(6), tmp_path / "p.mp4", data_partitioning="1")
+    with pytest.raises(CodecError, match="partitioned"):
+        Bitstream.open(path)
+
+
+def test_another_codec_is_refused(tmp_path):
+    path = tmp_path / "mjpeg.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuvj420p"
+        picture = np.zeros((32, 32, 3), np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    with pytest.raises(CodecError, match=r"mjpeg\.avi: its codec is mjpeg"):
+        Bitstream.open(path)
+
+
+def test_files_that_are_no_video(tmp_path):
+    text, empty = tmp_path / "text.mp4", tmp_path / "empty.mp4"
+    text.write_text("no video\n" * 100)
+    empty.write_bytes(b"")
+    for path, reason in ((text, "not a readable video"), (empty, "empty"), (tmp_path, "cannot")):
+        with pytest.raises(CodecError, match=reason) as caught:
+            Bitstream.open(path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_damaged_packet_is_an_error_not_a_picture():
+    bitstream = encode(moving_texture(6), CodecSettings(), 25)
+    packet = bitstream.packets[3]
+    bitstream.packets[3] = packet[:20] + bytes(len(packet) - 20)
+    with pytest.raises(CodecError, match="damaged"):
+        bitstream.direct_residual(3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gop_size": 0},
+        {"quantiser": 0},
+        {"quantiser": 32},
+        {"bit_rate": 100_000},
+        {"quantiser": None},
+        {"quantiser": None, "bit_rate": 5},
+    ],
+)
+def test_impossible_settings(settings):
+    with pytest.raises(CodecError, match=r"must be|exactly one"):
+        CodecSettings(**settings)
+
+
+def test_pictures_that_cannot_be_encoded():
+    with pytest.raises(CodecError, match="no picture"):
+        encode([], CodecSettings(), 25)
+    with pytest.raises(CodecError, match="picture 1"):
+        encode(
+            [np.zeros((32, 32, 3), np.uint8), np.zeros((32, 16, 3), np.uint8)], CodecSettings(), 25
+        )
+    with pytest.raises(CodecError, match="uint8"):
+        encode([np.zeros((32, 32), np.uint8)], CodecSettings(), 25)
+
+
+def test_i_frames_and_p_frames_are_told_apart():
+    bitstream = encode(moving_texture(5), CodecSettings(), 25)
+    for number in (0, 5, -1):
+        with pytest.raises(ValueError, match="not one of the P-frames"):
+            bitstream.direct_residual(number)
+    picture = bitstream.i_frames()[0]
+    assert np.abs(picture.astype(int) - moving_texture(1)[0]).mean() < 8
+    assert io.BytesIO(bitstream.data).read(8)[4:] == b"ftyp"
