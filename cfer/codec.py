@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -94,10 +94,7 @@ class Residual:
             `dst_y` the block's centre, `w`, `h` its size, `motion_x / motion_scale` and
             `motion_y / motion_scale` samples from the block to its reference. Intra blocks have
             none.
-        intra_fraction: share of the frame's macroblocks that are intra, in [0, 1]. An intra block
-            carries appearance, not a residual.
-        saturated_fraction: share of the samples of y, u and v at 0 or 255, in [0, 1], where the
-            transmitted residual may be larger than 8 bits can tell.
+        is_coded: False where the bitstream only says that the picture stays (an N-VOP).
     """
 
     frame: int
@@ -105,8 +102,31 @@ class Residual:
     u: np.ndarray
     v: np.ndarray
     motion_vectors: np.ndarray
-    intra_fraction: float
-    saturated_fraction: float
+    is_coded: bool = True
+
+    @property
+    def intra_fraction(self) -> float:
+        """Share of the frame's macroblocks that are intra, in [0, 1].
+
+        An intra block carries appearance, not a residual.
+        """
+        if not self.is_coded:
+            return 0.0
+        height, width = self.y.shape
+        macroblocks = -(-width // MACROBLOCK) * -(-height // MACROBLOCK)
+        sides = self.motion_vectors["w"].astype(np.int64), self.motion_vectors["h"]
+        return 1 - int((sides[0] * sides[1]).sum()) / (macroblocks * MACROBLOCK**2)
+
+    @property
+    def saturated_fraction(self) -> float:
+        """Share of the samples of y, u and v at 0 or 255, in [0, 1].
+
+        There the transmitted residual may be larger than 8 bits can tell.
+        """
+        planes = (self.y, self.u, self.v)
+        # Unsigned wrap-around turns 255 and 0 into 0 and 1: one comparison finds both.
+        saturated = sum(int(np.count_nonzero(plane + np.uint8(1) < 2)) for plane in planes)
+        return saturated / sum(plane.size for plane in planes)
 
     def packed(self) -> np.ndarray:
         """Planar YUV 4:2:0 as one picture, uint8 (3H/2, W): y's rows, then u's and v's samples.
@@ -124,7 +144,7 @@ class Residual:
         height, width = self.y.shape
         return (
             f"Residual(frame={self.frame}, {width}×{height}, vectors={len(self.motion_vectors)}, "
-            f"intra={self.intra_fraction:.4f}, saturated={self.saturated_fraction:.5f})"
+            f"intra={self.intra_fraction:.4f})"
         )
 
 
@@ -318,20 +338,12 @@ class Bitstream:
         for number in numbers:
             if number in decoded:
                 residuals.append(self._residual(number, decoded[number]))
-                continue
-            same = self._zero_residual(number)
-            if residuals:
+            elif residuals:
+                unchanged = self._zero_residual(number)
                 before = residuals[-1]
-                same = Residual(
-                    number,
-                    before.y,
-                    before.u,
-                    before.v,
-                    same.motion_vectors,
-                    same.intra_fraction,
-                    before.saturated_fraction,
-                )
-            residuals.append(same)
+                residuals.append(replace(unchanged, y=before.y, u=before.u, v=before.v))
+            else:
+                residuals.append(self._zero_residual(number))
         return residuals
 
     def _new_decoder(self) -> av.VideoCodecContext:
@@ -370,20 +382,9 @@ class Bitstream:
 
     def _residual(self, number: int, frame: av.VideoFrame) -> Residual:
         y, u, v = _planes(frame)
-        side_data = frame.side_data.get("MOTION_VECTORS")
-        vectors = side_data.to_ndarray() if side_data is not None else self._no_vectors()
-        area = int((vectors["w"].astype(np.int64) * vectors["h"]).sum())
-        whole = -(-self.width // MACROBLOCK) * -(-self.height // MACROBLOCK) * MACROBLOCK**2
-        # Unsigned wrap-around turns 255 and 0 into 0 and 1: one comparison finds both.
-        saturated = sum(int(np.count_nonzero(plane + np.uint8(1) < 2)) for plane in (y, u, v))
+        vectors = frame.side_data.get("MOTION_VECTORS")
         return Residual(
-            frame=number,
-            y=y,
-            u=u,
-            v=v,
-            motion_vectors=vectors,
-            intra_fraction=1 - area / whole,
-            saturated_fraction=saturated / (y.size + u.size + v.size),
+            number, y, u, v, self._no_vectors() if vectors is None else vectors.to_ndarray()
         )
 
     def _zero_residual(self, number: int) -> Residual:
@@ -394,8 +395,7 @@ class Bitstream:
             u=np.full(chroma, GRAY, np.uint8),
             v=np.full(chroma, GRAY, np.uint8),
             motion_vectors=self._no_vectors(),
-            intra_fraction=0.0,
-            saturated_fraction=0.0,
+            is_coded=False,
         )
 
     @staticmethod
