@@ -69,3 +69,37 @@ def drawn_shards(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_store(drawn_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow store's URI, with a short run `short` of the whole game in it."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    done = run_module(
+        "cfer.train",
+        *("--data", str(drawn_shards), "--workers", "2", "--epochs", "3", "--run", "short"),
+        *("--lambda", "1", "--mu", "0.1", "--storage", str(folder / "runs")),
+        env={**os.environ, "MLFLOW_TRACKING_URI": store},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return store
+
+
+@pytest.fixture
+def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of an empty bucket on an S3 server of our own, on loopback."""
+    import urllib.request
+
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).close()
+    yield "s3://bucket"
+    server.stop()

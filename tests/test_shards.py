@@ -236,3 +236,19 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 def test_a_wrong_location_is_named():
     with pytest.raises(InputError, match="nosuch://bucket"):
         Folder("nosuch://bucket/x")
+
+
+def test_an_object_store_holds_the_same(s3_bucket, tmp_path):
+    remote, local = f"{s3_bucket}/sets/one", tmp_path / "one"
+    some_data_set(remote)
+    assert some_data_set(local).digest == read_description(remote).digest
+    assert verify(remote) == []
+    for theirs, ours in zip(read_clips(remote), read_clips(local), strict=True):
+        assert np.array_equal(theirs.residuals, ours.residuals)
+    assert read_description(remote).shard_paths(remote)[0] == f"{remote}/shard-00000.parquet"
+    assert shard_is_done(remote, 1, "work-1") is not None
+    Folder(remote).write("shard-00001.parquet", b"damaged")
+    assert shard_is_done(remote, 1, "work-1") is None
+    Folder(remote).delete("dataset.json")
+    with pytest.raises(InputError, match=r"s3://bucket/sets/one: no dataset\.json"):
+        read_description(remote)

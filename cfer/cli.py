@@ -1,0 +1,195 @@
+"""The console command `cfer`.
+
+    cfer demo                                  # draw → extract → train → evaluate → predict
+    cfer predict VIDEO --model NAME            # the expressions of a video
+    cfer encode VIDEO CLIP.mp4                 # the face of a video, as a fixed-GOP bitstream
+    cfer show CLIP.mp4 PICTURE.png             # an I-frame and its residuals
+
+Training, evaluation and the look at shards are modules: `python -m cfer.train`, `cfer.evaluate`,
+`cfer.shards`; the extraction is `python -m pipeline.extract`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cfer.errors import InputError, exit_with_message
+
+DEMO_SUBJECTS = 40
+DEMO_HELD_OUT = 10
+DEMO_CLASSES = 7
+
+
+def main() -> None:
+    exit_with_message(run)
+
+
+def run() -> int:
+    arguments = build_parser().parse_args()
+    status: int = arguments.command(arguments)
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cfer", description="Facial expressions from the residuals of a compressed video."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo_ = commands.add_parser("demo", help="the whole path on drawn faces, in minutes")
+    demo_.add_argument("--out", type=Path, default=Path("demo"), help="folder to work in (demo)")
+    demo_.set_defaults(command=demo)
+
+    predict_ = commands.add_parser("predict", help="the expressions of a video")
+    predict_.add_argument("video", type=Path, help="a video, or a folder of numbered pictures")
+    predict_.add_argument(
+        "--model",
+        required=True,
+        help="name or id of a training run, runs:/ID/model, or a model's folder",
+    )
+    predict_.add_argument("--json", action="store_true", help="print JSON, one object per window")
+    predict_.set_defaults(command=predict)
+
+    encode_ = commands.add_parser("encode", help="the face of a video as a fixed-GOP bitstream")
+    encode_.add_argument("video", type=Path, help="a video, or a folder of numbered pictures")
+    encode_.add_argument("clip", type=Path, help="the MP4 to write")
+    encode_.add_argument("--size", type=int, default=112, help="side of the crop, pixels (112)")
+    encode_.add_argument("--gop-size", type=int, default=12, help="frames per GOP (12)")
+    encode_.add_argument("--quantiser", type=int, default=2, help="1 (finest) to 31 (2)")
+    encode_.add_argument("--no-motion-search", action="store_true", help="all vectors zero")
+    encode_.set_defaults(command=encode)
+
+    show_ = commands.add_parser("show", help="a picture of an I-frame and its residuals")
+    show_.add_argument("clip", type=Path, help="an MPEG-4 Part 2 video, as `cfer encode` writes it")
+    show_.add_argument("picture", type=Path, help="the PNG to write")
+    show_.set_defaults(command=show)
+    return parser
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    from cfer.predict import predict_video
+    from cfer.tracking import load_model
+
+    if not arguments.video.exists():
+        raise InputError(f"{arguments.video}: there is no such file or folder")
+    model, description = load_model(arguments.model)
+    predictions = predict_video(arguments.video, model, description)
+    for prediction in predictions:
+        if arguments.json:
+            print(
+                json.dumps(
+                    {
+                        "start_seconds": round(prediction.start_seconds, 3),
+                        "end_seconds": round(prediction.end_seconds, 3),
+                        "num_residuals": prediction.num_residuals,
+                        "label": prediction.label,
+                        "probabilities": prediction.probabilities,
+                    }
+                )
+            )
+            continue
+        print(
+            f"{prediction.start_seconds:.2f} to {prediction.end_seconds:.2f} s, from "
+            f"{prediction.num_residuals} residuals: {prediction.label}"
+        )
+        for name, probability in prediction.probabilities.items():
+            print(f"  {name:16s} {probability:.4f} {'#' * round(40 * probability)}")
+    return 0
+
+
+def encode(arguments: argparse.Namespace) -> int:
+    from cfer.codec import CodecSettings
+    from cfer.predict import face_bitstreams
+
+    if arguments.size < 16 or arguments.size % 2:
+        raise InputError(f"--size {arguments.size}: must be an even number of at least 16 pixels")
+    settings = CodecSettings(
+        gop_size=arguments.gop_size,
+        quantiser=arguments.quantiser,
+        motion_search=not arguments.no_motion_search,
+    )
+    ((_, bitstream),) = face_bitstreams(arguments.video, arguments.size, settings, None)
+    bitstream.save(arguments.clip)
+    print(
+        f"{arguments.clip}: {len(bitstream.packets)} frames in {len(bitstream.gops)} GOPs, "
+        f"{len(bitstream.data):,} bytes"
+    )
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    from cfer.codec import Bitstream
+    from cfer.show import save
+
+    save(Bitstream.open(arguments.clip), arguments.picture)
+    print(arguments.picture)
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Run the commands that a user would; each goes on where it was, if the demo was stopped."""
+    started = time.monotonic()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    store = f"sqlite:///{(out / 'mlflow.db').resolve()}"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
+    videos, shards = out / "videos", out / "shards"
+    held_out = [f"S{n:03d}" for n in range(DEMO_SUBJECTS - DEMO_HELD_OUT + 1, DEMO_SUBJECTS + 1)]
+    clip = videos / "videos" / held_out[-1] / "happiness_1.mp4"
+    steps = [
+        (
+            f"Draw {DEMO_SUBJECTS} people, each with {DEMO_CLASSES} expressions",
+            f"-m pipeline.datasets.synthetic --out {videos} --subjects {DEMO_SUBJECTS}",
+        ),
+        (
+            "Find the faces, encode, read I-frames and residuals out of the bitstreams",
+            f"-m pipeline.extract --videos {videos / 'manifest.csv'} --out {shards} "
+            "--identity dlib --gop-size 24",
+        ),
+        (
+            f"Train on {DEMO_SUBJECTS - DEMO_HELD_OUT} of them: the min-min game",
+            f"-m cfer.train --data {shards} --workers 2 --run demo --experiment demo "
+            f"--storage {out / 'runs'} --lambda 1 --mu 0.1 --val-subjects {','.join(held_out)}",
+        ),
+        (
+            f"The {DEMO_HELD_OUT} people that it has never seen",
+            "-m cfer.evaluate demo",
+        ),
+        (
+            "The face of one of them, as a fixed-GOP clip; and its residuals as a picture",
+            f"-m cfer.cli encode {clip} {out / 'clip.mp4'} --gop-size 24",
+        ),
+        ("", f"-m cfer.cli show {out / 'clip.mp4'} {out / 'residuals.png'}"),
+        (
+            "Its expression, from the P-frames alone",
+            f"-m cfer.cli predict {out / 'clip.mp4'} --model demo",
+        ),
+    ]
+    for title, command in steps:
+        if title:
+            print(f"\n== {title} ({time.monotonic() - started:.0f} s)", flush=True)
+        print(f"$ python {command}", flush=True)
+        done = subprocess.run([sys.executable, *shlex.split(command)], env=environment, check=False)
+        if done.returncode:
+            print(f"cfer demo: stopped, since the command above ended with {done.returncode}")
+            return done.returncode
+    minutes = (time.monotonic() - started) / 60
+    print(
+        f"\n== Done in {minutes:.1f} minutes. Chance is {1 / DEMO_CLASSES:.2f}. Look next at:\n"
+        f"  {out / 'residuals.png'}    what the recogniser sees\n"
+        f"  mlflow ui --backend-store-uri {store}    curves, confusion matrix, model\n"
+        f"  cfer predict YOUR_VIDEO --model demo    with MLFLOW_TRACKING_URI={store}\n"
+        "  README.md    your own videos, the game's options, how it works"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    main()

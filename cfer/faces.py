@@ -1,0 +1,276 @@
+"""One face, one fixed square: the crop that training and prediction share.
+
+The square stays where it is for a whole clip (or a window of a long one): a crop that followed the
+face would put motion into the residuals that the face did not make. The rule:
+
+1. MTCNN looks at `LOOKS` frames, evenly spaced. A face counts from a probability of
+   `MIN_PROBABILITY`.
+2. Faces of different frames that overlap are one person. A person seen in less than half as many
+   frames as the one seen most often is dropped.
+3. The largest person is taken; among those within `SAME_SIZE` of the largest area, the one nearest
+   to the picture's centre.
+4. That person's median box, its longer side grown by `MARGIN`, is the square. Where it leaves the
+   picture, the picture's edge is repeated.
+
+    for window in face_clip("clip.mp4", size=112, detector=FaceDetector()):
+        window.pictures             # RGB, uint8 (112, 112, 3)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from facenet_pytorch import MTCNN
+
+from cfer.clips import ClipError, Pictures, open_pictures, windows
+from cfer.errors import InputError
+
+LOOKS = 5  # frames of a window in which a face is looked for
+MIN_PROBABILITY = 0.95
+SAME_SIZE = 0.10  # a share of the larger area
+SAME_PERSON = 0.3  # intersection over union
+MARGIN = 0.3  # a share of the box's longer side, half of it on either side
+# A face of less than MIN_FACE / LOOK_SIZE of the picture's longer side is not looked for.
+LOOK_SIZE, MIN_FACE = 480, 24  # pixels
+
+
+@dataclass(frozen=True)
+class Square:
+    """Where the face is: pixels of the picture; it may reach beyond the picture's edges.
+
+    Attributes:
+        x, y: the left upper corner.
+        side: of the square.
+        probability: the detector's, the least of the frames that count, in [0, 1].
+        num_persons: how many persons were there to choose from.
+    """
+
+    x: int
+    y: int
+    side: int
+    probability: float
+    num_persons: int
+
+
+@dataclass(frozen=True)
+class FaceWindow:
+    """One window of a clip, cropped; or why it could not be.
+
+    Attributes:
+        number: from 1.
+        frames: the clip's frame numbers.
+        fps: frames per second.
+        square: where the face was found.
+        pictures: RGB, uint8 (size, size, 3), one per frame; none where there is an error.
+        error: no face was found.
+    """
+
+    number: int
+    frames: range
+    fps: Fraction
+    square: Square | None = None
+    pictures: list[np.ndarray] = field(default_factory=list, repr=False)
+    error: ClipError | None = None
+
+
+@dataclass(frozen=True)
+class _Face:
+    box: np.ndarray  # x0, y0, x1, y1 in pixels, float64
+    probability: float
+
+    @property
+    def area(self) -> float:
+        return float((self.box[2] - self.box[0]) * (self.box[3] - self.box[1]))
+
+
+class FaceDetector:
+    """MTCNN (Zhang et al., IEEE Signal Processing Letters 2016); its weights come with the package.
+
+    Args:
+        device: "cpu", or "cuda".
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # facenet-pytorch's own torch.load
+            self._network = MTCNN(keep_all=True, min_face_size=MIN_FACE, device=device)
+
+    def faces(self, picture: np.ndarray) -> list[_Face]:
+        """Every face of an RGB picture, uint8 (H, W, 3)."""
+        scale = min(LOOK_SIZE / max(picture.shape[:2]), 1.0)
+        if scale < 1:
+            picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        if min(picture.shape[:2]) < MIN_FACE:
+            return []
+        boxes, probabilities = self._network.detect(picture)
+        if boxes is None:
+            return []
+        return [
+            _Face(np.asarray(box, np.float64) / scale, float(probability))
+            for box, probability in zip(boxes, probabilities, strict=True)
+            if probability >= MIN_PROBABILITY
+        ]
+
+    def find(self, pictures: Sequence[np.ndarray]) -> Square | None:
+        """The square of the face in a few pictures of one clip, all of one size; None without one.
+
+        Args:
+            pictures: RGB, uint8 (H, W, 3).
+        """
+        return choose([self.faces(picture) for picture in pictures], pictures[0].shape[:2])
+
+
+def choose(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> Square | None:
+    """Rules 2 to 4: from the faces of each frame that was looked at to one square.
+
+    Args:
+        faces: for each frame, its faces.
+        shape: height and width of the pictures, in pixels.
+    """
+    persons: list[list[_Face]] = []
+    for face in (face for frame in faces for face in frame):
+        overlaps = [_overlap(face.box, _median_box(person)) for person in persons]
+        if overlaps and max(overlaps) >= SAME_PERSON:
+            persons[int(np.argmax(overlaps))].append(face)
+        else:
+            persons.append([face])
+    if not persons:
+        return None
+    most = max(map(len, persons))
+    persons = [person for person in persons if 2 * len(person) >= most]
+    areas = [float(np.median([face.area for face in person])) for person in persons]
+    large = [
+        person
+        for person, area in zip(persons, areas, strict=True)
+        if area >= (1 - SAME_SIZE) * max(areas)
+    ]
+    center = np.array([shape[1] / 2, shape[0] / 2])
+    person = min(large, key=lambda p: float(np.linalg.norm(_center(_median_box(p)) - center)))
+    box = _median_box(person)
+    side = max(box[2] - box[0], box[3] - box[1]) * (1 + MARGIN)
+    x, y = _center(box) - side / 2
+    return Square(
+        x=round(x),
+        y=round(y),
+        side=max(round(side), 2),
+        probability=min(face.probability for face in person),
+        num_persons=len(persons),
+    )
+
+
+def crop(picture: np.ndarray, square: Square, size: int) -> np.ndarray:
+    """Cut the square out and bring it to `size`: RGB, uint8 (H, W, 3) → uint8 (size, size, 3)."""
+    height, width = picture.shape[:2]
+    x0, y0 = square.x, square.y
+    x1, y1 = x0 + square.side, y0 + square.side
+    inside = picture[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
+    if inside.shape[:2] != (square.side, square.side):
+        inside = cv2.copyMakeBorder(
+            inside,
+            max(-y0, 0),
+            max(y1 - height, 0),
+            max(-x0, 0),
+            max(x1 - width, 0),
+            cv2.BORDER_REPLICATE,
+        )
+    # Averaging when it shrinks: anything else would turn fine texture into flicker.
+    method = cv2.INTER_AREA if square.side >= size else cv2.INTER_LINEAR
+    return cv2.resize(inside, (size, size), interpolation=method)
+
+
+def face_clip(
+    source: str | Path,
+    size: int,
+    detector: FaceDetector,
+    window_frames: int | None = None,
+    fps: Fraction | None = None,
+) -> Iterator[FaceWindow]:
+    """A clip's face pictures, ready to be encoded, one window after the other.
+
+    The source is read three times (to count, to look, to crop), so that no more than one window of
+    crops is ever held in memory.
+
+    Args:
+        source: a video, or a folder of numbered pictures.
+        size: side of the crops in pixels.
+        window_frames: longer clips are cut into windows of so many frames; None leaves them whole.
+        fps: overrides the clip's own frame rate.
+
+    Raises:
+        ClipError: the source cannot be read to its end, or has only one frame. A window without a
+            face is no exception, but a `FaceWindow` with an error.
+    """
+    pictures = open_pictures(source, fps)
+    num_frames = pictures.count()
+    if num_frames < 2:
+        raise ClipError(
+            source, "decode", "only one frame, so there is no change to see; give 2 or more frames"
+        )
+    spans = windows(num_frames, window_frames)
+    squares = _find_squares(pictures, spans, detector)
+    stream = iter(pictures)
+    for number, (span, square) in enumerate(zip(spans, squares, strict=True), start=1):
+        if square is None:
+            for _ in islice(stream, len(span)):
+                pass
+            where = f"frames {span[0]} to {span[-1]}"
+            error = ClipError(
+                source,
+                "face",
+                f"no face found in {where} (looked at {len(_looks(span))} of them); the face has "
+                f"to be upright, and at least 1/{LOOK_SIZE // MIN_FACE} of the picture's longer "
+                "side: cut the video so that one is in view",
+            )
+            yield FaceWindow(number, span, pictures.fps, error=error)
+            continue
+        crops = [crop(picture, square, size) for picture in islice(stream, len(span))]
+        yield FaceWindow(number, span, pictures.fps, square, crops)
+
+
+def _find_squares(
+    pictures: Pictures, spans: Sequence[range], detector: FaceDetector
+) -> list[Square | None]:
+    looks = {frame: number for number, span in enumerate(spans) for frame in _looks(span)}
+    last = max(looks)
+    faces: list[list[list[_Face]]] = [[] for _ in spans]
+    for frame, picture in enumerate(pictures):
+        if frame in looks:
+            faces[looks[frame]].append(detector.faces(picture))
+        if frame == last:
+            break
+    return [choose(seen, picture.shape[:2]) for seen in faces]
+
+
+def _looks(span: range) -> list[int]:
+    """The middles of `LOOKS` equal parts; every frame, where there are fewer."""
+    count = min(LOOKS, len(span))
+    return [span[(2 * part + 1) * len(span) // (2 * count)] for part in range(count)]
+
+
+def _median_box(person: Sequence[_Face]) -> np.ndarray:
+    return np.median([face.box for face in person], axis=0)
+
+
+def _center(box: np.ndarray) -> np.ndarray:
+    return (box[:2] + box[2:]) / 2
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes."""
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = max(width, 0) * max(height, 0)
+    return float(shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared))
+
+
+def check_device(device: str) -> None:
+    """Raises InputError where a GPU was asked for and there is none."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"device {device}: this machine has no usable GPU; leave --gpu away")

@@ -1,0 +1,90 @@
+"""How much the expression code z_R tells about the identity z_I: a variational upper bound.
+
+vCLUB (Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information", ICML 2020)
+needs q_θ(z_I | z_R), here a diagonal Gaussian whose mean and log-variance are small networks of
+z_R:
+
+    vCLUB = E_p(z_R,z_I)[log q_θ(z_I|z_R)] − E_p(z_R)p(z_I)[log q_θ(z_I|z_R)]  ≥  I(z_R; z_I)
+
+where q_θ is the true conditional, or close to it. For jointly Gaussian scalars with correlation ρ
+the information is −½·log(1−ρ²), and vCLUB with the true conditional is ρ²/(1−ρ²); both are tested:
+
+    pytest tests/test_mi.py
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# |log-variance| stays below this. z_I is standardised, so a variance above 1 explains nothing, and
+# one below e^-6 only says that a batch was learnt by heart.
+LOG_VARIANCE_BOUND = 6.0
+
+
+class IdentityEstimator(nn.Module):
+    """q_θ(z_I | z_R): a Gaussian with a diagonal covariance; θ is all of this module.
+
+    Args:
+        code_dim: dimension of z_R.
+        identity_dim: dimension d of z_I, standardised per dimension.
+        hidden_dim: width of the one hidden layer of each of the two networks.
+    """
+
+    def __init__(self, code_dim: int, identity_dim: int, hidden_dim: int = 128) -> None:
+        super().__init__()
+        self.mean = _mlp(code_dim, hidden_dim, identity_dim)
+        self.log_variance = _mlp(code_dim, hidden_dim, identity_dim)
+
+    def forward(self, z_R: Tensor) -> tuple[Tensor, Tensor]:
+        """z_R float (N, code_dim) → mean and log-variance of z_I, each float (N, d)."""
+        bounded = LOG_VARIANCE_BOUND * torch.tanh(self.log_variance(z_R) / LOG_VARIANCE_BOUND)
+        return self.mean(z_R), bounded
+
+
+def _mlp(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(num_inputs, num_hidden), nn.ReLU(), nn.Linear(num_hidden, num_outputs)
+    )
+
+
+def log_likelihood(mean: Tensor, log_variance: Tensor, z_I: Tensor) -> Tensor:
+    """log q(z_I | z_R) of each pair and dimension, in nats: float (N, d), from three (N, d)."""
+    squared = (z_I - mean) ** 2
+    return -0.5 * (squared / log_variance.exp() + log_variance + math.log(2 * math.pi))
+
+
+def identity_moments(z_I: Tensor) -> tuple[Tensor, Tensor]:
+    """E[z_I] and E[z_I²] per dimension, each (d,), over the batches of all DDP workers.
+
+    Every worker must call this together, with a batch of any size.
+    """
+    sums = torch.cat([z_I.sum(0), (z_I**2).sum(0), z_I.new_tensor([len(z_I)])])
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(sums)
+    first, second = sums[:-1].div(sums[-1]).chunk(2)
+    return first, second
+
+
+def vclub(
+    mean: Tensor, log_variance: Tensor, z_I: Tensor, moments: tuple[Tensor, Tensor]
+) -> Tensor:
+    """vCLUB of each pair and dimension, in nats: float (N, d); its mean is the bound per dimension.
+
+    The marginal term is the mean over *all* z_I that `moments` was taken of, without building the
+    pairs: E_j[(z_j − m)²] = E[z²] − 2m·E[z] + m². The normalising terms of the two Gaussians are
+    the same and cancel. Averaged over N (and over DDP workers with batches of equal size) this is
+    the all-pairs bound of the global batch.
+
+    Args:
+        mean, log_variance: q_θ's for N codes, (N, d).
+        z_I: the identities that belong to these codes, (N, d).
+        moments: `identity_moments(z_I)`.
+    """
+    first, second = moments
+    joint = (z_I - mean) ** 2
+    marginal = second - 2 * mean * first + mean**2
+    return 0.5 * (marginal - joint) / log_variance.exp()

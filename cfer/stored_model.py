@@ -1,0 +1,29 @@
+"""The code that travels with a stored model: MLflow runs this file where the model is loaded.
+
+It must not import `cfer`, which need not be installed there. The network beside it is a
+`torch.export` program, so it needs no class definitions either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class StoredModel(PythonModel):
+    """Packed residual pictures, uint8 (N, T, 3S/2, S) → probabilities, float32 (N, C)."""
+
+    def load_context(self, context: Any) -> None:
+        self.network = torch.export.load(context.artifacts["network"]).module()
+
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:
+        packed = torch.from_numpy(np.ascontiguousarray(model_input))
+        with torch.inference_mode():
+            return self.network(packed).numpy()
+
+
+set_model(StoredModel())

@@ -1,0 +1,266 @@
+"""Everything that knows MLflow: where runs are kept, what a run holds, how a model is stored.
+
+Runs go to the store that MLFLOW_TRACKING_URI names, or else to `mlflow.db` (SQLite) in the working
+directory. Look at them with
+
+    mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+A stored model needs `mlflow.pyfunc.load_model(uri)` alone, and not `cfer`; beside it lies
+`description.json`: classes, size, codec settings, frame rule and the rest that one must know to
+make its input.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
+
+from cfer.errors import InputError
+from cfer.model import Predictor, Recogniser
+
+MODEL_NAME = "model"
+DESCRIPTION_NAME = "description.json"
+_QUIET = ("alembic", "mlflow", "mlflow.store.db.utils", "mlflow.pyfunc", "mlflow.utils")
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or an absolute SQLite URI in the working directory.
+
+    Absolute, since a training worker has another working directory.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    relative = re.fullmatch(r"sqlite:///([^/].*)", uri)
+    return f"sqlite:///{Path(relative[1]).resolve()}" if relative else uri
+
+
+def connect(uri: str | None = None) -> MlflowClient:
+    """Use this store from here on, in this process."""
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    # An example would be stored with the model; the signature is given, and tested.
+    warnings.filterwarnings("ignore", message="(?s).*input example was not provided")
+    mlflow.set_tracking_uri(uri or tracking_uri())
+    return MlflowClient()
+
+
+def code_version() -> dict[str, str]:
+    """Tags `cfer_version` and, where cfer runs from a checkout, `git_commit` and `git_dirty`."""
+    tags = {"cfer_version": importlib.metadata.version("cfer")}
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    # Not the commit of some other repository that cfer happens to be installed inside of.
+    if git("ls-files", "--error-unmatch", "cfer/__init__.py") is not None:
+        tags["git_commit"] = git("rev-parse", "HEAD") or "none yet"
+        tags["git_dirty"] = str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def create_run(
+    experiment: str,
+    name: str,
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str],
+    dataset: Mapping[str, str],
+) -> str:
+    """Start a run in the connected store → its id; its status is RUNNING until `end_run`.
+
+    `dataset` has `name`, `digest` (SHA-256) and `location`.
+    """
+    client = MlflowClient()
+    experiment_id = mlflow.set_experiment(experiment).experiment_id
+    run_id = client.create_run(
+        experiment_id, run_name=name, tags={**code_version(), **tags}
+    ).info.run_id
+    client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
+    data = Dataset(
+        name=dataset["name"],
+        digest=dataset["digest"][:36],  # as long as MLflow lets it be; whole in the parameters
+        source_type="local",
+        source=json.dumps({"uri": dataset["location"]}),
+    )
+    client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+    return run_id
+
+
+def end_run(run_id: str, *, succeeded: bool) -> None:
+    MlflowClient().set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+
+
+class Tracker:
+    """Writes into one run of the connected store."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = MlflowClient()
+
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Values that are not finite (a measure that this data set has no answer to) stay out."""
+        now = int(time.time() * 1000)
+        kept = [Metric(k, float(v), now, epoch) for k, v in metrics.items() if np.isfinite(v)]
+        self._client.log_batch(self.run_id, metrics=kept)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        self._client.log_figure(self.run_id, figure, name)
+
+    def log_table(self, table: Mapping[str, Any], name: str) -> None:
+        """A JSON file."""
+        self._client.log_dict(self.run_id, dict(table), name)
+
+    def log_model(self, recogniser: Recogniser, description: Mapping[str, Any]) -> None:
+        """Store the encoder and the classifier, with `description.json` beside them."""
+        with tempfile.TemporaryDirectory() as folder:
+            network = Path(folder) / "network.pt2"
+            _export(recogniser, int(description["size"]), network)
+            described = Path(folder) / DESCRIPTION_NAME
+            described.write_text(json.dumps(dict(description), indent=1) + "\n")
+            with mlflow.start_run(run_id=self.run_id):
+                mlflow.pyfunc.log_model(
+                    name=MODEL_NAME,
+                    python_model=str(Path(__file__).with_name("stored_model.py")),
+                    artifacts={"network": str(network), "description": str(described)},
+                    signature=_signature(int(description["size"]), len(description["classes"])),
+                    # Given, since MLflow would otherwise load the model in a fresh process to see
+                    # what it imports.
+                    pip_requirements=[
+                        f"mlflow=={mlflow.__version__}",
+                        f"torch=={torch.__version__.split('+')[0]}",
+                        f"numpy=={np.__version__}",
+                    ],
+                )
+            # Leaving start_run marked the run as finished; training says when it is.
+            self._client.update_run(self.run_id, status="RUNNING")
+
+
+class NoTracker(Tracker):
+    """The same interface for the ranks that keep quiet."""
+
+    def __init__(self) -> None:
+        pass
+
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
+        pass
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        pass
+
+    def log_table(self, table: Mapping[str, Any], name: str) -> None:
+        pass
+
+    def log_model(self, recogniser: Recogniser, description: Mapping[str, Any]) -> None:
+        pass
+
+
+def _export(recogniser: Recogniser, size: int, path: Path) -> None:
+    predictor = Predictor(copy.deepcopy(recogniser).cpu()).eval()
+    # Two of each: an example with one clip or one frame would fix that number in the program.
+    example = torch.full((2, 2, size * 3 // 2, size), 128, dtype=torch.uint8)
+    any_number = torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        predictor, (example,), dynamic_shapes=({0: any_number, 1: any_number},)
+    )
+    torch.export.save(program, str(path))
+
+
+def _signature(size: int, num_classes: int) -> ModelSignature:
+    packed = TensorSpec(np.dtype(np.uint8), (-1, -1, size * 3 // 2, size), "packed_residuals")
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, num_classes), "probabilities")
+    return ModelSignature(inputs=Schema([packed]), outputs=Schema([probabilities]))
+
+
+def load_model(uri: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
+    """A stored model, and its description.
+
+    Args:
+        uri: what MLflow takes (`runs:/ID/model`, `models:/NAME/1`, a folder), or the id or name of
+            a training run in the connected store.
+
+    Returns:
+        A function from packed residual pictures, uint8 (N, T, 3S/2, S), to probabilities, float32
+        (N, C); and `description.json`.
+
+    Raises:
+        InputError: no such model, or not one of cfer's.
+    """
+    connect()
+    if "/" not in uri and not Path(uri).is_dir():
+        uri = model_uri(find_run(uri))
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        description = json.loads((folder / "artifacts" / DESCRIPTION_NAME).read_text())
+        model = mlflow.pyfunc.load_model(str(folder))
+    except (MlflowException, OSError, ValueError) as error:
+        raise InputError(
+            f"--model {uri}: no cfer model there ({str(error).splitlines()[0]}); give the name or "
+            "id of a training run, `runs:/ID/model`, or a model's folder, and MLFLOW_TRACKING_URI "
+            "where the store is not ./mlflow.db"
+        ) from error
+
+    def predict(packed: np.ndarray) -> np.ndarray:
+        return model.predict({"packed_residuals": packed})
+
+    return predict, description
+
+
+def model_uri(run: Run) -> str:
+    return f"runs:/{run.info.run_id}/{MODEL_NAME}"
+
+
+def find_run(name_or_id: str) -> Run:
+    """The run of this id, or the newest finished one of this name, in any experiment."""
+    runs = find_runs(name_or_id)
+    if not runs:
+        raise InputError(
+            f"{name_or_id}: no finished run or experiment of this name in {mlflow.get_tracking_uri()}; "
+            "see `mlflow ui`, or set MLFLOW_TRACKING_URI to the store that has it"
+        )
+    return runs[0]
+
+
+def find_runs(name_or_id: str) -> Sequence[Run]:
+    """Finished runs, newest first: of an experiment, or one run by its name or id."""
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(name_or_id)
+    if experiment is not None:
+        return client.search_runs([experiment.experiment_id], "status = 'FINISHED'", max_results=50000)
+    if re.fullmatch(r"[0-9a-f]{32}", name_or_id):
+        try:
+            return [client.get_run(name_or_id)]
+        except MlflowException:
+            return []
+    quoted = name_or_id.replace("'", "''")
+    return client.search_runs(
+        [e.experiment_id for e in client.search_experiments()],
+        f"status = 'FINISHED' and attributes.run_name = '{quoted}'",
+        max_results=50000,
+    )

@@ -1,0 +1,85 @@
+"""The recogniser: what it reads, and what it must not depend on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cfer.model import APEX_SIZE, ModelConfig, Predictor, Recogniser, residual_planes
+
+CONFIG = ModelConfig(num_classes=7, identity_dim=128, width=8, code_dim=32)
+
+
+def random_packed(*lead: int, size: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (*lead, size * 3 // 2, size)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def test_planes_hold_every_sample_where_it_belongs() -> None:
+    packed = random_packed(2, 3)
+    planes = residual_planes(packed)
+    assert planes.shape == (2, 3, 6, 16, 16)
+    back = (planes * 128 + 128).numpy().astype(np.uint8)
+    picture = packed.numpy()
+    luma, u, v = picture[..., :32, :], picture[..., 32:40, :], picture[..., 40:48, :]
+    for row in (0, 1):
+        for column in (0, 1):
+            expected = luma[..., row::2, column::2]
+            np.testing.assert_array_equal(back[:, :, 2 * row + column], expected)
+    np.testing.assert_array_equal(back[:, :, 4], u.reshape(2, 3, 16, 16))
+    np.testing.assert_array_equal(back[:, :, 5], v.reshape(2, 3, 16, 16))
+
+
+def test_masked_frames_have_no_influence() -> None:
+    torch.manual_seed(0)
+    encoder = Recogniser(CONFIG, with_apex=False).encoder
+    planes = residual_planes(random_packed(2, 4))
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    codes = encoder(planes, mask)
+    changed = planes.clone()
+    changed[1, 2:] = torch.randn_like(changed[1, 2:])
+    torch.testing.assert_close(encoder(changed, mask), codes)
+    alone = encoder(planes[1:, :2], mask[1:, :2])
+    torch.testing.assert_close(codes[1:], alone)
+
+
+def test_a_clip_does_not_depend_on_the_rest_of_the_batch() -> None:
+    torch.manual_seed(0)
+    recogniser = Recogniser(CONFIG, with_apex=True).train()
+    planes, mask = residual_planes(random_packed(5, 2)), torch.ones(5, 2, dtype=torch.bool)
+    z_I = torch.randn(5, 128)
+    z_R, logits, apex = recogniser(planes, mask, z_I)
+    assert z_R.shape == (5, 32)
+    assert logits.shape == (5, 7)
+    assert apex.shape == (5, 3, APEX_SIZE, APEX_SIZE)
+    for together, alone in zip(
+        (z_R, logits, apex), recogniser(planes[3:4], mask[3:4], z_I[3:4]), strict=True
+    ):
+        torch.testing.assert_close(together[3:4], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_identity_reaches_the_apex_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    recogniser = Recogniser(CONFIG, with_apex=True)
+    planes, mask = residual_planes(random_packed(3, 2)), torch.ones(3, 2, dtype=torch.bool)
+    first = recogniser(planes, mask, torch.zeros(3, 128))
+    second = recogniser(planes, mask, torch.randn(3, 128))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[2], second[2])
+    assert 0 <= float(second[2].min())
+    assert float(second[2].max()) <= 1
+
+
+@pytest.mark.parametrize(("num_clips", "num_frames"), [(1, 1), (1, 5), (4, 2)])
+def test_predictor_gives_the_recognisers_probabilities(num_clips: int, num_frames: int) -> None:
+    torch.manual_seed(0)
+    recogniser = Recogniser(CONFIG, with_apex=True).eval()
+    packed = random_packed(num_clips, num_frames)
+    probabilities = Predictor(recogniser)(packed)
+    mask = torch.ones(num_clips, num_frames, dtype=torch.bool)
+    _, logits, _ = recogniser(residual_planes(packed), mask, torch.zeros(num_clips, 128))
+    torch.testing.assert_close(probabilities, logits.softmax(1))
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(num_clips))
