@@ -9,7 +9,6 @@ order is a function of (seed, epoch, rank): a resumed run goes on exactly as an 
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -261,8 +260,7 @@ def read_clips(
             if receipt.rows
         ],
         filesystem=folder.filesystem,
-        columns=list(COLUMNS),
-    )
+    ).select_columns(list(COLUMNS))
     return rows.map_batches(choose, batch_format="pyarrow", batch_size=None)
 
 
@@ -484,9 +482,3 @@ class BatchMaker:
         if draws is None or self.rule == LAST:
             return frames
         return frames[select_frames([], range(len(frames)), self.rule, draws)]
-
-
-def describe_classes(labels: Sequence[int], classes: Sequence[str]) -> str:
-    """"anger 8, disgust 8, …": how many clips of each class."""
-    counts = Counter(labels)
-    return ", ".join(f"{name} {counts[position]}" for position, name in enumerate(classes))

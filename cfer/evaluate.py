@@ -19,23 +19,20 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from mlflow.entities import Run
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.model_selection import GroupKFold, KFold
-from sklearn.neighbors import KNeighborsClassifier
 
 from cfer import tracking
 from cfer.data import LAST, parse_frame_rule, read_clips, read_index
 from cfer.errors import InputError, exit_with_message
 from cfer.shards import read_description, unpack_residuals
+
+# matplotlib and scikit-learn are imported where they are used: every training process imports this
+# module, and one of them, once, draws and fits probes.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_CLASS_SPLITS = 5
 TESTED_CLASS_FRACTION = 2 / 7
@@ -115,6 +112,10 @@ def subject_probes(
     Averaged over `NUM_CLASS_SPLITS` random splits of the classes. Clips without a subject are left
     out. Empty where fewer than two subjects have clips of more than one class.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
     known = np.array([subject is not None for subject in subjects])
     people = np.array([subject or "" for subject in subjects])[known]
     codes, classes = z_R[known], labels[known]
@@ -146,14 +147,15 @@ def subject_probes(
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def identity_r2(
-    z_R: np.ndarray, z_I: np.ndarray, subjects: Sequence[str | None]
-) -> float:
+def identity_r2(z_R: np.ndarray, z_I: np.ndarray, subjects: Sequence[str | None]) -> float:
     """R² of a ridge regression z_R → z_I on clips it was not fitted to, pooled over dimensions.
 
     Five folds, each subject in one of them where subjects are known; 0 is as good as the mean of
     the other folds, and less is worse than that. NaN with fewer than five groups.
     """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold, KFold
+
     groups = np.array([s if s is not None else f"#{i}" for i, s in enumerate(subjects)])
     if len(np.unique(groups)) < 5:
         return float("nan")
@@ -182,9 +184,12 @@ def leakage(train: Predictions, validation: Predictions, seed: int) -> dict[str,
 
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Rows are normalised to recall for the colour; the cells show counts."""
+    from matplotlib.figure import Figure
+
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = 2.5 + 0.6 * len(classes)
-    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
@@ -193,25 +198,26 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
-    plt.close(figure)
     return figure
 
 
 def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     """Accuracy and UAR, player 2's cross-entropy, and both players' information terms, by epoch."""
+    from matplotlib.figure import Figure
+
     panels = {
         "recognition": ("train_accuracy", "val_accuracy", "val_uar"),
         "cross-entropy (nats)": ("train_cross_entropy", "val_cross_entropy"),
         "identity (nats per dimension)": ("train_vclub", "train_estimator_nll"),
     }
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    all_axes = figure.subplots(1, len(panels))
     epochs = [int(entry["epoch"]) for entry in history]
     for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
         for name in names:
             axes.plot(epochs, [entry[name] for entry in history], label=name)
         axes.set(xlabel="epoch", title=title)
         axes.legend(fontsize="small")
-    plt.close(figure)
     return figure
 
 
@@ -283,8 +289,10 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     predict, known = tracking.load_model(model)
     description = read_description(data)
     check_classes(model, known["classes"], data, description.classes)
-    for name, given in (("size", description.codec["size"]),
-                        ("residual_kind", description.codec["residual_kind"])):
+    for name, given in (
+        ("size", description.codec["size"]),
+        ("residual_kind", description.codec["residual_kind"]),
+    ):
         if known[name] != given:
             raise InputError(
                 f"{data}: its {name} is {given}, and {model} was trained on {known[name]}; "
@@ -303,17 +311,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cfer.evaluate", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("name", help="an MLflow experiment, or a run's name or id (with --data "
-                        "also a model's URI or folder)")
-    parser.add_argument("--data", help="evaluate the run's stored model on this data set; it "
-                        "counts every labelled clip, so give one it was not trained on")
+    parser.add_argument(
+        "name",
+        help="an MLflow experiment, or a run's name or id (with --data "
+        "also a model's URI or folder)",
+    )
+    parser.add_argument(
+        "--data",
+        help="evaluate the run's stored model on this data set; it "
+        "counts every labelled clip, so give one it was not trained on",
+    )
     options = parser.parse_args(arguments)
     tracking.connect()
     if options.data:
         confusion, classes = evaluate_on(options.name, options.data)
         figures = recognition(confusion)
-        print(f"{options.name} on {options.data}: {confusion.sum()} clips, "
-              + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        print(
+            f"{options.name} on {options.data}: {confusion.sum()} clips, "
+            + ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        )
         width = max(map(len, classes))
         for name, row in zip(classes, confusion, strict=True):
             print(f"  {name:<{width}}  " + " ".join(f"{count:4d}" for count in row))

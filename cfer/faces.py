@@ -65,7 +65,7 @@ class FaceWindow:
     """One window of a clip, cropped; or why it could not be.
 
     Attributes:
-        number: from 1.
+        number, num_windows: which one, from 1, of how many.
         frames: the clip's frame numbers.
         fps: frames per second.
         square: where the face was found.
@@ -74,6 +74,7 @@ class FaceWindow:
     """
 
     number: int
+    num_windows: int
     frames: range
     fps: Fraction
     square: Square | None = None
@@ -229,10 +230,10 @@ def face_clip(
                 f"to be upright, and at least 1/{LOOK_SIZE // MIN_FACE} of the picture's longer "
                 "side: cut the video so that one is in view",
             )
-            yield FaceWindow(number, span, pictures.fps, error=error)
+            yield FaceWindow(number, len(spans), span, pictures.fps, error=error)
             continue
         crops = [crop(picture, square, size) for picture in islice(stream, len(span))]
-        yield FaceWindow(number, span, pictures.fps, square, crops)
+        yield FaceWindow(number, len(spans), span, pictures.fps, square, crops)
 
 
 def _find_squares(

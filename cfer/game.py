@@ -79,7 +79,8 @@ def estimator_turn(
     codes = z_R.detach()
     for _ in range(num_steps):
         optimiser.zero_grad(set_to_none=True)
-        loss = -log_likelihood(*estimator(codes), z_I).mean()
+        mean, log_variance = estimator(codes)
+        loss = -log_likelihood(mean, log_variance, z_I).mean()
         loss.backward()
         optimiser.step()
     return loss.detach()
@@ -136,9 +137,7 @@ def play_turn(
     z_R, logits, rebuilt = recogniser(batch.planes, batch.mask, batch.z_I)
     nll = estimator_turn(estimator, estimator_optimiser, z_R, batch.z_I, num_estimator_steps)
 
-    cross_entropy = F.cross_entropy(
-        logits, batch.labels, label_smoothing=weights.label_smoothing
-    )
+    cross_entropy = F.cross_entropy(logits, batch.labels, label_smoothing=weights.label_smoothing)
     bound = identity_bound(estimator, z_R if weights.identity else z_R.detach(), batch.z_I)
     loss = cross_entropy + weights.identity * bound
     error = torch.zeros_like(loss)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NUM_PLANES = 6
+GRID = 4  # a crop is aligned with the face: where something moves is kept to a 4 × 4 grid
 APEX_SIZE = 32  # side in pixels of the picture that the apex decoder rebuilds
 
 
@@ -88,7 +89,7 @@ class ResidualEncoder(nn.Module):
             _Block(width, 2 * width, 2),
             _Block(2 * width, 4 * width, 2),
         )
-        self.code = nn.Linear(4 * width, config.code_dim)
+        self.code = nn.Linear(4 * width * GRID**2, config.code_dim)
 
     def forward(self, planes: Tensor, mask: Tensor) -> Tensor:
         """planes float (N, T, 6, S/2, S/2), mask bool (N, T) → z_R float (N, code_dim).
@@ -98,7 +99,7 @@ class ResidualEncoder(nn.Module):
         """
         num_clips, num_frames = planes.shape[:2]
         x = self.stages(F.relu(self.stem(self.GAIN * planes.flatten(0, 1))))
-        frames = x.mean((2, 3)).reshape(num_clips, num_frames, -1)
+        frames = F.adaptive_avg_pool2d(x, GRID).reshape(num_clips, num_frames, -1)
         weights = mask.to(frames.dtype).unsqueeze(-1)
         pooled = (frames * weights).sum(1) / weights.sum(1)
         return self.code(pooled)

@@ -24,13 +24,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
@@ -38,6 +37,9 @@ from mlflow.types import Schema, TensorSpec
 
 from cfer.errors import InputError
 from cfer.model import Predictor, Recogniser
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MODEL_NAME = "model"
 DESCRIPTION_NAME = "description.json"
@@ -241,8 +243,9 @@ def find_run(name_or_id: str) -> Run:
     runs = find_runs(name_or_id)
     if not runs:
         raise InputError(
-            f"{name_or_id}: no finished run or experiment of this name in {mlflow.get_tracking_uri()}; "
-            "see `mlflow ui`, or set MLFLOW_TRACKING_URI to the store that has it"
+            f"{name_or_id}: no finished run or experiment of this name in "
+            f"{mlflow.get_tracking_uri()}; see `mlflow ui`, or set MLFLOW_TRACKING_URI to the "
+            "store that has it"
         )
     return runs[0]
 
@@ -252,7 +255,9 @@ def find_runs(name_or_id: str) -> Sequence[Run]:
     client = MlflowClient()
     experiment = client.get_experiment_by_name(name_or_id)
     if experiment is not None:
-        return client.search_runs([experiment.experiment_id], "status = 'FINISHED'", max_results=50000)
+        return client.search_runs(
+            [experiment.experiment_id], "status = 'FINISHED'", max_results=50000
+        )
     if re.fullmatch(r"[0-9a-f]{32}", name_or_id):
         try:
             return [client.get_run(name_or_id)]

@@ -35,7 +35,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from cfer import evaluate, tracking
 from cfer.data import (
@@ -79,7 +79,7 @@ class TrainConfig:
     storage: str = "runs"  # folder or URI for checkpoints; shared by all nodes of a cluster
     experiment: str = "cfer"  # MLflow experiment
     epochs: int = 40  # passes over the training clips
-    batch_size: int = 32  # clips per step, over all workers
+    batch_size: int = 16  # clips per step, over all workers
     lr: float = 2e-3  # player 2's highest learning rate (AdamW: 5 % warm-up, then cosine to 0)
     estimator_lr: float = 2e-3  # player 1's learning rate
     estimator_steps: int = 2  # player 1's steps per turn
@@ -187,8 +187,8 @@ def place_workers(
     total = sum(node.cpus for node in nodes)
     if device == "gpu" and gpus < workers:
         raise InputError(
-            f"--device gpu --workers {workers}: the cluster has {gpus} GPUs, and every worker needs "
-            f"one; give --workers {gpus or 1}{'' if gpus else ' --device cpu'}"
+            f"--device gpu --workers {workers}: the cluster has {gpus} GPUs, and every worker "
+            f"needs one; give --workers {gpus or 1}{'' if gpus else ' --device cpu'}"
         )
     use_gpu = device == "gpu" or (device == "auto" and gpus >= workers)
 
@@ -287,7 +287,9 @@ def train_worker(setup: dict[str, Any]) -> None:
         started = time.perf_counter()
         # Every draw of an epoch is a function of (seed, epoch, rank): there is no generator whose
         # state a checkpoint would have to keep.
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
+        torch.manual_seed(
+            int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0])
+        )
         wrapped_recogniser.train()
         sums: dict[str, Tensor] = {}
         batches = train_clips.training_epoch(
@@ -328,9 +330,7 @@ def train_worker(setup: dict[str, Any]) -> None:
 
 
 def _share(side: str, rank: int, identity_dim: int) -> Rows:
-    return load_rows(
-        list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows()), identity_dim
-    )
+    return load_rows(list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows()), identity_dim)
 
 
 def _all_reduce(values: Tensor) -> Tensor:
@@ -425,9 +425,7 @@ def _validation_figures(
     return {f"val_{name}": value for name, value in figures.items()}
 
 
-def _progress_line(
-    figures: Mapping[str, float], config: TrainConfig, spent_seconds: float
-) -> str:
+def _progress_line(figures: Mapping[str, float], config: TrainConfig, spent_seconds: float) -> str:
     epoch = int(figures["epoch"])
     left = spent_seconds / epoch * (config.epochs - epoch)
     apex = f"apex {figures['train_apex_error']:.4f}  " if config.apex_weight else ""
@@ -573,8 +571,11 @@ def train(config: TrainConfig) -> dict[str, float]:
         return record["finished"]
 
     if not ray.is_initialized():
-        ray.init(logging_level="WARNING")
+        ray.init(logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray Train looks every 2 s for what its workers report, and a report waits until it looks:
+    # longer than an epoch on a small data set takes.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     placement = place_workers(
         _cluster_nodes(), config.workers, config.device, config.cpus_per_worker
     )
@@ -592,8 +593,14 @@ def train(config: TrainConfig) -> dict[str, float]:
     checkpoint = None
     if record is not None:
         checkpoint = newest_checkpoint(location)
-        _say("it was started before: " + ("going on from its last checkpoint" if checkpoint else
-             "no checkpoint yet, so from the beginning"))
+        _say(
+            "it was started before: "
+            + (
+                "going on from its last checkpoint"
+                if checkpoint
+                else "no checkpoint yet, so from the beginning"
+            )
+        )
     else:
         record = {
             "config": asdict(config),
@@ -625,8 +632,8 @@ def split_clips(index: ClipIndex, config: TrainConfig) -> Split:
         shared = {subjects[c] for c in split.train} & {subjects[c] for c in split.validation}
         if shared - {None}:
             _say(
-                f"warning: --split column: {len(shared - {None})} subjects are on both sides of the "
-                "data set's own split, so its figures are not subject-independent"
+                f"warning: --split column: {len(shared - {None})} subjects are on both sides of "
+                "the data set's own split, so its figures are not subject-independent"
             )
         return split
     return split_by_subject(
@@ -660,9 +667,7 @@ def _read_record(
     if not folder.exists(RECORD_NAME):
         return None
     record = json.loads(folder.read(RECORD_NAME))
-    evaluate.check_classes(
-        f"run {config.run}", record["classes"], config.data, description.classes
-    )
+    evaluate.check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
     given = {**asdict(config), "data set (SHA-256)": description.digest}
     known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
     for name, value in given.items():
@@ -753,7 +758,7 @@ def _fit(
                 **({"GPU": 1} if placement.use_gpu else {}),
             },
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as its predecessor
             name=config.run,
             storage_path=_absolute(config.storage),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),

@@ -182,9 +182,7 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
 
 def _in_worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         recogniser, estimator = players()
         assert_players_leave_each_other_alone(

@@ -69,7 +69,7 @@ def test_identity_reaches_the_apex_and_nothing_else() -> None:
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert not torch.equal(first[2], second[2])
-    assert 0 <= float(second[2].min())
+    assert float(second[2].min()) >= 0
     assert float(second[2].max()) <= 1
 
 

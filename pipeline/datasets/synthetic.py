@@ -49,7 +49,6 @@ from typing import NoReturn
 import av
 import cv2
 import numpy as np
-from sklearn.metrics import auc, roc_curve
 from tqdm import tqdm
 
 from cfer.errors import InputError, exit_with_message
@@ -275,7 +274,7 @@ class Identity:
             onset=tuple(rng.uniform(0, 1, n).tolist()),
             asymmetry_z=tuple(rng.standard_normal(n).tolist()),
             habit_unit=int(rng.choice([1, 2, 4, 7, 10, 14, 17, 20, 25])),
-            habit_strength=u(0.1, 0.4),
+            habit_strength=u(0.1, 0.5),
             contempt_side=int(rng.integers(2)),
             crease_depth=tuple(rng.uniform(0.25, 1.0, len(CREASES)).tolist()),
             variant_bias=int(rng.integers(3)),
@@ -305,19 +304,21 @@ def activations(
     strength = np.zeros(len(ACTION_UNITS))
     for unit, value in {**core, **variants[chosen]}.items():
         strength[INDEX[unit]] = value
-    overall = (1 - 0.25 * d) * math.exp(rng.normal(0, 0.12 * d))
-    gains = np.exp(0.4 * d * np.array(identity.gain_z) + rng.normal(0, 0.12 * d, len(strength)))
+    overall = max(1 - 0.3 * d, 0.3) * math.exp(rng.normal(0, 0.12 * d))
+    gains = np.exp(0.45 * d * np.array(identity.gain_z) + rng.normal(0, 0.12 * d, len(strength)))
     strength = np.minimum(strength * overall * np.clip(gains, 0.2, 1.8), 1.3)
     strength[INDEX[identity.habit_unit]] += identity.habit_strength * d
     # Something unrelated moves as well in most clips.
-    strength[rng.integers(len(strength))] += 0.3 * d * rng.random()
+    strength[rng.integers(len(strength))] += 0.4 * d * rng.random()
     skew = np.clip(0.22 * d * np.array(identity.asymmetry_z), -0.7, 0.7)
     both = np.stack([strength * (1 + skew), strength * (1 - skew)], axis=1)
     if expression == "contempt":
         for unit in (12, 14):
             both[INDEX[unit], 1 - identity.contempt_side] *= 0.12
     apex = settings.frames - 1
-    onset = np.clip(np.array(identity.onset) * 0.5 * min(d, 1) + rng.normal(0, 0.04, 18), 0, 0.6)
+    onset = np.clip(
+        np.array(identity.onset) * 0.5 * min(d, 1) + rng.normal(0, 0.04, len(strength)), 0, 0.6
+    )
     end = np.clip(1 - 0.25 * rng.random(len(strength)), onset + 0.2, 1)
     position = np.clip((np.arange(settings.frames)[:, None] / apex - onset) / (end - onset), 0, 1)
     rise = position**2 * (3 - 2 * position)
@@ -328,7 +329,7 @@ def resting_units(identity: Identity, settings: Settings) -> np.ndarray:
     """The units that are always a little on in this person: float32 (units, 2)."""
     rest = np.zeros((len(ACTION_UNITS), 2), np.float32)
     for unit, value in MOODS[identity.mood].items():
-        rest[INDEX[unit]] = value * identity.mood_strength * 0.9 * settings.difficulty
+        rest[INDEX[unit]] = value * identity.mood_strength * 1.1 * settings.difficulty
     return rest
 
 
@@ -589,10 +590,11 @@ def skin_of(who: Identity, per_unit: float) -> np.ndarray:
     canvas = Canvas(per_unit)
     rng = np.random.default_rng(who.texture_seed)
     skin = np.array(who.skin, np.float32)
-    albedo = np.broadcast_to(skin, (*canvas.shape, 3)).copy()
     mottle = fractal_noise(rng, canvas.shape, (9, 30)) * 0.018
     pores = rng.standard_normal(canvas.shape, dtype=np.float32) * (0.012 + 0.02 * who.age)
-    albedo *= (1 + mottle + cv2.GaussianBlur(pores, (0, 0), 0.8) * 2)[..., None]
+    albedo: np.ndarray = np.broadcast_to(skin, (*canvas.shape, 3)) * (
+        1 + mottle + cv2.GaussianBlur(pores, (0, 0), 0.8) * 2
+    )[..., None].astype(np.float32)
 
     def tint(mask: np.ndarray, colour: Paint, share: float) -> None:
         nonlocal albedo
@@ -739,8 +741,8 @@ def hairline(who: Identity) -> list[tuple[float, float]]:
 
 def front_layer(canvas: Canvas, who: Identity, light: np.ndarray) -> np.ndarray:
     """Hair and glasses, which only follow the head: uint8 (H, W, 4), premultiplied."""
-    alpha = np.zeros(canvas.shape, np.float32)
-    picture = np.zeros((*canvas.shape, 3), np.float32)
+    alpha: np.ndarray = np.zeros(canvas.shape, np.float32)
+    picture: np.ndarray = np.zeros((*canvas.shape, 3), np.float32)
     style, w = who.hair_style, who.cheek_width
     if style != "bald":
         grow = {"buzz": 0.03, "receding": 0.05, "curly": 0.14}.get(style, 0.08)
@@ -989,6 +991,12 @@ def sampling_maps(
     return maps[0], maps[1]
 
 
+def sample(layer: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A layer (H, W, 4) as seen from `places` (h, w, 2) in it: uint8 (h, w, 4)."""
+    # OpenCV's types don't know that the second map is absent where the first holds both.
+    return cv2.remap(layer, places, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
+
+
 def lay_over(picture: np.ndarray, layer: np.ndarray) -> None:
     """Put a premultiplied layer (H, W, 4) on the picture (H, W, 3), in place."""
     keep = cv2.cvtColor(255 - cv2.extractChannel(layer, 3), cv2.COLOR_GRAY2RGB)
@@ -1018,12 +1026,12 @@ class Head:
         rigid, pulled = sampling_maps(
             region.shape[:2], low, pose, self.who, self.canvas, self.pulls, level
         )
-        lay_over(region, cv2.remap(self.face, pulled, None, cv2.INTER_LINEAR))
+        lay_over(region, sample(self.face, pulled))
         self._draw_creases(picture, pose, level)
         for side in (0, 1):
             self._draw_eye(picture, pose, level, side, blink, gaze)
         self._draw_mouth(picture, pose, level)
-        lay_over(region, cv2.remap(self.front, rigid, None, cv2.INTER_LINEAR))
+        lay_over(region, sample(self.front, rigid))
 
     def _place(
         self, points: np.ndarray, pose: Pose, level: np.ndarray, jaw: float | None = None
@@ -1241,11 +1249,11 @@ def draw_clip(
     for t in range(frames):
         picture = behind.copy()
         pose = Pose(
-            centre=head + unit * 0.045 * d * walk[t, :2],
+            centre=head + unit * 0.04 * d * walk[t, :2],
             unit=unit * (1 + 0.016 * d * walk[t, 2]),
             angle=still[0] + 0.028 * d * walk[t, 3],
-            yaw=still[1] + 0.045 * d * walk[t, 4],
-            pitch=still[2] + 0.045 * d * walk[t, 5],
+            yaw=still[1] + 0.04 * d * walk[t, 4],
+            pitch=still[2] + 0.04 * d * walk[t, 5],
         )
         drawn_head.draw(picture, pose, level[t], float(blink[t]), gaze[t])
         picture = cv2.resize(picture, (settings.picture_size,) * 2, interpolation=cv2.INTER_AREA)
@@ -1494,6 +1502,8 @@ class Verification:
     @classmethod
     def of(cls, codes: np.ndarray, subjects: Sequence[str]) -> Verification:
         """From one code per clip, (N, D)."""
+        from sklearn.metrics import auc, roc_curve  # see `measure`
+
         names = np.asarray(subjects)
         squares = np.square(codes).sum(axis=1)
         distance = squares[:, None] + squares[None] - 2 * codes @ codes.T
@@ -1515,11 +1525,6 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
     Raises `InputError` where there is no set, or where one subject or one clip each leaves nothing
     to compare.
     """
-    # Heavy, and of no use to the processes that draw.
-    from cfer.clips import open_pictures
-    from cfer.faces import FaceDetector, crop
-    from cfer.identity import open_recogniser
-
     directory = Path(directory)
     manifest = directory / "manifest.csv"
     if not manifest.exists():
@@ -1532,6 +1537,11 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
             f"{manifest}: {len(rows)} clips of {len(set(subjects))} subjects leave nothing to "
             "compare; draw two or more subjects with two or more clips each"
         )
+    # Heavy, and of no use to the processes that draw.
+    from cfer.clips import open_pictures
+    from cfer.faces import FaceDetector, crop
+    from cfer.identity import open_recogniser
+
     detector = FaceDetector()
     looked, found, crops, kept = 0, 0, [], []
     for row in tqdm(rows, desc="looking", unit="clip", disable=not sys.stderr.isatty()):

@@ -1,0 +1,215 @@
+"""What is to be extracted: one entry per clip, from a folder, a glob pattern or a CSV.
+
+The CSV has a header. `path` is required, and relative to the CSV's folder; the rest is optional:
+
+    path,clip_id,subject,label,split,apex_frame,dataset,fps
+
+`label` is a class name, `apex_frame` a frame number from 0. An empty cell means "unknown".
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from cfer.clips import is_numbered_picture
+from cfer.errors import InputError
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".mts",
+)  # fmt: skip
+COLUMNS = ("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip to extract.
+
+    Attributes:
+        path: of the video, or of the folder of numbered pictures; it need not exist.
+        clip_id: unique in the manifest.
+        source: what the data set calls it: the path as the manifest gives it, so that the same
+            videos in another place give the same shards.
+        subject, label, split: None where unknown; `label` is a class name.
+        apex_frame: frame number from 0, or None.
+        dataset: the data set's name.
+        fps: overrides the clip's own.
+    """
+
+    path: Path
+    clip_id: str
+    source: str
+    subject: str | None = None
+    label: str | None = None
+    split: str | None = None
+    apex_frame: int | None = None
+    dataset: str = ""
+    fps: Fraction | None = None
+
+
+def read_manifest(videos: str) -> list[Entry]:
+    """Every clip, sorted by `clip_id`.
+
+    Args:
+        videos: a folder (looked through with all its sub-folders for videos and for folders of
+            numbered pictures), a glob pattern, or a CSV.
+
+    Raises:
+        InputError: nothing there, or a row that is not right (it is named).
+    """
+    path = Path(videos)
+    if path.is_dir():
+        entries = _from_paths(list(_clips_below(path)), path, path.resolve().name)
+    elif path.suffix.lower() == ".csv":
+        entries = _from_csv(path)
+    else:
+        found = [Path(p) for p in glob.glob(videos, recursive=True)]
+        clips = [p for p in found if _is_video(p) or _is_picture_folder(p)]
+        base = Path(os.path.commonpath([p.parent for p in clips])) if clips else path
+        entries = _from_paths(clips, base, base.resolve().name)
+    if not entries:
+        raise InputError(
+            f"--videos {videos}: no clip found; give a folder with videos "
+            f"({', '.join(VIDEO_SUFFIXES)}) or folders of numbered pictures, a glob pattern in "
+            "quotes, or a CSV with a `path` column"
+        )
+    return sorted(entries, key=lambda entry: entry.clip_id)
+
+
+def class_names(entries: Sequence[Entry], given: Sequence[str] | None = None) -> list[str]:
+    """The classes in order: as given, or else every label that occurs, sorted.
+
+    Raises:
+        InputError: a label that is not among those given, or a name given twice.
+    """
+    if given is None:
+        return sorted({entry.label for entry in entries if entry.label is not None})
+    if len(set(given)) != len(given):
+        raise InputError(f"--classes {','.join(given)}: a name occurs twice")
+    for entry in entries:
+        if entry.label is not None and entry.label not in given:
+            raise InputError(
+                f"{entry.source}: unknown class {entry.label!r}; --classes has {', '.join(given)}: "
+                "correct the label, or add it to --classes"
+            )
+    return list(given)
+
+
+def _is_video(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return path.suffix.lower() in VIDEO_SUFFIXES and not hidden and path.is_file()
+
+
+def _is_picture_folder(path: Path) -> bool:
+    return path.is_dir() and any(is_numbered_picture(entry.name) for entry in os.scandir(path))
+
+
+def _clips_below(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(where)
+        if any(map(is_numbered_picture, files)):
+            yield here
+        yield from (here / name for name in sorted(files) if _is_video(here / name))
+
+
+def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
+    entries = []
+    taken: dict[str, Path] = {}
+    for path in paths:
+        relative = path.relative_to(base) if path != base else Path(path.resolve().name)
+        # Two videos may differ in their endings alone.
+        clip_id = relative.as_posix() if relative.stem in taken else _without_suffix(relative)
+        if clip_id in taken:
+            clip_id = relative.as_posix()
+        taken[clip_id] = path
+        entries.append(Entry(path, clip_id, relative.as_posix(), dataset=dataset))
+    return entries
+
+
+def _without_suffix(path: Path) -> str:
+    is_video = path.suffix.lower() in VIDEO_SUFFIXES
+    return (path.with_suffix("") if is_video else path).as_posix()
+
+
+def _from_csv(path: Path) -> list[Entry]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct --videos") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    header = list(reader.fieldnames or [])
+    if "path" not in header:
+        raise InputError(
+            f"{path}: no column `path` in its header ({', '.join(header) or 'empty'}); the columns "
+            f"are {', '.join(COLUMNS)}"
+        )
+    unknown = sorted(set(header) - set(COLUMNS))
+    if unknown:
+        raise InputError(
+            f"{path}: unknown column {', '.join(map(repr, unknown))}; the columns are "
+            f"{', '.join(COLUMNS)}: rename or remove it"
+        )
+    entries: dict[str, Entry] = {}
+    try:
+        for row in reader:
+            entry = _entry(row, path, reader.line_num)
+            if entry.clip_id in entries:
+                raise InputError(
+                    f"{path}, line {reader.line_num}: clip_id {entry.clip_id!r} occurs twice; "
+                    "give every clip one of its own"
+                )
+            entries[entry.clip_id] = entry
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+    return list(entries.values())
+
+
+def _entry(row: dict[str | None, str | list[str] | None], path: Path, line: int) -> Entry:
+    where = f"{path}, line {line}"
+    if None in row or None in row.values():
+        raise InputError(f"{where}: not as many cells as the header has; quote cells with commas")
+    cells = {str(name): str(cell).strip() for name, cell in row.items()}
+    source = cells["path"]
+    if not source:
+        raise InputError(f"{where}: `path` is empty; give the clip's path, or remove the row")
+    relative = Path(source)
+    return Entry(
+        path=path.parent / relative,
+        clip_id=cells.get("clip_id") or _without_suffix(relative),
+        source=source,
+        subject=cells.get("subject") or None,
+        label=cells.get("label") or None,
+        split=cells.get("split") or None,
+        apex_frame=_apex_frame(cells.get("apex_frame", ""), where),
+        dataset=cells.get("dataset") or path.resolve().parent.name,
+        fps=_fps(cells.get("fps", ""), where),
+    )
+
+
+def _apex_frame(cell: str, where: str) -> int | None:
+    if not cell:
+        return None
+    if not cell.isdecimal():
+        raise InputError(f"{where}: apex_frame {cell!r}: give a frame number from 0, or nothing")
+    return int(cell)
+
+
+def _fps(cell: str, where: str) -> Fraction | None:
+    if not cell:
+        return None
+    try:
+        fps = Fraction(cell)
+    except (ValueError, ZeroDivisionError):
+        fps = Fraction(0)
+    if not 0 < fps <= 1000:
+        raise InputError(f"{where}: fps {cell!r}: give frames per second, such as 25 or 30000/1001")
+    return fps

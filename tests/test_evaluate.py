@@ -1,0 +1,109 @@
+"""The figures against sklearn's and against codes whose identity content is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from cfer.errors import InputError
+from cfer.evaluate import (
+    Predictions,
+    check_classes,
+    confusion_matrix,
+    cross_entropy,
+    identity_r2,
+    recognition,
+    subject_probes,
+)
+
+NUM_SUBJECTS, NUM_CLASSES = 12, 7
+SUBJECTS = [f"s{i}" for i in range(NUM_SUBJECTS) for _ in range(NUM_CLASSES)]
+LABELS = np.tile(np.arange(NUM_CLASSES), NUM_SUBJECTS)
+
+
+def test_recognition_agrees_with_sklearn() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.choice(5, 200, p=[0.4, 0.3, 0.2, 0.1, 0.0])
+    predicted = np.where(generator.random(200) < 0.6, labels, generator.integers(0, 5, 200))
+    confusion = confusion_matrix(labels, predicted, 5)
+    np.testing.assert_array_equal(
+        confusion, metrics.confusion_matrix(labels, predicted, labels=range(5))
+    )
+    figures = recognition(confusion)
+    assert figures["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
+    recall = metrics.recall_score(labels, predicted, labels=range(4), average="macro")
+    assert figures["uar"] == pytest.approx(recall)
+    f1 = metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+    assert figures["macro_f1"] == pytest.approx(f1)
+
+
+def test_cross_entropy_of_confident_and_of_uniform_logits() -> None:
+    labels = np.array([0, 2])
+    assert cross_entropy(np.zeros((2, 4)), labels) == pytest.approx(np.log(4))
+    sure = 1000.0 * np.eye(4)[labels]
+    assert cross_entropy(sure, labels) == pytest.approx(0)
+
+
+def code(identity_share: float, expression_share: float, seed: int = 0) -> np.ndarray:
+    """Noise, plus a vector of the subject's, plus one of the class's."""
+    generator = np.random.default_rng(seed)
+    people = {name: generator.normal(size=16) for name in sorted(set(SUBJECTS))}
+    expressions = generator.normal(size=(NUM_CLASSES, 16))
+    return (
+        generator.normal(size=(len(SUBJECTS), 16))
+        + identity_share * np.array([people[name] for name in SUBJECTS])
+        + expression_share * expressions[LABELS]
+    )
+
+
+def test_probes_find_identity_and_do_not_invent_it() -> None:
+    with_identity = subject_probes(code(3.0, 1.0), SUBJECTS, LABELS, seed=0)
+    without = subject_probes(code(0.0, 3.0), SUBJECTS, LABELS, seed=0)
+    assert with_identity["chance"] == without["chance"] == pytest.approx(1 / NUM_SUBJECTS)
+    for probe in ("linear", "knn"):
+        assert with_identity[probe] > 0.8
+        assert without[probe] < 0.25
+    assert subject_probes(code(3.0, 1.0), [None] * len(SUBJECTS), LABELS, seed=0) == {}
+
+
+def test_r2_of_identity_is_cross_validated_by_subject() -> None:
+    generator = np.random.default_rng(1)
+    z_I = np.repeat(generator.normal(size=(NUM_SUBJECTS, 8)), NUM_CLASSES, axis=0)
+    # A code that holds z_I itself, under a rotation: it predicts people never seen.
+    rotated = z_I @ np.linalg.qr(generator.normal(size=(8, 8)))[0]
+    assert identity_r2(rotated + 0.01 * generator.normal(size=rotated.shape), z_I, SUBJECTS) > 0.9
+    # A code that only numbers the people tells nothing about the embedding of a new one.
+    numbered = np.repeat(generator.normal(size=(NUM_SUBJECTS, 8)), NUM_CLASSES, axis=0)
+    assert identity_r2(numbered, z_I, SUBJECTS) < 0.1
+    assert np.isnan(identity_r2(z_I[:14], z_I[:14], SUBJECTS[:14]))
+
+
+def test_predictions_of_workers_come_back_in_one_order() -> None:
+    generator = np.random.default_rng(0)
+
+    def part(names: list[str]) -> Predictions:
+        count = len(names)
+        return Predictions(
+            labels=np.arange(count),
+            logits=generator.normal(size=(count, 3)),
+            z_R=generator.normal(size=(count, 2)),
+            z_I=generator.normal(size=(count, 2)),
+            subjects=[name.upper() for name in names],
+            clip_ids=names,
+        )
+
+    first, second, nothing = part(["b", "d"]), part(["c", "a", "e"]), part([])
+    nothing.labels = nothing.labels.astype(np.int64)
+    whole = Predictions.concatenate([first, nothing, second])
+    assert whole.clip_ids == ["a", "b", "c", "d", "e"]
+    assert whole.subjects == ["A", "B", "C", "D", "E"]
+    np.testing.assert_array_equal(whole.logits[3], first.logits[1])
+    np.testing.assert_array_equal(whole.z_R[0], second.z_R[1])
+
+
+def test_other_classes_are_refused() -> None:
+    check_classes("m", ["a", "b"], "data", ["a", "b"])
+    for given in (["b", "a"], ["a", "b", "c"], ["a"]):
+        with pytest.raises(InputError, match="data: its classes are"):
+            check_classes("m", ["a", "b"], "data", given)
