@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -67,6 +67,14 @@ class Pictures:
         """
         raise NotImplementedError
 
+    def select(self, numbers: Collection[int]) -> Iterator[np.ndarray]:
+        """The pictures of these frame numbers, ascending; those in between are not converted.
+
+        Raises:
+            ClipError: as the loop over the pictures does, up to the last one wanted.
+        """
+        raise NotImplementedError
+
     def count(self) -> int:
         """How many pictures there are. A video is decoded to its end for it.
 
@@ -102,6 +110,13 @@ class VideoPictures(Pictures):
             _check_shape(self.source, f"frame {number}", picture.shape, shape)
             yield picture
 
+    def select(self, numbers: Collection[int]) -> Iterator[np.ndarray]:
+        for number, frame in enumerate(self._frames()):
+            if number in numbers:
+                yield self._upright(frame)
+            if number >= max(numbers):
+                return
+
     def count(self) -> int:
         return sum(1 for _ in self._frames())
 
@@ -121,7 +136,7 @@ class VideoPictures(Pictures):
                         yield frame
                         decoded += 1
             except av.error.FFmpegError as error:
-                raise self._damaged(decoded, error.strerror) from error
+                raise self._damaged(decoded, str(error.strerror)) from error
             # A file cut off between two frames ends without any error.
             if decoded + discarded < stream.frames:
                 raise self._damaged(decoded, f"the file announces {stream.frames} frames")
@@ -131,7 +146,7 @@ class VideoPictures(Pictures):
             )
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        picture = frame.to_ndarray(format="rgb24")
+        picture: np.ndarray = frame.to_ndarray(format="rgb24")
         if self._pixel_aspect != 1:
             height, width = picture.shape[:2]
             size = (max(round(width * self._pixel_aspect), 1), height)
@@ -184,6 +199,9 @@ class FolderPictures(Pictures):
                 shape = picture.shape
             _check_shape(self.source, file.name, picture.shape, shape)
             yield picture
+
+    def select(self, numbers: Collection[int]) -> Iterator[np.ndarray]:
+        return (self._read(self.files[number]) for number in sorted(numbers))
 
     def count(self) -> int:
         return len(self.files)
@@ -242,9 +260,7 @@ def numbered_pictures(folder: str | Path) -> list[Path]:
 
 def is_numbered_picture(name: str) -> bool:
     stem, suffix = os.path.splitext(name)
-    return (
-        suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".") and stem[-1:].isdecimal()
-    )
+    return suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".") and stem[-1:].isdecimal()
 
 
 def windows(num_frames: int, window_frames: int | None) -> list[range]:

@@ -121,10 +121,10 @@ class FaceDetector:
         ]
 
     def find(self, pictures: Sequence[np.ndarray]) -> Square | None:
-        """The square of the face in a few pictures of one clip, all of one size; None without one.
+        """The square of the face in a few pictures of one clip, by rules 1 to 4; None without one.
 
         Args:
-            pictures: RGB, uint8 (H, W, 3).
+            pictures: RGB, uint8 (H, W, 3), all of one size.
         """
         return choose([self.faces(picture) for picture in pictures], pictures[0].shape[:2])
 
@@ -239,15 +239,12 @@ def face_clip(
 def _find_squares(
     pictures: Pictures, spans: Sequence[range], detector: FaceDetector
 ) -> list[Square | None]:
-    looks = {frame: number for number, span in enumerate(spans) for frame in _looks(span)}
-    last = max(looks)
-    faces: list[list[list[_Face]]] = [[] for _ in spans]
-    for frame, picture in enumerate(pictures):
-        if frame in looks:
-            faces[looks[frame]].append(detector.faces(picture))
-        if frame == last:
-            break
-    return [choose(seen, picture.shape[:2]) for seen in faces]
+    selected = pictures.select({frame for span in spans for frame in _looks(span)})
+    squares = []
+    for span in spans:
+        seen = list(islice(selected, len(_looks(span))))
+        squares.append(detector.find(seen))
+    return squares
 
 
 def _looks(span: range) -> list[int]:

@@ -161,11 +161,13 @@ def _downloaded(file: str) -> Path:
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(FACENET_URL + file, timeout=DOWNLOAD_TIMEOUT_SECONDS) as source:
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as out:
-                temporary = Path(out.name)
-                while block := source.read(1 << 20):
-                    out.write(block)
+        with (
+            urllib.request.urlopen(FACENET_URL + file, timeout=DOWNLOAD_TIMEOUT_SECONDS) as source,
+            tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as out,
+        ):
+            temporary = Path(out.name)
+            while block := source.read(1 << 20):
+                out.write(block)
         os.replace(temporary, target)
     except OSError as error:  # URLError and time-outs are OSErrors
         if temporary is not None:

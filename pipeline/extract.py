@@ -21,12 +21,12 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if not __package__:
     # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
@@ -78,7 +78,7 @@ class Settings:
     residuals: str = "accumulated"  # since the I-frame, or `direct`: as each P-frame transmits it
     identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
-    clips_per_shard: int = 32  # clips of the manifest in one shard
+    clips_per_shard: int = 4  # clips of the manifest in one shard
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 2:
@@ -198,14 +198,11 @@ def _clip(
 
 
 def _failure(clip_id: str, entry: Entry, error: Exception) -> Failure:
-    is_clip_error = isinstance(error, ClipError)
-    return Failure(
-        clip_id=clip_id,
-        source=entry.source,
-        stage=error.stage if is_clip_error else "extract",
-        reason=error.reason if is_clip_error else str(error),
-        exception=type(error).__name__,
-    )
+    if isinstance(error, ClipError):
+        stage, reason = error.stage, error.reason
+    else:
+        stage, reason = "extract", str(error)
+    return Failure(clip_id, entry.source, stage, reason, type(error).__name__)
 
 
 # ---- one shard, in an actor ----------------------------------------------------------------------
@@ -469,7 +466,7 @@ def _run(
     use_gpu: bool,
 ) -> None:
     if not ray.is_initialized():
-        ray.init(logging_level="WARNING", log_to_driver=False)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     room = gpus if use_gpu else cpus
@@ -484,12 +481,12 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [
         {"index": s.index, "digest": s.digest, "entries": _pack_entries(s.entries)} for s in left
     ]
     receipts = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        Extractor,
+        cast(Any, Extractor),
         fn_constructor_kwargs={
             "out": _absolute_location(out),
             "settings": settings,
@@ -509,7 +506,7 @@ def _run(
 
 
 def _with_progress(
-    receipts: Iterator[dict[str, Any]], sizes: dict[int, int]
+    receipts: Iterable[dict[str, Any]], sizes: dict[int, int]
 ) -> Iterator[dict[str, Any]]:
     """A bar on a terminal, a line per shard elsewhere."""
     total = sum(sizes.values())
@@ -641,7 +638,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--identity", choices=NAMES, help="frozen face recogniser (auto)")
     parser.add_argument("--identity-weights", type=Path, help="file of FaceNet's weights")
     parser.add_argument("--window-gops", type=int, help="cut longer clips into windows of so (20)")
-    parser.add_argument("--clips-per-shard", type=int, help="(32)")
+    parser.add_argument(
+        "--clips-per-shard", type=int, help="unit of work, and of what a kill can lose (4)"
+    )
     parser.add_argument("--classes", help="class names in order, commas between (those found)")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="the paper's settings")
     parser.add_argument("--actors", type=int, help="parallel workers (one per CPU, or per GPU)")
