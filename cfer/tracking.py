@@ -195,8 +195,8 @@ def _export(recogniser: Recogniser, size: int, path: Path) -> None:
 
 
 def _signature(size: int, num_classes: int) -> ModelSignature:
-    packed = TensorSpec(np.dtype(np.uint8), (-1, -1, size * 3 // 2, size), "packed_residuals")
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, num_classes), "probabilities")
+    packed = TensorSpec(np.dtype(np.uint8), (-1, -1, size * 3 // 2, size))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, num_classes))
     return ModelSignature(inputs=Schema([packed]), outputs=Schema([probabilities]))
 
 
@@ -229,7 +229,7 @@ def load_model(uri: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, 
         ) from error
 
     def predict(packed: np.ndarray) -> np.ndarray:
-        return model.predict({"packed_residuals": packed})
+        return model.predict(packed)
 
     return predict, description
 

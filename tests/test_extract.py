@@ -1,0 +1,478 @@
+"""The extraction job: real videos, a real Ray; killed, damaged, crashed, submitted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import psutil
+import pytest
+from conftest import REPOSITORY, run_module
+
+from cfer.codec import encode
+from cfer.errors import InputError
+from cfer.faces import FaceDetector
+from cfer.identity import open_recogniser
+from cfer.shards import read_clips, read_description, verify
+from pipeline.extract import Settings, build_parser, extract_clip, settings_of, source_digest
+from pipeline.manifest import Entry
+
+OPTIONS = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2")
+
+
+def extract(videos: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    arguments = ("--videos", str(videos), "--out", str(out), *OPTIONS, *options)
+    return run_module("pipeline.extract", *arguments)
+
+
+def shard_bytes(out: Path) -> dict[str, bytes]:
+    files = [*out.glob("shard-*"), out / "dataset.json", out / "failures.csv"]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def six_videos(drawn_videos, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("six")
+    for source in sorted((drawn_videos / "videos" / "S001").glob("*.mp4"))[:6]:
+        shutil.copy(source, folder / source.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(six_videos, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    done = extract(six_videos, out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+# ----------------------------------------------------------------- what comes out
+
+
+def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
+    with open(drawn_videos / "manifest.csv") as stream:
+        manifest = {row["clip_id"]: row for row in csv.DictReader(stream)}
+    clips = {clip.clip_id: clip for clip in read_clips(drawn_shards)}
+    description = read_description(drawn_shards)
+    assert clips.keys() == manifest.keys()
+    assert len(clips) == 56
+    assert description.classes == sorted({row["label"] for row in manifest.values()})
+    for clip_id, row in manifest.items():
+        clip = clips[clip_id]
+        assert clip.subject == row["subject"]
+        assert clip.label_name == row["label"] == description.classes[clip.label]
+        assert clip.apex_frame == int(row["apex_frame"])
+        assert clip.num_frames == 24
+        assert clip.i_frame_numbers == [0, 12]
+        assert clip.residual_frames == [*range(1, 12), *range(13, 24)]
+        assert clip.identity.shape == (2, 128)
+        assert clip.apex.shape == (64, 64, 3)
+        assert clip.intra_fraction == 0
+    assert verify(drawn_shards) == []
+
+
+def test_residuals_are_the_bitstreams(drawn_videos, drawn_shards):
+    """A row's residuals are those of its own pictures, encoded and read again."""
+    from cfer.faces import face_clip
+
+    clip = next(read_clips(drawn_shards))
+    source = drawn_videos / clip.source
+    (window,) = face_clip(source, 64, FaceDetector())
+    bitstream = encode(window.pictures, Settings(size=64).codec, window.fps)
+    expected = [r.packed() for gop in (0, 1) for r in bitstream.accumulated_residuals(gop)]
+    assert np.array_equal(clip.residuals, np.stack(expected))
+    assert np.array_equal(clip.apex, window.pictures[clip.apex_frame])
+    assert np.abs(clip.i_frames[0].astype(int) - window.pictures[0]).mean() < 4
+
+
+def test_direct_residuals_windows_and_apex(drawn_videos, tmp_path):
+    video = drawn_videos / "videos" / "S002" / "fear_1.mp4"
+    settings = Settings(size=64, gop_size=4, residuals="direct", identity="dlib", window_gops=3)
+    entry = Entry(video, "a", "a.mp4", subject="S2", label="fear", apex_frame=23)
+    clips, failures = extract_clip(
+        entry, settings, ["anger", "fear"], FaceDetector(), open_recogniser("dlib")
+    )
+    assert failures == []
+    assert [clip.clip_id for clip in clips] == ["a#0001", "a#0002"]
+    assert [clip.num_frames for clip in clips] == [12, 12]
+    assert [clip.apex_frame for clip in clips] == [None, 11]
+    assert [clip.label for clip in clips] == [1, 1]
+    for clip in clips:
+        assert clip.residual_frames == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+
+
+def test_a_folder_of_pictures_is_a_clip(drawn_videos, tmp_path):
+    folder = tmp_path / "S005" / "001"
+    folder.mkdir(parents=True)
+    (folder / ".DS_Store").write_bytes(b"\0")
+    with av.open(str(drawn_videos / "videos" / "S004" / "anger_1.mp4")) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            picture = frame.to_ndarray(format="bgr24")
+            cv2.imwrite(str(folder / f"S005_001_{number + 1:08d}.png"), picture)
+    done = extract(tmp_path, tmp_path / "out", "--quantiser", "4")
+    assert done.returncode == 0, done.stderr
+    (clip,) = read_clips(tmp_path / "out")
+    assert clip.clip_id == "S005/001"
+    assert clip.num_frames == 24
+    assert clip.label is None
+    assert read_description(tmp_path / "out").codec["quantiser"] == 4
+
+
+def test_a_real_video(faces_dir):
+    entry = Entry(faces_dir / "d18.mp4", "d18", "d18.mp4")
+    clips, failures = extract_clip(
+        entry, Settings(identity="dlib"), [], FaceDetector(), open_recogniser("dlib")
+    )
+    assert not failures
+    assert sum(clip.num_frames for clip in clips) == 216
+    assert all(clip.intra_fraction == 0 for clip in clips)
+    # The same person through the whole video.
+    first, last = clips[0].identity[0], clips[0].identity[-1]
+    assert np.linalg.norm(first - last) < 0.6, "dlib's own threshold for one person"
+
+
+# ----------------------------------------------------------------- bad clips
+
+
+def test_bad_clips_end_in_the_failures_table(six_videos, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    good = sorted(six_videos.glob("*.mp4"))[0]
+    shutil.copy(good, videos / "good.mp4")
+    data = good.read_bytes()
+    (videos / "cut.mp4").write_bytes(data[: len(data) // 2])
+    damaged = bytearray(data)
+    middle = data.index(b"mdat") + len(data) // 3
+    damaged[middle : middle + 4000] = os.urandom(4000)
+    (videos / "damaged.mp4").write_bytes(bytes(damaged))
+    (videos / "empty.mp4").write_bytes(b"")
+    (videos / "text.MP4").write_text("this is no video\n" * 9)
+    write_video(videos / "noface.mp4", [np.full((120, 160, 3), v, np.uint8) for v in range(9)])
+    write_video(videos / "one.mp4", [np.full((120, 160, 3), 99, np.uint8)])
+    (videos / "notes.txt").write_text("not a clip at all")
+    out = tmp_path / "out"
+    done = extract(videos, out, "--max-failures", "6")
+    assert done.returncode == 0, done.stderr
+    with open(out / "failures.csv") as stream:
+        failures = {row["source"]: row for row in csv.DictReader(stream)}
+    reasons = {
+        "cut.mp4": "cut off before its index",
+        "damaged.mp4": "damaged or cut off at frame",
+        "empty.mp4": "the file is empty",
+        "text.MP4": "not a video",
+        "noface.mp4": "no face found",
+        "one.mp4": "only one frame",
+    }
+    assert failures.keys() == reasons.keys()
+    for source, reason in reasons.items():
+        assert reason in failures[source]["reason"]
+        assert failures[source]["exception"] == "ClipError"
+        assert f"{source}: " in done.stderr, "the summary names it"
+    assert failures["noface.mp4"]["stage"] == "face"
+    assert [clip.clip_id for clip in read_clips(out)] == ["good"]
+    assert verify(out) == []
+    again = extract(videos, out, "--max-failures", "5")
+    assert again.returncode == 1
+    assert "more failures than --max-failures 5" in again.stderr
+    assert "nothing to do" in again.stderr
+
+
+def write_video(path: Path, pictures: list[np.ndarray]) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def test_a_missing_video_and_a_wrong_apex_are_failures(six_videos, tmp_path):
+    name = sorted(six_videos.glob("*.mp4"))[0].name
+    manifest = six_videos / "wrong.csv"
+    manifest.write_text(f"path,clip_id,apex_frame\n{name},a,24\nmissing.mp4,b,\n{name},c,23\n")
+    out = tmp_path / "out"
+    done = extract(manifest, out)
+    manifest.unlink()
+    assert done.returncode == 1
+    failures = {failure.clip_id: failure for failure in read_description(out).failures}
+    assert "apex_frame 24 is beyond its last frame, 23" in failures["a"].reason
+    assert "No such file" in failures["b"].reason
+    assert [clip.clip_id for clip in read_clips(out)] == ["c"]
+
+
+# ----------------------------------------------------------------- again, killed, crashed
+
+
+def test_a_second_run_does_nothing_and_says_so(six_videos, undisturbed):
+    before = {file: file.stat().st_mtime_ns for file in undisturbed.glob("*.parquet")}
+    done = extract(six_videos, undisturbed)
+    assert done.returncode == 0
+    assert "is complete: 3 shards, nothing to do" in done.stderr
+    assert {file: file.stat().st_mtime_ns for file in undisturbed.glob("*.parquet")} == before
+
+
+def test_other_settings_are_refused(six_videos, undisturbed):
+    for option, message in (
+        (("--gop-size", "6"), "begun with gop_size 12, and now gop_size is 6"),
+        (("--classes", "a,b"), "begun with classes [], and now classes is ['a', 'b']"),
+        (("--residuals", "direct"), "begun with residuals accumulated"),
+    ):
+        done = extract(six_videos, undisturbed, *option)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert verify(undisturbed) == []
+
+
+def kill_with_children(process: subprocess.Popen[bytes]) -> None:
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        try:
+            member.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    psutil.wait_procs(family, timeout=20)
+
+
+def start(videos: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.extract", "--videos", str(videos), "--out", str(out)]
+        + [*OPTIONS, *options],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def test_killed_and_started_again_gives_the_same_bytes(six_videos, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = start(six_videos, out, "--actors", "1")
+    first = out / "shard-00000.json"
+    second_begun = out / "working-00001.json"
+    wait_for(lambda: first.exists() and second_begun.exists())
+    kill_with_children(process)
+    assert not (out / "dataset.json").exists()
+    finished = {file: file.stat().st_mtime_ns for file in out.glob("shard-*.json")}
+    assert first in finished
+    assert len(finished) < 3
+    (out / ".shard-00002.parquet.x.tmp").write_bytes(b"half a shard")
+
+    done = extract(six_videos, out)
+    assert done.returncode == 0, done.stderr
+    assert f"of which {len(finished)} are done already" in done.stderr
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert shard_bytes(out) == shard_bytes(undisturbed)
+    assert verify(out) == []
+    leftover = {".tmp", "working"}
+    assert not [f for f in out.iterdir() if any(text in f.name for text in leftover)]
+
+
+def test_a_damaged_or_changed_shard_is_done_again(six_videos, undisturbed, tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(six_videos, videos)
+    shutil.copytree(undisturbed, out)
+    shard = out / "shard-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    first_written = (out / "shard-00000.parquet").stat().st_mtime_ns
+    done = extract(videos, out)
+    assert done.returncode == 0
+    assert "of which 2 are done already" in done.stderr
+    assert shard_bytes(out) == shard_bytes(undisturbed)
+
+    last = sorted(videos.glob("*.mp4"))[-1]
+    last.unlink()
+    done = extract(videos, out)
+    assert done.returncode == 0
+    assert "5 clips in 3 shards, of which 2 are done already" in done.stderr
+    sorted(videos.glob("*.mp4"))[-1].unlink()
+    done = extract(videos, out)
+    assert read_description(out).counts["clips"] == 4
+    assert verify(out) == [], "the shard that no longer belongs is gone"
+    assert (out / "shard-00000.parquet").stat().st_mtime_ns == first_written
+
+
+def test_a_clip_that_kills_its_worker_twice_is_a_failure(six_videos, tmp_path):
+    """The worker is killed from outside, as a crash of native code would end it."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    sources = sorted(six_videos.glob("*.mp4"))
+    shutil.copy(sources[0], videos / "a.mp4")
+    with av.open(str(sources[1])) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    write_video(videos / "long.mp4", pictures * 50)  # long enough to be killed at
+    shutil.copy(sources[2], videos / "z.mp4")
+    process = start(videos, out, "--actors", "1", "--clips-per-shard", "3")
+    marker = out / "working-00000.json"
+
+    def is_at_long_clip(crashes: int) -> bool:
+        if not marker.exists():
+            return False
+        state = json.loads(marker.read_text())
+        return state["clip_id"] == "long" and state["crashes"].get("long", 0) == crashes
+
+    for crashes in (0, 1):
+        wait_for(lambda: is_at_long_clip(crashes))  # noqa: B023 (called at once)
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "MapWorker" in " ".join(child.cmdline())
+        ]
+        assert workers
+        for worker in workers:
+            worker.kill()
+    assert process.wait(timeout=240) == 1
+    (failure,) = read_description(out).failures
+    assert (failure.clip_id, failure.stage) == ("long", "native crash")
+    assert [clip.clip_id for clip in read_clips(out)] == ["a", "z"]
+    assert verify(out) == []
+
+
+# ----------------------------------------------------------------- through Ray Jobs
+
+
+@pytest.fixture
+def ray_cluster(tmp_path: Path) -> Iterator[str]:
+    """A cluster as `ray start --head` makes it, with a dashboard for jobs; its address."""
+    # Socket names below Ray's folder must be short.
+    folder = Path("/tmp") / f"cfer-{os.getpid()}"
+    ports = free_ports(4)
+    names = (
+        "--port",
+        "--dashboard-port",
+        "--dashboard-agent-listen-port",
+        "--ray-client-server-port",
+    )
+    ray = str(Path(sys.executable).with_name("ray"))
+    environment = {**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"}
+    arguments = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}"]
+        + ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: is_open(ports[1]) and is_open(ports[2]))
+        yield f"http://127.0.0.1:{ports[1]}"
+    finally:
+        kill_with_children(head)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_ray_job_submit(ray_cluster, six_videos, undisturbed, tmp_path):
+    # What a checkout holds, without what Git ignores.
+    shipped = tmp_path / "shipped"
+    for name in ("cfer", "pipeline"):
+        shutil.copytree(REPOSITORY / name, shipped / name)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("ray")), "job", "submit"]
+        + ["--address", ray_cluster, "--working-dir", ".", "--"]
+        + ["python", "pipeline/extract.py", "--videos", str(six_videos), "--out", str(out)]
+        + [*OPTIONS],
+        cwd=shipped,
+        env={**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 clips, 144 frames" in done.stdout
+    assert shard_bytes(out) == shard_bytes(undisturbed)
+
+
+# ----------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", "63"), "--size 63: give an even number"),
+        (("--gop-size", "1"), "--gop-size 1: give 2 or more"),
+        (("--quantiser", "40"), "quantiser 40: must be from 1"),
+        (("--clips-per-shard", "0"), "--clips-per-shard 0: give 1 or more"),
+        (("--identity-weights", "w.pt", "--identity", "facenet"), "w.pt: there is no such file"),
+        (("--actors", "0"), "--actors 0: give 1 or more"),
+        (("--actors", "64"), "--actors 64: the cluster has room for"),
+        (("--gpu", "--actors", "64"), "--gpu"),
+        (("--videos", "nosuch*.mp4"), "no clip found"),
+    ],
+)
+def test_mistakes_are_one_clear_line(six_videos, tmp_path, options, message):
+    done = extract(six_videos, tmp_path / "out", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out/shard-*"))
+
+
+def test_presets_are_defaults():
+    parse = build_parser().parse_args
+    base = ["--videos", "v", "--out", "o", "--preset", "paper"]
+    assert settings_of(parse(base)).size == 224
+    assert settings_of(parse([*base, "--size", "96"])).size == 96
+    assert settings_of(parse([*base, "--no-motion-search"])).motion_search is False
+    assert settings_of(parse(base[:4])) == Settings()
+
+
+def test_bit_rate_takes_the_quantisers_place():
+    arguments = build_parser().parse_args("--videos v --out o --bit-rate 200000".split())
+    codec = settings_of(arguments).codec
+    assert (codec.quantiser, codec.bit_rate) == (None, 200_000)
+
+
+def test_source_digest_is_of_the_bytes(tmp_path):
+    one, two = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    one.write_bytes(b"same")
+    two.write_bytes(b"same")
+    assert source_digest(one) == source_digest(two)
+    two.write_bytes(b"other")
+    assert source_digest(one) != source_digest(two)
+    assert source_digest(tmp_path / "missing.mp4") == ""
+
+
+def test_unknown_class_names_stop_before_any_work(drawn_videos, tmp_path):
+    done = extract(drawn_videos / "manifest.csv", tmp_path / "out", "--classes", "anger,joy")
+    assert done.returncode == 2
+    assert "unknown class" in done.stderr
+    with pytest.raises(InputError, match="no dataset"):
+        read_description(tmp_path / "out")
