@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -22,8 +21,6 @@ from pathlib import Path
 
 from cfer.errors import InputError, exit_with_message
 
-DEMO_SUBJECTS = 40
-DEMO_HELD_OUT = 10
 DEMO_CLASSES = 7
 
 
@@ -45,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo_ = commands.add_parser("demo", help="the whole path on drawn faces, in minutes")
     demo_.add_argument("--out", type=Path, default=Path("demo"), help="folder to work in (demo)")
+    demo_.add_argument("--subjects", type=int, default=40, help="people to draw (40)")
     demo_.set_defaults(command=demo)
 
     predict_ = commands.add_parser("predict", help="the expressions of a video")
@@ -136,57 +134,57 @@ def show(arguments: argparse.Namespace) -> int:
 def demo(arguments: argparse.Namespace) -> int:
     """Run the commands that a user would; each goes on where it was, if the demo was stopped."""
     started = time.monotonic()
-    out: Path = arguments.out
+    out, subjects = arguments.out, arguments.subjects
+    if subjects < 4:
+        raise InputError(f"--subjects {subjects}: give 4 or more; a quarter of them is held out")
     out.mkdir(parents=True, exist_ok=True)
-    store = f"sqlite:///{(out / 'mlflow.db').resolve()}"
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
-    videos, shards = out / "videos", out / "shards"
-    held_out = [f"S{n:03d}" for n in range(DEMO_SUBJECTS - DEMO_HELD_OUT + 1, DEMO_SUBJECTS + 1)]
-    clip = videos / "videos" / held_out[-1] / "happiness_1.mp4"
+    held_out = [f"S{n:03d}" for n in range(subjects - subjects // 4 + 1, subjects + 1)]
+    clip = f"videos/videos/{held_out[-1]}/happiness_1.mp4"
     steps = [
         (
-            f"Draw {DEMO_SUBJECTS} people, each with {DEMO_CLASSES} expressions",
-            f"-m pipeline.datasets.synthetic --out {videos} --subjects {DEMO_SUBJECTS}",
+            f"Draw {subjects} people, each with {DEMO_CLASSES} expressions",
+            f"-m pipeline.datasets.synthetic --out videos --subjects {subjects}",
         ),
         (
             "Find the faces, encode, read I-frames and residuals out of the bitstreams",
-            f"-m pipeline.extract --videos {videos / 'manifest.csv'} --out {shards} "
+            "-m pipeline.extract --videos videos/manifest.csv --out shards "
             "--identity dlib --gop-size 24",
         ),
         (
-            f"Train on {DEMO_SUBJECTS - DEMO_HELD_OUT} of them: the min-min game",
-            f"-m cfer.train --data {shards} --workers 2 --run demo --experiment demo "
-            f"--storage {out / 'runs'} --lambda 1 --mu 0.1 --val-subjects {','.join(held_out)}",
+            f"Train on {subjects - len(held_out)} of them: the min-min game",
+            "-m cfer.train --data shards --workers 2 --experiment demo --run demo --lambda 1 "
+            f"--mu 0.1 --val-subjects {','.join(held_out)}",
         ),
         (
-            f"The {DEMO_HELD_OUT} people that it has never seen",
+            f"The {len(held_out)} people that it has never seen",
             "-m cfer.evaluate demo",
         ),
         (
             "The face of one of them, as a fixed-GOP clip; and its residuals as a picture",
-            f"-m cfer.cli encode {clip} {out / 'clip.mp4'} --gop-size 24",
+            f"-m cfer.cli encode {clip} clip.mp4 --gop-size 24",
         ),
-        ("", f"-m cfer.cli show {out / 'clip.mp4'} {out / 'residuals.png'}"),
+        ("", "-m cfer.cli show clip.mp4 residuals.png"),
         (
             "Its expression, from the P-frames alone",
-            f"-m cfer.cli predict {out / 'clip.mp4'} --model demo",
+            "-m cfer.cli predict clip.mp4 --model demo",
         ),
     ]
     for title, command in steps:
         if title:
             print(f"\n== {title} ({time.monotonic() - started:.0f} s)", flush=True)
         print(f"$ python {command}", flush=True)
-        done = subprocess.run([sys.executable, *shlex.split(command)], env=environment, check=False)
+        done = subprocess.run([sys.executable, *shlex.split(command)], cwd=out, check=False)
         if done.returncode:
             print(f"cfer demo: stopped, since the command above ended with {done.returncode}")
             return done.returncode
     minutes = (time.monotonic() - started) / 60
     print(
         f"\n== Done in {minutes:.1f} minutes. Chance is {1 / DEMO_CLASSES:.2f}. Look next at:\n"
-        f"  {out / 'residuals.png'}    what the recogniser sees\n"
-        f"  mlflow ui --backend-store-uri {store}    curves, confusion matrix, model\n"
-        f"  cfer predict YOUR_VIDEO --model demo    with MLFLOW_TRACKING_URI={store}\n"
-        "  README.md    your own videos, the game's options, how it works"
+        f"  {out}/residuals.png                          what the recogniser sees\n"
+        f"  cd {out} && mlflow ui --backend-store-uri sqlite:///mlflow.db\n"
+        "                                              curves, confusion matrix, the model\n"
+        f"  cd {out} && cfer predict YOUR_VIDEO --model demo\n"
+        "  README.md                                   your own videos, options, how it works"
     )
     return 0
 

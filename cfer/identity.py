@@ -217,7 +217,7 @@ def _download(url: str, path: Path) -> None:
                     stream.write(chunk)
                     bar.update(len(chunk))
             if size and stream.tell() != size:
-                raise urllib.error.ContentTooShortError(f"{stream.tell()} of {size} bytes", b"")
+                raise OSError(f"only {stream.tell()} of {size} bytes came")
         # Other workers of this machine may download it too: each file appears whole.
         os.replace(temporary, path)
     except OSError as error:

@@ -21,7 +21,7 @@ class StoredModel(PythonModel):
         self.network = torch.export.load(context.artifacts["network"]).module()
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:
-        packed = torch.from_numpy(np.ascontiguousarray(model_input))
+        packed = torch.tensor(np.asarray(model_input))  # a copy: the given one may be read-only
         with torch.inference_mode():
             return self.network(packed).numpy()
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cfer.errors import InputError
-from pipeline.datasets.synthetic import (
+from pipeline.datasets.drawing import (
     ACTION_UNITS,
     CREASES,
     EXPRESSIONS,
@@ -23,10 +23,12 @@ from pipeline.datasets.synthetic import (
     Identity,
     Pose,
     Settings,
-    Verification,
     activations,
-    clip_generator,
     draw_clip,
+)
+from pipeline.datasets.synthetic import (
+    Verification,
+    clip_generator,
     draw_dataset,
     identity_of,
     main,
