@@ -19,7 +19,6 @@ import logging
 import os
 import pickle
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path

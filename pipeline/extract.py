@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from cfer import faces
 from cfer.clips import ClipError, numbered_pictures
+from cfer.cluster import join_cluster
 from cfer.codec import CodecSettings, encode
 from cfer.errors import InputError, exit_with_message
 from cfer.faces import FaceDetector, FaceWindow, face_clip
@@ -465,8 +466,7 @@ def _run(
     num_actors: int | None,
     use_gpu: bool,
 ) -> None:
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    join_cluster(show_worker_output=False)
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     room = gpus if use_gpu else cpus

@@ -1,0 +1,164 @@
+"""The fixed square: the rule on boxes, the crop on pixels, the detector on drawn and real faces."""
+
+from __future__ import annotations
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from cfer.clips import ClipError
+from cfer.faces import LOOKS, MARGIN, FaceDetector, Square, _Face, choose, crop, face_clip
+
+SHAPE = (400, 600)
+
+
+def face(x: float, y: float, width: float, height: float, probability: float = 0.99) -> _Face:
+    return _Face(np.array([x, y, x + width, y + height]), probability)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return FaceDetector()
+
+
+def center(square: Square) -> tuple[float, float]:
+    return square.x + square.side / 2, square.y + square.side / 2
+
+
+def test_the_median_box_grown_to_a_square():
+    square = choose(
+        [[face(100, 100, 80, 100)], [face(104, 98, 80, 100)], [face(130, 100, 80, 100)]], SHAPE
+    )
+    assert square is not None
+    assert square.side == round(100 * (1 + MARGIN))
+    assert center(square) == pytest.approx((144, 150), abs=0.51)
+    assert square.num_persons == 1
+
+
+def test_no_face():
+    assert choose([[], [], []], SHAPE) is None
+
+
+def test_the_larger_of_two_persons():
+    small, large = face(290, 150, 60, 80), face(20, 100, 100, 120)
+    for frame in ([small, large], [large, small]):
+        square = choose([frame] * LOOKS, SHAPE)
+        assert center(square) == pytest.approx((70, 160), abs=0.51)
+        assert square.num_persons == 2
+
+
+def test_the_more_central_of_two_alike():
+    """Within 10 % of the larger area the place decides, beyond it the size."""
+    side, middle = face(20, 100, 100, 120), face(250, 140, 100, 110)
+    assert center(choose([[side, middle]], SHAPE)) == pytest.approx((300, 195), abs=0.51)
+    middle = face(250, 140, 100, 106)
+    assert center(choose([[side, middle]], SHAPE)) == pytest.approx((70, 160), abs=0.51)
+
+
+def test_a_passer_by_is_dropped():
+    person, large = face(290, 150, 60, 80), face(20, 50, 200, 240)
+    frames = [[person], [person, large], [person], [person], [person]]
+    square = choose(frames, SHAPE)
+    assert center(square) == pytest.approx((320, 190), abs=0.51)
+    assert square.num_persons == 1
+
+
+def test_crop_is_the_pixels_themselves_where_nothing_is_scaled():
+    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    square = Square(x=7, y=9, side=32, probability=1, num_persons=1)
+    assert np.array_equal(crop(picture, square, 32), picture[9:41, 7:39])
+
+
+def test_crop_repeats_the_edge_outside_the_picture():
+    picture = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    square = Square(x=-5, y=-3, side=32, probability=1, num_persons=1)
+    cut = crop(picture, square, 32)
+    padded = np.pad(picture, ((3, 9), (5, 3), (0, 0)), mode="edge")
+    assert np.array_equal(cut, padded)
+
+
+def test_crop_shrinks_by_averaging():
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    cut = crop(picture, Square(0, 0, 64, 1, 1), 16)
+    means = picture.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
+    assert np.abs(cut - means).max() <= 0.51
+
+
+def still_video(path, picture: np.ndarray, num_frames: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = picture.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for _ in range(num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def drawn_picture(drawn_videos) -> np.ndarray:
+    with av.open(str(drawn_videos / "videos" / "S001" / "anger_1.mp4")) as container:
+        return next(container.decode(video=0)).to_ndarray(format="rgb24")
+
+
+def test_the_square_follows_the_face_but_stands_still_in_a_clip(drawn_videos, detector, tmp_path):
+    """The same face moved by a known offset: so is the square; the crops then are alike."""
+    picture = drawn_picture(drawn_videos)
+    height, width = picture.shape[:2]
+    squares, crops = [], []
+    for offset in (0, 64):
+        scene = np.full((height + 64, width + 64, 3), 128, np.uint8)
+        scene[offset : offset + height, offset : offset + width] = picture
+        still_video(tmp_path / f"{offset}.mp4", scene, 8)
+        (window,) = face_clip(tmp_path / f"{offset}.mp4", 96, detector)
+        assert len(window.pictures) == 8
+        assert all(p.shape == (96, 96, 3) and p.dtype == np.uint8 for p in window.pictures)
+        # One square for all frames: a still video stays still.
+        steps = np.abs(np.diff(np.stack(window.pictures).astype(int), axis=0))
+        assert steps.mean() < 1
+        squares.append(window.square)
+        crops.append(window.pictures[0].astype(int))
+    assert squares[1].x - squares[0].x == pytest.approx(64, abs=10)
+    assert squares[1].y - squares[0].y == pytest.approx(64, abs=10)
+
+
+def test_a_window_without_a_face_is_no_end_of_the_clip(drawn_videos, detector, tmp_path):
+    picture = drawn_picture(drawn_videos)
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = picture.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for shown in [picture] * 6 + [np.full_like(picture, 90)] * 6 + [picture] * 7:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        container.mux(stream.encode(None))
+    windows = list(face_clip(path, 64, detector, window_frames=6))
+    assert [window.number for window in windows] == [1, 2, 3]
+    assert [len(window.pictures) for window in windows] == [6, 0, 7]
+    assert windows[1].error.stage == "face"
+    assert "frames 6 to 11" in windows[1].error.reason
+    # The pictures after the gap are the right ones.
+    first, last = windows[0].pictures[0].astype(int), windows[2].pictures[-1].astype(int)
+    assert np.abs(first - last).mean() < 6
+
+
+def test_one_frame_is_an_error(drawn_videos, detector, tmp_path):
+    still_video(tmp_path / "one.mp4", drawn_picture(drawn_videos), 1)
+    with pytest.raises(ClipError, match="only one frame"):
+        list(face_clip(tmp_path / "one.mp4", 64, detector))
+
+
+def test_no_face_in_noise(detector):
+    picture = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    assert detector.find([cv2.GaussianBlur(picture, (0, 0), 3)] * 3) is None
+    assert detector.find([picture[:10, :10]]) is None, "smaller than any face"
+
+
+def test_real_faces_are_found(faces_dir, detector):
+    for file in sorted(faces_dir.glob("*.mp4"))[:3]:
+        window = next(face_clip(file, 112, detector, window_frames=48))
+        assert window.error is None, file
+        assert window.square.probability > 0.95
+        # The crop's middle holds the face: the detector finds it there again.
+        again = detector.find([cv2.resize(window.pictures[24], (224, 224))])
+        assert again is not None
+        assert center(again) == pytest.approx((112, 112), abs=34)

@@ -1,0 +1,136 @@
+"""What is to be extracted: folders, patterns and CSVs, right and wrong."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from cfer.errors import InputError
+from pipeline.manifest import class_names, read_manifest
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    root = tmp_path / "set"
+    for name in ("b/2.mp4", "b/10.AVI", "a/clip.Mp4", "a/clip.avi", "a/notes.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    for name in ("S1/001/S1_001_01.png", "S1/001/.DS_Store", "S1/002/cover.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "3.mp4").write_bytes(b"x")
+    (root / "b" / "._2.mp4").write_bytes(b"x")
+    return root
+
+
+def test_a_folder_is_looked_through(tree):
+    entries = read_manifest(str(tree))
+    assert [entry.source for entry in entries] == [
+        "S1/001",
+        "a/clip.Mp4",
+        "a/clip.avi",
+        "b/10.AVI",
+        "b/2.mp4",
+    ]
+    ids = [entry.clip_id for entry in entries]
+    assert ids == sorted(set(ids)), "sorted, and each one once"
+    assert {"S1/001", "b/10", "b/2"} < set(ids)
+    assert all(entry.path.exists() and entry.dataset == "set" for entry in entries)
+    assert all(entry.label is None and entry.subject is None for entry in entries)
+
+
+def test_a_folder_of_pictures_itself(tree):
+    (entry,) = read_manifest(str(tree / "S1" / "001"))
+    assert entry.path == tree / "S1" / "001"
+
+
+def test_a_pattern(tree):
+    entries = read_manifest(str(tree / "**" / "*.mp4"))
+    assert [entry.clip_id for entry in entries] == ["2"]
+    assert [e.clip_id for e in read_manifest(str(tree / "b" / "*"))] == ["10", "2"]
+
+
+@pytest.mark.parametrize("what", ["empty", "nosuch", "nosuch/*.mp4"])
+def test_nothing_there(tmp_path, what):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no clip found"):
+        read_manifest(str(tmp_path / what))
+
+
+def write(tmp_path: Path, text: str, encoding: str = "utf-8") -> str:
+    path = tmp_path / "m.csv"
+    path.write_bytes(text.encode(encoding))
+    return str(path)
+
+
+def test_a_csv_says_everything(tmp_path):
+    text = (
+        "path,clip_id,subject,label,split,apex_frame,dataset,fps\n"
+        'z.mp4,two,S2,"fear, great",test,0,CK+,30000/1001\n'
+        "videos/a.mp4,,,,,,,\n"
+        "S1/001,,S1,anger,train,7,CK+,30\n"
+    )
+    entries = {e.clip_id: e for e in read_manifest(write(tmp_path, text, "utf-8-sig"))}
+    assert list(entries) == sorted(entries) == ["S1/001", "two", "videos/a"]
+    two, bare = entries["two"], entries["videos/a"]
+    assert (two.subject, two.label, two.split) == ("S2", "fear, great", "test")
+    assert (two.apex_frame, two.dataset, two.fps) == (0, "CK+", Fraction(30000, 1001))
+    assert two.path == tmp_path / "z.mp4"
+    assert two.source == "z.mp4"
+    nothing = (bare.subject, bare.label, bare.split, bare.apex_frame, bare.fps)
+    assert nothing == (None,) * 5
+    assert bare.dataset == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column `path`"),
+        ("file,label\na.mp4,x\n", "no column `path`"),
+        ("path,lable\na.mp4,x\n", "unknown column 'lable'"),
+        ("path\n", "no clip found"),
+        ("path,clip_id\na.mp4,1\nb.mp4,1\n", "line 3: clip_id '1' occurs twice"),
+        ("path\na.mp4\na.mp4\n", "line 3: clip_id 'a' occurs twice"),
+        ("path,apex_frame\na.mp4,-1\n", "line 2: apex_frame '-1'"),
+        ("path,apex_frame\na.mp4,late\n", "line 2: apex_frame 'late'"),
+        ("path,fps\na.mp4,0\n", "line 2: fps '0'"),
+        ("path,fps\na.mp4,fast\n", "line 2: fps 'fast'"),
+        ("path,fps\na.mp4,1/0\n", "line 2: fps '1/0'"),
+        ("path,label\n,x\n", "line 2: `path` is empty"),
+        ("path,label\na.mp4\n", "line 2: not as many cells"),
+        ("path,label\na.mp4,x,y\n", "line 2: not as many cells"),
+    ],
+)
+def test_rows_that_are_not_right(tmp_path, text, message):
+    with pytest.raises(InputError) as caught:
+        read_manifest(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "m.csv" in str(caught.value)
+
+
+def test_a_csv_in_another_encoding_and_no_csv(tmp_path):
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_manifest(write(tmp_path, "path,subject\na.mp4,J\u00fcrgen\n", "latin-1"))
+    with pytest.raises(InputError, match=r"nosuch\.csv: cannot be read"):
+        read_manifest(str(tmp_path / "nosuch.csv"))
+
+
+def test_classes(tmp_path):
+    text = "path,label\na.mp4,sad\nb.mp4,glad\nc.mp4,\n"
+    entries = read_manifest(write(tmp_path, text))
+    assert class_names(entries) == ["glad", "sad"]
+    assert class_names(entries, ["sad", "calm", "glad"]) == ["sad", "calm", "glad"]
+    with pytest.raises(InputError, match=r"a\.mp4: unknown class 'sad'.*glad, calm"):
+        class_names(entries, ["glad", "calm"])
+    with pytest.raises(InputError, match="occurs twice"):
+        class_names(entries, ["sad", "glad", "sad"])
+
+
+def test_the_drawn_set(drawn_videos):
+    entries = read_manifest(str(drawn_videos / "manifest.csv"))
+    assert len(entries) == 56
+    assert all(entry.path.exists() for entry in entries)
+    assert len(class_names(entries)) == 7
