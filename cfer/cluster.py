@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import ray
 
@@ -14,6 +15,8 @@ def join_cluster(show_worker_output: bool) -> None:
     to run. Start one with `ray start --head` where a dashboard is wanted.
     """
     if not ray.is_initialized():
+        # Ray's C++ core writes warnings of its own workings to the terminal, past any logger.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(
             include_dashboard=False,
             log_to_driver=show_worker_output,

@@ -38,6 +38,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor
 
 from cfer import evaluate, tracking
+from cfer.cluster import join_cluster
 from cfer.data import (
     Augmentation,
     BatchMaker,
@@ -570,8 +571,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         _say(f"run {config.run} is finished already; nothing to do (give another --run to train)")
         return record["finished"]
 
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+    join_cluster(show_worker_output=True)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Ray Train looks every 2 s for what its workers report, and a report waits until it looks:
     # longer than an epoch on a small data set takes.
@@ -739,6 +739,7 @@ def _fit(
             "classes": description.classes,
             "frames": config.frames,
             **description.codec,
+            "window_gops": description.settings["window_gops"],
             "identity_network": description.identity["name"],
             "data_set": description.name,
             "data_digest": description.digest,

@@ -118,7 +118,7 @@ def cut(data: bytes) -> bytes:
 def scrambled(data: bytes) -> bytes:
     damaged = bytearray(data)
     middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
-    damaged[middle : middle + 2000] = bytes(range(0, 250)) * 8
+    damaged[middle : middle + 2000] = bytes(range(250)) * 8
     return bytes(damaged)
 
 
