@@ -247,7 +247,8 @@ def train_worker(setup: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     torch.manual_seed(config.seed)
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     tracking.connect(setup["tracking_uri"])
     tracker = tracking.Tracker(setup["run_id"]) if rank == 0 else tracking.NoTracker()
     train_rows = _share("train", rank, setup["identity_dim"])
