@@ -572,7 +572,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         _say(f"run {config.run} is finished already; nothing to do (give another --run to train)")
         return record["finished"]
 
-    join_cluster(show_worker_output=True)
+    join_cluster(for_training=True)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Ray Train looks every 2 s for what its workers report, and a report waits until it looks:
     # longer than an epoch on a small data set takes.

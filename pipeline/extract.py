@@ -466,7 +466,7 @@ def _run(
     num_actors: int | None,
     use_gpu: bool,
 ) -> None:
-    join_cluster(show_worker_output=False)
+    join_cluster(for_training=False)
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     room = gpus if use_gpu else cpus
