@@ -47,8 +47,8 @@ DOWNLOAD_TIMEOUT_SECONDS = 10
 BATCH = 32
 # dlib's detector needs a face of 80 pixels; a crop of cfer.faces enlarged to this has one of 190.
 DLIB_PICTURE_SIZE = 320
-# Where dlib's detector puts its square in a crop of cfer.faces: left, top, right, bottom as shares
-# of the side. `python -m cfer.identity VIDEO...` measures it.
+# About where dlib's own detector puts its square in a crop of cfer.faces: left, top, right, bottom
+# as shares of the side.
 DLIB_FACE = (0.20, 0.26, 0.80, 0.86)
 
 

@@ -22,6 +22,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -249,6 +250,8 @@ def train_worker(setup: dict[str, Any]) -> None:
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # DDP's advice on the memory layout of 1×1 convolutions, where both layouts are the same.
+    warnings.filterwarnings("ignore", "Grad strides do not match")
     tracking.connect(setup["tracking_uri"])
     tracker = tracking.Tracker(setup["run_id"]) if rank == 0 else tracking.NoTracker()
     train_rows = _share("train", rank, setup["identity_dim"])

@@ -406,13 +406,12 @@ def extract(
     weights: Path | None = None,
     num_actors: int | None = None,
     use_gpu: bool = False,
-) -> tuple[Description, float]:
-    """Extract a data set, or what is left of it → its description, and the seconds it took.
+) -> tuple[Description, int]:
+    """Extract a data set, or what is left of it → its description, and how many frames were new.
 
     Raises:
         InputError: a manifest, an option or an existing output that is not right.
     """
-    started = time.monotonic()
     entries = [_absolute(entry) for entry in read_manifest(videos)]
     names = class_names(entries, classes)
     before = _read_plan(out)
@@ -433,7 +432,7 @@ def extract(
     left = [shard for shard in planned if done[shard.index] is None]
     if not left and _is_described(out, receipts):
         log.info("%s is complete: %d shards, nothing to do", out, len(receipts))
-        return read_description(out), time.monotonic() - started
+        return read_description(out), 0
 
     folder = Folder(out)
     folder.delete("dataset.json")
@@ -445,15 +444,17 @@ def extract(
         len(planned),
         len(receipts),
     )
+    num_new_frames = 0
     if left:
         _run(left, out, settings, names, weights, recogniser, num_actors, use_gpu)
         for shard in left:
             receipt = shard_is_done(out, shard.index, shard.digest)
             assert receipt is not None, f"shard {shard.index} was written and is not there"
             receipts.append(receipt)
+            num_new_frames += receipt.frames
     receipts.sort(key=lambda receipt: receipt.index)
     write_description(out, _description(entries, settings, names, recogniser, receipts))
-    return read_description(out), time.monotonic() - started
+    return read_description(out), num_new_frames
 
 
 def _run(
@@ -597,13 +598,14 @@ def _version(package: str) -> str:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def summary(description: Description, out: str, seconds: float) -> str:
+def summary(description: Description, out: str, num_new_frames: int, seconds: float) -> str:
     """What the job says at its end."""
     counts = description.counts
+    speed = f"{num_new_frames / seconds:.0f} frames/s" if num_new_frames else "nothing new"
     lines = [
         f"{out}: {counts['clips']} clips, {counts['frames']} frames, {counts['bytes']:,} bytes in "
         f"{len(description.shards)} shards; identity by {description.identity['name']}; "
-        f"{seconds:.1f} s, {counts['frames'] / seconds:.0f} frames/s",
+        f"{seconds:.1f} s, {speed}",
         f"{counts['failures']} failures"
         + (f", listed in {Folder(out).name_of('failures.csv')}:" if counts["failures"] else ""),
     ]
@@ -637,7 +639,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--residuals", choices=("accumulated", "direct"), help="(accumulated)")
     parser.add_argument("--identity", choices=NAMES, help="frozen face recogniser (auto)")
     parser.add_argument("--identity-weights", type=Path, help="file of FaceNet's weights")
-    parser.add_argument("--window-gops", type=int, help="cut longer clips into windows of so (20)")
+    parser.add_argument(
+        "--window-gops", type=int, help="cut longer clips into windows of this many GOPs (20)"
+    )
     parser.add_argument(
         "--clips-per-shard", type=int, help="unit of work, and of what a kill can lose (4)"
     )
@@ -665,7 +669,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.actors is not None and arguments.actors < 1:
         raise InputError(f"--actors {arguments.actors}: give 1 or more")
     _log_to(arguments.out)
-    description, seconds = extract(
+    started = time.monotonic()
+    description, num_new_frames = extract(
         arguments.videos,
         arguments.out,
         settings,
@@ -674,7 +679,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_actors=arguments.actors,
         use_gpu=arguments.gpu,
     )
-    log.info("%s", summary(description, arguments.out, seconds))
+    seconds = time.monotonic() - started
+    log.info("%s", summary(description, arguments.out, num_new_frames, seconds))
     num_failures = len(description.failures)
     if num_failures > arguments.max_failures:
         log.info("more failures than --max-failures %d", arguments.max_failures)

@@ -13,6 +13,7 @@ import csv
 import glob
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -79,6 +80,12 @@ def read_manifest(videos: str) -> list[Entry]:
             f"({', '.join(VIDEO_SUFFIXES)}) or folders of numbered pictures, a glob pattern in "
             "quotes, or a CSV with a `path` column"
         )
+    for entry in entries:
+        if re.search(r"#\d{4,}$", entry.clip_id):
+            raise InputError(
+                f"--videos {videos}: {entry.source}: its clip_id {entry.clip_id!r} ends as those "
+                "of a long video's windows do; give it another name"
+            )
     return sorted(entries, key=lambda entry: entry.clip_id)
 
 

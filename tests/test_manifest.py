@@ -118,6 +118,11 @@ def test_a_csv_in_another_encoding_and_no_csv(tmp_path):
         read_manifest(str(tmp_path / "nosuch.csv"))
 
 
+def test_a_name_that_windows_have_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a\.mp4: its clip_id 'a#0001' ends as those"):
+        read_manifest(str(write(tmp_path, "path,clip_id\na.mp4,a#0001\n")))
+
+
 def test_classes(tmp_path):
     text = "path,label\na.mp4,sad\nb.mp4,glad\nc.mp4,\n"
     entries = read_manifest(write(tmp_path, text))
