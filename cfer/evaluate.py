@@ -8,6 +8,7 @@ Identity leakage, with the encoder frozen:
   * strict subject probe: a logistic regression that names the subject from z_R, trained on clips of
     some classes and tested on the other classes, so that it can't use the expression;
   * the same with the nearest neighbour (cosine) in place of the regression;
+  * AUC of the cosine between two clips' codes for "same subject", across classes; 0.5 is chance;
   * R² of a ridge regression from z_R to z_I, cross-validated with each subject in one fold.
 The subject probes are for training subjects and for held-out subjects apart; 1/subjects is chance.
 """
@@ -34,7 +35,7 @@ from cfer.shards import read_description, unpack_residuals
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUM_CLASS_SPLITS = 5
+NUM_CLASS_SPLITS = 10
 TESTED_CLASS_FRACTION = 2 / 7
 
 
@@ -107,7 +108,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 def subject_probes(
     z_R: np.ndarray, subjects: Sequence[str | None], labels: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Accuracies of naming the subject from z_R across classes: `linear`, `knn`, and `chance`.
+    """Accuracies of naming the subject from z_R across classes: `linear`, `knn`, `chance`; and `auc`.
 
     Averaged over `NUM_CLASS_SPLITS` random splits of the classes. Clips without a subject are left
     out. Empty where fewer than two subjects have clips of more than one class.
@@ -144,7 +145,30 @@ def subject_probes(
                 probe.fit(scaled[~tested], people[~tested])
             scores[name].append(float(probe.score(scaled[tested_known], people[tested_known])))
         scores["chance"].append(1 / len(candidates))
+    if scores:
+        scores["auc"].append(same_subject_auc(codes, people, classes))
     return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def same_subject_auc(codes: np.ndarray, people: np.ndarray, classes: np.ndarray) -> float:
+    """How well the cosine of two codes tells "same subject" from "another": AUC, 0.5 is chance.
+
+    Over all pairs of clips of different classes, each code less its class's mean, so that the
+    expression says nothing. It uses every pair, and so is steadier than naming one of many people.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    centred = codes.astype(np.float64)
+    for name in np.unique(classes):
+        centred[classes == name] -= centred[classes == name].mean(0)
+    std = centred.std(0)
+    scaled = centred / np.where(std > 1e-6, std, 1)
+    scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
+    first, second = np.triu_indices(len(codes), 1)
+    across = classes[first] != classes[second]
+    first, second = first[across], second[across]
+    cosines = (scaled @ scaled.T)[first, second]
+    return float(roc_auc_score(people[first] == people[second], cosines))
 
 
 def identity_r2(z_R: np.ndarray, z_I: np.ndarray, subjects: Sequence[str | None]) -> float:
@@ -230,6 +254,8 @@ TABLE_METRICS = {
     "probe train": "probe_linear_train_subjects",
     "(chance) ": "probe_chance_train_subjects",
     "1-NN held-out": "probe_knn_held_out_subjects",
+    "AUC held-out": "probe_auc_held_out_subjects",
+    "AUC train": "probe_auc_train_subjects",
     "R² z_R→z_I": "identity_r2",
     "vCLUB": "val_vclub",
 }

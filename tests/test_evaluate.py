@@ -64,6 +64,8 @@ def test_probes_find_identity_and_do_not_invent_it() -> None:
     for probe in ("linear", "knn"):
         assert with_identity[probe] > 0.8
         assert without[probe] < 0.25
+    assert with_identity["auc"] > 0.95
+    assert without["auc"] == pytest.approx(0.5, abs=0.06)
     assert subject_probes(code(3.0, 1.0), [None] * len(SUBJECTS), LABELS, seed=0) == {}
 
 
