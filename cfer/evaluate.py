@@ -108,7 +108,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 def subject_probes(
     z_R: np.ndarray, subjects: Sequence[str | None], labels: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Accuracies of naming the subject from z_R across classes, `linear`, `knn` and `chance`; `auc`.
+    """Accuracies of naming the subject from z_R across classes: `linear`, `knn`; `chance`; `auc`.
 
     Averaged over `NUM_CLASS_SPLITS` random splits of the classes. Clips without a subject are left
     out. Empty where fewer than two subjects have clips of more than one class.
