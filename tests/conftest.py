@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def trained_store(drawn_shards: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URI of an empty bucket on an S3 server of our own, on loopback."""
+    import urllib.error
     import urllib.request
 
     from moto.server import ThreadedMotoServer
@@ -100,6 +102,13 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).close()
+    for attempt in range(100):
+        try:
+            bucket = urllib.request.Request(f"{endpoint}/bucket", method="PUT")
+            urllib.request.urlopen(bucket).close()
+            break
+        except urllib.error.URLError:  # its thread has not bound the port yet
+            assert attempt < 99, "the S3 server did not start"
+            time.sleep(0.1)
     yield "s3://bucket"
     server.stop()
