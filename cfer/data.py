@@ -373,17 +373,21 @@ class Augmentation:
         max_shift_pixels: largest shift in each direction, in pixels of the crop (even); what comes
             in from outside is zero residual.
         gain_jitter: the residual is multiplied by up to exp(±this).
-        noise: standard deviation of white noise, in grey levels.
     """
 
     flip_probability: float = 0.5
     max_shift_pixels: int = 8
     gain_jitter: float = 0.3
-    noise: float = 0.0
 
 
-def augment(planes: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """Vary float planes (N, T, 6, S/2, S/2) of `residual_planes`; the draws come from the CPU."""
+def augment(
+    planes: Tensor, settings: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Vary float planes (N, T, 6, S/2, S/2) of `residual_planes`; the draws come from the CPU.
+
+    Returns:
+        The planes, and which clips were flipped, bool (N,).
+    """
     num_clips, side = len(planes), planes.shape[-1]
 
     def draw(*shape: int) -> Tensor:
@@ -409,11 +413,7 @@ def augment(planes: Tensor, settings: Augmentation, generator: torch.Generator) 
         planes = moved.permute(0, 3, 4, 1, 2) * inside.reshape(num_clips, 1, 1, side, side)
 
     gain = torch.exp(settings.gain_jitter * (2 * draw(num_clips, 1, 1, 1, 1) - 1))
-    planes = planes * gain
-    if settings.noise:
-        scale = settings.noise / 128
-        planes = planes + scale * torch.randn(planes.shape, generator=generator).to(planes.device)
-    return planes
+    return planes * gain, flip
 
 
 class BatchMaker:
@@ -451,7 +451,9 @@ class BatchMaker:
         order = np.concatenate([draws.permutation(len(self.rows)) for _ in range(rounds)])[:needed]
         for chosen in order.reshape(num_steps, batch_size):
             batch = self._batch(chosen.tolist(), draws)
-            batch.planes = augment(batch.planes, augmentation, generator)
+            batch.planes, flipped = augment(batch.planes, augmentation, generator)
+            mirrored = batch.apex.flip(-1)
+            batch.apex = torch.where(flipped.reshape(-1, 1, 1, 1), mirrored, batch.apex)
             yield batch
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:

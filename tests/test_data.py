@@ -131,19 +131,20 @@ def test_flip_moves_each_pixel_to_its_mirror_place() -> None:
         return torch.from_numpy(np.concatenate([luma, chroma.reshape(8, 16)])[None, None])
 
     mirrored = packed(luma[:, ::-1].copy(), chroma[:, :, ::-1].copy())
-    flipped = augment(
+    flipped, which = augment(
         residual_planes(packed(luma, chroma)),
         replace(NO_CHANGE, flip_probability=1.0),
         torch.Generator().manual_seed(0),
     )
     assert torch.equal(flipped, residual_planes(mirrored))
+    assert which.all()
 
 
 def test_shift_fills_with_zero_residual_and_moves_all_frames_alike() -> None:
     planes = torch.ones(64, 2, 6, 8, 8)
     planes[:, 1] = 2.0
     settings = replace(NO_CHANGE, max_shift_pixels=4)
-    shifted = augment(planes, settings, torch.Generator().manual_seed(0))
+    shifted, _ = augment(planes, settings, torch.Generator().manual_seed(0))
     assert torch.equal(shifted[:, 1], 2 * shifted[:, 0])
     areas = set()
     for clip in shifted[:, 0, 0]:
@@ -155,7 +156,7 @@ def test_shift_fills_with_zero_residual_and_moves_all_frames_alike() -> None:
 
     marked = torch.zeros(64, 1, 6, 8, 8)
     marked[:, :, :, 4, 4] = 1.0
-    moved = augment(marked, settings, torch.Generator().manual_seed(0))
+    moved, _ = augment(marked, settings, torch.Generator().manual_seed(0))
     assert torch.equal(moved.flatten(2).sum(2), torch.full((64, 1), 6.0))
     places = moved[:, 0, 0].flatten(1).argmax(1)
     assert {int(p) // 8 for p in places} == {int(p) % 8 for p in places} == {2, 3, 4, 5, 6}
@@ -163,7 +164,9 @@ def test_shift_fills_with_zero_residual_and_moves_all_frames_alike() -> None:
 
 def test_gain_is_one_per_clip_and_within_its_range() -> None:
     planes = torch.ones(200, 2, 6, 4, 4)
-    gains = augment(planes, replace(NO_CHANGE, gain_jitter=0.5), torch.Generator().manual_seed(0))
+    gains, _ = augment(
+        planes, replace(NO_CHANGE, gain_jitter=0.5), torch.Generator().manual_seed(0)
+    )
     per_clip = gains[:, 0, 0, 0, 0]
     assert torch.equal(gains, per_clip.reshape(-1, 1, 1, 1, 1).expand_as(gains))
     assert float(per_clip.min()) >= np.exp(-0.5) - 1e-6
@@ -226,6 +229,14 @@ def test_epochs_are_a_function_of_seed_epoch_and_rank(
     # 12 places for 10 clips: each once, before two come twice.
     identities = torch.cat([batch.z_I for batch in first])
     assert len(torch.unique(identities[:10], dim=0)) == 10
+
+    # What is rebuilt from a mirrored clip is the mirrored apex.
+    mirroring = replace(NO_CHANGE, flip_probability=1.0)
+    plain, mirrored = (
+        next(maker.training_epoch(1, 4, settings, 0, 0, 0)) for settings in (NO_CHANGE, mirroring)
+    )
+    assert torch.equal(mirrored.apex, plain.apex.flip(-1))
+    assert not torch.equal(mirrored.apex, plain.apex)
 
     whole = torch.cat([batch.z_I for batch in maker.in_order(4)])
     torch.testing.assert_close(whole, standardise(rows.z_I))
