@@ -248,8 +248,9 @@ def train_worker(setup: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     torch.manual_seed(config.seed)
 
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray Train logs every report whole, under a logger that is named by its file's path.
+    logging.disable(logging.INFO)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # DDP's advice on the memory layout of 1×1 convolutions, where both layouts are the same.
     warnings.filterwarnings("ignore", "Grad strides do not match")
     tracking.connect(setup["tracking_uri"])

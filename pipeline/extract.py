@@ -61,6 +61,7 @@ from pipeline.manifest import Entry, class_names, read_manifest
 
 PLAN_NAME = "extraction.json"
 LOG_NAME = "extract.log"
+PROGRESS_SECONDS = 10
 # A clip at which this many workers died in one job is at fault itself.
 CRASHES_OF_A_BAD_CLIP = 2
 
@@ -509,9 +510,9 @@ def _run(
 def _with_progress(
     receipts: Iterable[dict[str, Any]], sizes: dict[int, int]
 ) -> Iterator[dict[str, Any]]:
-    """A bar on a terminal, a line per shard elsewhere."""
+    """A bar on a terminal, a line every few seconds elsewhere; the log file has every shard."""
     total = sum(sizes.values())
-    started = time.monotonic()
+    started = said = time.monotonic()
     finished = failed = 0
     with tqdm(total=total, desc="extracting", unit="clip", disable=None) as bar:
         for receipt in receipts:
@@ -519,9 +520,12 @@ def _with_progress(
             failed += receipt["failures"]
             bar.update(sizes[receipt["index"]])
             bar.set_postfix(failures=failed)
-            seconds = time.monotonic() - started
+            now = time.monotonic()
+            seconds = now - started
+            is_due = bar.disable and (now - said > PROGRESS_SECONDS or finished == total)
+            said = now if is_due else said
             log.log(
-                logging.DEBUG if not bar.disable else logging.INFO,
+                logging.INFO if is_due else logging.DEBUG,
                 "%d of %d clips, %d failures, %.0f s, about %.0f s left",
                 finished,
                 total,
