@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,25 +93,31 @@ def trained_store(drawn_shards: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URI of an empty bucket on an S3 server of our own, on loopback."""
-    import urllib.error
-    import urllib.request
-
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    for attempt in range(100):
-        try:
-            bucket = urllib.request.Request(f"{endpoint}/bucket", method="PUT")
-            urllib.request.urlopen(bucket).close()
-            break
-        except urllib.error.URLError:  # its thread has not bound the port yet
-            assert attempt < 99, "the S3 server did not start"
-            time.sleep(0.1)
-    yield "s3://bucket"
-    server.stop()
+    deadline = time.monotonic() + 60
+    try:
+        while True:
+            try:
+                bucket = urllib.request.Request(f"{endpoint}/bucket", method="PUT")
+                urllib.request.urlopen(bucket).close()
+                break
+            except urllib.error.URLError:  # it does not listen yet
+                assert server.poll() is None, "the S3 server ended"
+                assert time.monotonic() < deadline, "the S3 server did not start"
+                time.sleep(0.2)
+        yield "s3://bucket"
+    finally:
+        server.kill()
+        server.wait()
