@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,10 +109,13 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     try:
         while True:
             try:
-                bucket = urllib.request.Request(f"{endpoint}/bucket", method="PUT")
-                urllib.request.urlopen(bucket).close()
+                # Not urllib, which would keep the proxies that it found at its first use.
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+                connection.request("PUT", "/bucket")
+                assert connection.getresponse().status == 200
+                connection.close()
                 break
-            except urllib.error.URLError:  # it does not listen yet
+            except ConnectionError:  # it does not listen yet
                 assert server.poll() is None, "the S3 server ended"
                 assert time.monotonic() < deadline, "the S3 server did not start"
                 time.sleep(0.2)
