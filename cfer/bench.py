@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from cfer.clips import open_pictures
 from cfer.codec import GRAY, Bitstream, CodecSettings, encode
 from cfer.errors import InputError, exit_with_message
 
@@ -40,16 +41,12 @@ def moving_texture(num_frames: int, size: int) -> list[np.ndarray]:
 
 def read_square_pictures(path: Path, size: int, max_frames: int) -> list[np.ndarray]:
     """The middle square of a video's first frames, scaled: RGB, uint8 (size, size, 3) each."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such video")
     pictures = []
-    with av.open(str(path)) as container:
-        for frame in itertools.islice(container.decode(video=0), max_frames):
-            picture = frame.to_ndarray(format="rgb24")
-            side = min(picture.shape[:2])
-            top, left = ((length - side) // 2 for length in picture.shape[:2])
-            square = picture[top : top + side, left : left + side]
-            pictures.append(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
+    for picture in itertools.islice(open_pictures(path), max_frames):
+        side = min(picture.shape[:2])
+        top, left = ((length - side) // 2 for length in picture.shape[:2])
+        square = picture[top : top + side, left : left + side]
+        pictures.append(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
     return pictures
 
 

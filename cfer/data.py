@@ -25,7 +25,6 @@ from cfer.errors import InputError
 from cfer.game import Batch
 from cfer.model import APEX_SIZE, residual_planes
 from cfer.shards import read_description, unpack_residuals
-from cfer.storage import Folder
 
 COLUMNS = (
     "clip_id",
@@ -112,12 +111,8 @@ def read_index(directory: str) -> ClipIndex:
         InputError: not a complete data set, or one without a labelled clip.
     """
     names = ["clip_id", "subject", "label", "split", "apex_frame", "residual_frames"]
-    folder = Folder(directory)
-    tables = [
-        pq.read_table(f"{folder.path}/{receipt.file}", columns=names, filesystem=folder.filesystem)
-        for receipt in read_description(directory).shards
-        if receipt.rows
-    ]
+    paths = read_description(directory).shard_paths(directory)
+    tables = [pq.read_table(path, columns=names) for path in paths]
     rows = pa.concat_tables(tables).to_pylist() if tables else []
     labelled = [row for row in rows if row["label"] is not None]
     if not labelled:
@@ -249,18 +244,11 @@ def read_clips(
             schema=_CHOSEN_SCHEMA,
         )
 
-    folder = Folder(directory)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    rows = ray.data.read_parquet(
-        [
-            f"{folder.path}/{receipt.file}"
-            for receipt in read_description(directory).shards
-            if receipt.rows
-        ],
-        filesystem=folder.filesystem,
-    ).select_columns(list(COLUMNS))
+    paths = read_description(directory).shard_paths(directory)
+    rows = ray.data.read_parquet(paths, columns=list(COLUMNS))
     return rows.map_batches(choose, batch_format="pyarrow", batch_size=None)
 
 
@@ -320,10 +308,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.frames)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(frames.nbytes for frames in self.frames)
 
 
 def load_rows(records: Sequence[dict[str, Any]], identity_dim: int) -> Rows:

@@ -26,7 +26,7 @@ import numpy as np
 from mlflow.entities import Run
 
 from cfer import tracking
-from cfer.data import LAST, parse_frame_rule, read_clips, read_index
+from cfer.data import parse_frame_rule, read_clips, read_index
 from cfer.errors import InputError, exit_with_message
 from cfer.shards import read_description, unpack_residuals
 
@@ -324,7 +324,7 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
                 f"{data}: its {name} is {given}, and {model} was trained on {known[name]}; "
                 "extract the data set with the model's settings"
             )
-    rule = LAST if known["frames"] == LAST else parse_frame_rule(str(known["frames"]))
+    rule = parse_frame_rule(str(known["frames"]))
     index = read_index(data)
     confusion = np.zeros((len(known["classes"]),) * 2, np.int64)
     for row in read_clips(data, index.clip_ids, rule, for_training=False).iter_rows():

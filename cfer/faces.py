@@ -27,11 +27,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from facenet_pytorch import MTCNN
 
 from cfer.clips import ClipError, Pictures, open_pictures, windows
-from cfer.errors import InputError
 
 LOOKS = 5  # frames of a window in which a face is looked for
 MIN_PROBABILITY = 0.95
@@ -266,9 +264,3 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     shared = max(width, 0) * max(height, 0)
     return float(shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared))
-
-
-def check_device(device: str) -> None:
-    """Raises InputError where a GPU was asked for and there is none."""
-    if device != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"device {device}: this machine has no usable GPU; leave --gpu away")

@@ -11,6 +11,11 @@ import pyarrow.fs as pafs
 from cfer.errors import InputError
 
 
+def absolute_location(location: str) -> str:
+    """A URI as it is; a local path made absolute, for processes with other working directories."""
+    return location if "://" in location else os.path.abspath(location)
+
+
 class Folder:
     """A folder named by a local path or by a URI that Arrow knows (`s3://bucket/prefix`, ...).
 

@@ -61,7 +61,7 @@ from cfer.game import Weights, play_turn
 from cfer.mi import IdentityEstimator, identity_moments, log_likelihood, vclub
 from cfer.model import ModelConfig, Recogniser
 from cfer.shards import Description, read_description
-from cfer.storage import Folder
+from cfer.storage import Folder, absolute_location
 
 STATE_NAME = "state.pt"
 SEAL_NAME = "state.json"
@@ -570,7 +570,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         )
     if not config.run:
         config = replace(config, run=time.strftime("%Y%m%d-%H%M%S"))
-    location = _absolute(f"{config.storage.rstrip('/')}/{config.run}")
+    location = absolute_location(f"{config.storage.rstrip('/')}/{config.run}")
     record = _read_record(location, config, description)
     if record is not None and record["finished"]:
         _say(f"run {config.run} is finished already; nothing to do (give another --run to train)")
@@ -661,10 +661,6 @@ def _without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
     return config
 
 
-def _absolute(location: str) -> str:
-    return location if "://" in location else os.path.abspath(location)
-
-
 def _read_record(
     location: str, config: TrainConfig, description: Description
 ) -> dict[str, Any] | None:
@@ -704,7 +700,7 @@ def _create_tracked_run(config: TrainConfig, description: Description) -> str:
         dataset={
             "name": description.name,
             "digest": description.digest,
-            "location": _absolute(config.data),
+            "location": absolute_location(config.data),
         },
     )
 
@@ -766,7 +762,7 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as its predecessor
             name=config.run,
-            storage_path=_absolute(config.storage),
+            storage_path=absolute_location(config.storage),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(max_failures=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),

@@ -56,7 +56,7 @@ from cfer.shards import (
     write_description,
     write_shard,
 )
-from cfer.storage import Folder
+from cfer.storage import Folder, absolute_location
 from pipeline.manifest import Entry, class_names, read_manifest
 
 PLAN_NAME = "extraction.json"
@@ -490,7 +490,7 @@ def _run(
     receipts = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         cast(Any, Extractor),
         fn_constructor_kwargs={
-            "out": _absolute_location(out),
+            "out": absolute_location(out),
             "settings": settings,
             "classes": classes,
             "weights": None if weights is None else weights.resolve(),
@@ -542,10 +542,6 @@ def _with_identity(settings: Settings, name: str) -> Settings:
 
 def _absolute(entry: Entry) -> Entry:
     return Entry(**{**asdict(entry), "path": entry.path.resolve()})
-
-
-def _absolute_location(out: str) -> str:
-    return out if "://" in out else str(Path(out).resolve())
 
 
 def _is_described(out: str, receipts: Sequence[Receipt]) -> bool:
