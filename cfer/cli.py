@@ -86,7 +86,7 @@ def predict(arguments: argparse.Namespace) -> int:
                     {
                         "start_seconds": round(prediction.start_seconds, 3),
                         "end_seconds": round(prediction.end_seconds, 3),
-                        "num_residuals": prediction.num_residuals,
+                        "num_frames": prediction.num_frames,
                         "label": prediction.label,
                         "probabilities": prediction.probabilities,
                     }
@@ -95,7 +95,7 @@ def predict(arguments: argparse.Namespace) -> int:
             continue
         print(
             f"{prediction.start_seconds:.2f} to {prediction.end_seconds:.2f} s, from "
-            f"{prediction.num_residuals} residuals: {prediction.label}"
+            f"{prediction.num_frames} P-frames: {prediction.label}"
         )
         for name, probability in prediction.probabilities.items():
             print(f"  {name:16s} {probability:.4f} {'#' * round(40 * probability)}")

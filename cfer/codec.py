@@ -292,15 +292,20 @@ class Bitstream:
 
     def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Decode everything, as any player does: (y, u, v) of each frame, uint8."""
-        for gop in self.gops:
-            coded = [n for n in gop if self.frame_types[n] != "N"]
-            frames = iter(
-                self._decode([self._i_packet(gop), *(self.packets[n] for n in coded[1:])])
-            )
-            for number in gop:
-                if self.frame_types[number] != "N":
-                    picture = _planes(next(frames))
-                yield picture
+        for number in range(len(self.gops)):
+            yield from self.gop_pictures(number)
+
+    def gop_pictures(self, gop: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The pictures of one GOP: (y, u, v) of each frame, uint8."""
+        numbers = self.gops[gop]
+        coded = [n for n in numbers if self.frame_types[n] != "N"]
+        frames = iter(
+            self._decode([self._i_packet(numbers), *(self.packets[n] for n in coded[1:])])
+        )
+        for number in numbers:
+            if self.frame_types[number] != "N":
+                picture = _planes(next(frames))
+            yield picture
 
     def i_frames(self) -> list[np.ndarray]:
         """The I-frame of every GOP as RGB, uint8 (H, W, 3)."""

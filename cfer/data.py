@@ -1,87 +1,40 @@
-"""From shards to batches: which clips, which residual frames of them, and how they are varied.
+"""From shards to batches: which clips, which frames of them, and how they are varied.
 
-The clips of a data set are few and, once their residual frames are chosen, small (a 112 × 112
-frame is 19 kB): Ray Data reads the shards once, chooses the frames where the shard is read, and
-each training worker keeps its share in memory as uint8. So an epoch costs no input at all, and its
-order is a function of (seed, epoch, rank): a resumed run goes on exactly as an undisturbed one.
+The clips of a data set are few and, once their frames are chosen, small (the planes of a 112 × 112
+frame are 19 kB): Ray Data reads the shards once, decodes and chooses the frames where the shard is
+read, and each training worker keeps its share in memory as uint8. So an epoch costs no input at
+all, and its order is a function of (seed, epoch, rank): a resumed run goes on exactly as an
+undisturbed one.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 import torch
 from PIL import Image
 from torch import Tensor
 
+from cfer.codec import Bitstream
 from cfer.errors import InputError
-from cfer.game import Batch
-from cfer.model import APEX_SIZE, residual_planes
-from cfer.shards import read_description, unpack_residuals
+from cfer.game import UNKNOWN_SUBJECT, Batch
+from cfer.inputs import LAST, Input, select_frames
+from cfer.model import APEX_SIZE, scale_planes
+from cfer.shards import read_description
 
-COLUMNS = (
-    "clip_id",
-    "subject",
-    "label",
-    "size",
-    "i_frame_numbers",
-    "residuals",
-    "residual_frames",
-    "identity",
-    "apex",
-)
-LAST = "last"
-FrameRule = str | int
+COLUMNS = ("clip_id", "subject", "label", "bitstream", "identity", "apex")
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
-
-
-def parse_frame_rule(text: str) -> FrameRule:
-    """`last`, or a number of frames ≥ 1."""
-    if text == LAST:
-        return LAST
-    if text.isdigit() and int(text) > 0:
-        return int(text)
-    raise InputError(f"--frames {text}: neither `{LAST}` nor a number of frames; give one of them")
-
-
-def select_frames(
-    i_frame_numbers: Sequence[int],
-    residual_frame_numbers: Sequence[int],
-    rule: FrameRule,
-    generator: np.random.Generator | None = None,
-) -> list[int]:
-    """The residual frames of a clip that the recogniser looks at.
-
-    Args:
-        i_frame_numbers: the clip's I-frames, ascending.
-        residual_frame_numbers: its P-frames, ascending.
-        rule: "last": the last P-frame of each GOP, which holds the GOP's whole change where
-            residuals are accumulated; or N: that many P-frames of the clip, all where it has fewer.
-        generator: for an N drawn at random, as in training; without one they are evenly spaced.
-
-    Returns:
-        Ascending frame numbers; none where the clip has no P-frame.
-    """
-    if rule == LAST:
-        gop = np.searchsorted(i_frame_numbers, residual_frame_numbers)
-        return [
-            int(frame)
-            for position, frame in enumerate(residual_frame_numbers)
-            if position + 1 == len(gop) or gop[position + 1] != gop[position]
-        ]
-    total, count = len(residual_frame_numbers), min(int(rule), len(residual_frame_numbers))
-    if generator is None:
-        chosen = ((np.arange(count) + 0.5) * total / max(count, 1)).astype(int)
-    else:
-        chosen = np.sort(generator.choice(total, count, replace=False))
-    return [int(residual_frame_numbers[position]) for position in chosen]
+LOSO = "loso"
 
 
 @dataclass(frozen=True)
@@ -108,7 +61,8 @@ def read_index(directory: str) -> ClipIndex:
     """Read the small columns of every shard.
 
     Raises:
-        InputError: not a complete data set, or one without a labelled clip.
+        InputError: not a complete data set, one without a labelled clip, or one subject under two
+            names.
     """
     names = ["clip_id", "subject", "label", "split", "apex_frame", "residual_frames"]
     paths = read_description(directory).shard_paths(directory)
@@ -126,6 +80,7 @@ def read_index(directory: str) -> ClipIndex:
             f"{directory}: {len(still)} clips have no P-frame, so no residual ({still[0]}, …); "
             "extract with a GOP of 2 or more"
         )
+    _check_names(directory, [row["subject"] for row in rows if row["subject"] is not None])
     return ClipIndex(
         clip_ids=[row["clip_id"] for row in labelled],
         subjects=[row["subject"] for row in labelled],
@@ -134,6 +89,20 @@ def read_index(directory: str) -> ClipIndex:
         num_annotated_apexes=sum(row["apex_frame"] is not None for row in labelled),
         num_unlabelled=len(rows) - len(labelled),
     )
+
+
+def _check_names(directory: str, subjects: Sequence[str]) -> None:
+    """One person under two names would be on both sides of a fold."""
+    spellings: dict[str, str] = {}
+    for subject in sorted(set(subjects)):
+        plain = "".join(unicodedata.normalize("NFKC", subject).casefold().split())
+        other = spellings.setdefault(plain, subject)
+        if other != subject:
+            raise InputError(
+                f"{directory}: the subjects {other!r} and {subject!r} differ in case or spaces "
+                "alone; if they are one person, who would be on both sides of a fold, give one "
+                "name, else two that are clearly different, and extract again"
+            )
 
 
 def split_by_column(index: ClipIndex) -> Split:
@@ -158,25 +127,67 @@ def split_by_column(index: ClipIndex) -> Split:
 
 
 def split_by_subject(
-    index: ClipIndex,
-    *,
-    seed: int,
-    val_fraction: float = 0.25,
-    val_subjects: Sequence[str] = (),
-    num_folds: int = 0,
-    fold: int = 0,
+    index: ClipIndex, *, seed: int, val_fraction: float = 0.25, val_subjects: Sequence[str] = ()
 ) -> Split:
     """Hold out subjects: nobody is on both sides.
 
     Args:
-        seed: orders the subjects, before a fraction or a fold is cut off.
+        seed: orders the subjects, before a fraction is cut off.
         val_fraction: share of the subjects to hold out, in (0, 1); at least one.
         val_subjects: exactly these instead.
-        num_folds, fold: or the `fold`-th (from 0) of `num_folds` parts, each subject in one.
 
     Raises:
         InputError: clips without a subject, unknown subjects, too few subjects.
     """
+    people = _people(index)
+    if not val_subjects:
+        shuffled = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
+        return _hold_out(index, set(shuffled[: max(1, round(val_fraction * len(people)))]))
+    unknown = sorted(set(val_subjects) - set(people))
+    if unknown:
+        raise InputError(
+            f"--val-subjects: {', '.join(unknown)}: not in the data set; its subjects are "
+            f"{', '.join(people[:20])}{', …' if len(people) > 20 else ''}"
+        )
+    return _hold_out(index, set(val_subjects))
+
+
+def split_into_folds(index: ClipIndex, folds: str, seed: int) -> list[Split]:
+    """Every subject is held out in exactly one fold; the folds' classes are balanced.
+
+    Args:
+        folds: a number, or `loso`: leave one subject out, as many folds as there are subjects.
+        seed: of the folds' composition (scikit-learn's StratifiedGroupKFold).
+
+    Raises:
+        InputError: clips without a subject; fewer than two folds, or more than there are subjects.
+    """
+    people = _people(index)
+    if folds == LOSO:
+        return [_hold_out(index, {person}) for person in people]
+    count = int(folds) if folds.isdecimal() else 0
+    if not 2 <= count <= len(people):
+        raise InputError(
+            f"--folds {folds}: of {len(people)} subjects there can be 2 to {len(people)} folds, or "
+            f"`{LOSO}`, which leaves each subject out once"
+        )
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    subjects = np.array(index.subjects)
+    divided = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class that is rarer than the folds are many can't be in all of them.
+        warnings.simplefilter("ignore", UserWarning)
+        held_out = [
+            set(subjects[tested]) for _, tested in divided.split(subjects, index.labels, subjects)
+        ]
+    splits = [_hold_out(index, {str(person) for person in part}) for part in held_out]
+    tested_clips = [clip_id for split in splits for clip_id in split.validation]
+    assert sorted(tested_clips) == sorted(index.clip_ids), "a clip is not in exactly one test fold"
+    return splits
+
+
+def _people(index: ClipIndex) -> list[str]:
     missing = sum(subject is None for subject in index.subjects)
     if missing:
         raise InputError(
@@ -189,29 +200,16 @@ def split_by_subject(
         raise InputError(
             f"--data: only {len(people)} subject; holding out subjects takes at least two"
         )
-    if val_subjects:
-        unknown = sorted(set(val_subjects) - set(people))
-        if unknown:
-            raise InputError(
-                f"--val-subjects: {', '.join(unknown)}: not in the data set; its subjects are "
-                f"{', '.join(people[:20])}{', …' if len(people) > 20 else ''}"
-            )
-        held_out = set(val_subjects)
-    else:
-        shuffled = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
-        if num_folds:
-            if not 2 <= num_folds <= len(people) or not 0 <= fold < num_folds:
-                raise InputError(
-                    f"--folds {num_folds} --fold {fold}: of {len(people)} subjects there can be 2 "
-                    f"to {len(people)} folds, numbered from 0"
-                )
-            held_out = set(shuffled[fold::num_folds])
-        else:
-            held_out = set(shuffled[: max(1, round(val_fraction * len(people)))])
+    return people
+
+
+def _hold_out(index: ClipIndex, held_out: set[str]) -> Split:
     sides = list(zip(index.clip_ids, index.subjects, strict=True))
     train = [clip_id for clip_id, subject in sides if subject not in held_out]
     validation = [clip_id for clip_id, subject in sides if subject in held_out]
-    assert not {s for _, s in sides if s in held_out} & {s for c, s in sides if c in set(train)}
+    subjects = dict(sides)
+    shared = {subjects[c] for c in train} & {subjects[c] for c in validation}
+    assert not shared, f"subjects on both sides of a fold: {shared}"
     return _checked(Split(train, validation), "the held-out subjects")
 
 
@@ -225,24 +223,23 @@ def _checked(split: Split, what: str) -> Split:
 
 
 def read_clips(
-    directory: str, clip_ids: Sequence[str], rule: FrameRule, for_training: bool
+    directory: str, clip_ids: Sequence[str], what: Input, for_training: bool
 ) -> ray.data.Dataset:
     """A lazy Ray Data set of these clips, in the order of the shards, one row each.
 
-    A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, 3S/2, S) as bytes; all P-frames
-    where training draws N of them anew each epoch, else only those that `rule` selects), `size`,
-    `z_I` (mean of the I-frames' embeddings, not standardised) and `apex` (RGB uint8
-    (32, 32, 3) as bytes, or null).
+    A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes; all P-frames
+    where training draws N of them anew each epoch, else only those that `what` selects),
+    `num_planes` and `side` (C and S/2), `z_I` (mean of the I-frames' embeddings, not standardised),
+    `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the packets that `what`
+    gives to the decoder).
     """
     wanted = pa.array(sorted(clip_ids))
-    draws_later = for_training and rule != LAST
+    draws_later = for_training and what.frames != LAST
 
     def choose(table: pa.Table) -> pa.Table:
-        kept = table.filter(pa.compute.is_in(table["clip_id"], value_set=wanted))
-        return pa.Table.from_pylist(
-            [_chosen(row, None if draws_later else rule) for row in kept.to_pylist()],
-            schema=_CHOSEN_SCHEMA,
-        )
+        kept = table.filter(pc.is_in(table["clip_id"], value_set=wanted))
+        rows = [_chosen(row, what, draws_later) for row in kept.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=_CHOSEN_SCHEMA)
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -257,19 +254,24 @@ _CHOSEN_SCHEMA = pa.schema(
         pa.field("clip_id", pa.string()),
         pa.field("subject", pa.string()),
         pa.field("label", pa.int64()),
-        pa.field("size", pa.int32()),
         pa.field("frames", pa.binary()),
+        pa.field("num_planes", pa.int32()),
+        pa.field("side", pa.int32()),
         pa.field("z_I", pa.list_(pa.float32())),
         pa.field("apex", pa.binary()),
+        pa.field("bytes_read", pa.int64()),
     ]
 )
 
 
-def _chosen(row: dict[str, Any], rule: FrameRule | None) -> dict[str, Any]:
-    residuals = unpack_residuals(row["residuals"], row["size"])
-    if rule is not None:
-        chosen = set(select_frames(row["i_frame_numbers"], row["residual_frames"], rule))
-        residuals = residuals[[frame in chosen for frame in row["residual_frames"]]]
+def _chosen(row: dict[str, Any], what: Input, all_frames: bool) -> dict[str, Any]:
+    bitstream = Bitstream(row["bitstream"], row["clip_id"])
+    gops = range(len(bitstream.gops))
+    if all_frames:
+        every = [frame for gop in bitstream.gops for frame in gop[1:]]
+        frames = what.read_frames(bitstream, gops, every)
+    else:
+        frames = what.read(bitstream, gops)
     apex = None
     if row["apex"] is not None:
         picture = Image.open(io.BytesIO(row["apex"])).convert("RGB")
@@ -278,11 +280,19 @@ def _chosen(row: dict[str, Any], rule: FrameRule | None) -> dict[str, Any]:
         "clip_id": row["clip_id"],
         "subject": row["subject"],
         "label": row["label"],
-        "size": row["size"],
-        "frames": residuals.tobytes(),
+        "frames": frames.tobytes(),
+        "num_planes": frames.shape[1],
+        "side": frames.shape[2],
         "z_I": np.mean(row["identity"], axis=0).astype(np.float32).tolist(),
         "apex": apex,
+        "bytes_read": sum(len(bitstream.packets[n]) for n in what.packets_read(bitstream, gops)),
     }
+
+
+def unpack_frames(record: Mapping[str, Any]) -> np.ndarray:
+    """The frames of a row of `read_clips`: read-only uint8 (P, C, S/2, S/2)."""
+    shape = (-1, int(record["num_planes"]), int(record["side"]), int(record["side"]))
+    return np.frombuffer(record["frames"], np.uint8).reshape(shape)
 
 
 @dataclass
@@ -290,12 +300,13 @@ class Rows:
     """The clips that one worker keeps in memory.
 
     Attributes:
-        frames: of each clip, uint8 (P, 3S/2, S).
+        frames: of each clip, uint8 (P, C, S/2, S/2).
         labels: int64 (N,).
         z_I: float32 (N, d), not standardised.
         apex: float32 (N, 3, 32, 32) in [0, 1]; zeros where `has_apex` is False.
         has_apex: bool (N,).
         subjects, clip_ids: N each.
+        bytes_read: int64 (N,), what the decoder was given for each clip.
     """
 
     frames: list[np.ndarray]
@@ -305,6 +316,7 @@ class Rows:
     has_apex: Tensor
     subjects: list[str | None]
     clip_ids: list[str]
+    bytes_read: Tensor
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -318,13 +330,14 @@ def load_rows(records: Sequence[dict[str, Any]], identity_dim: int) -> Rows:
             apex[position] = np.frombuffer(record["apex"], np.uint8).reshape(apex.shape[1:])
     z_I = np.array([record["z_I"] for record in records], np.float32).reshape(-1, identity_dim)
     return Rows(
-        frames=[unpack_residuals(record["frames"], int(record["size"])) for record in records],
+        frames=[unpack_frames(record) for record in records],
         labels=torch.tensor([int(record["label"]) for record in records], dtype=torch.int64),
         z_I=torch.from_numpy(z_I),
         apex=torch.from_numpy(apex).permute(0, 3, 1, 2).float() / 255,
         has_apex=torch.tensor([record["apex"] is not None for record in records]).bool(),
         subjects=[record["subject"] for record in records],
         clip_ids=[record["clip_id"] for record in records],
+        bytes_read=torch.tensor([int(record["bytes_read"]) for record in records]).long(),
     )
 
 
@@ -355,8 +368,8 @@ class Augmentation:
     Attributes:
         flip_probability: of a horizontal flip.
         max_shift_pixels: largest shift in each direction, in pixels of the crop (even); what comes
-            in from outside is zero residual.
-        gain_jitter: the residual is multiplied by up to exp(±this).
+            in from outside is zero residual, or mid-grey.
+        gain_jitter: the planes are multiplied by up to exp(±this).
     """
 
     flip_probability: float = 0.5
@@ -365,9 +378,9 @@ class Augmentation:
 
 
 def augment(
-    planes: Tensor, settings: Augmentation, generator: torch.Generator
+    planes: Tensor, what: Input, settings: Augmentation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Vary float planes (N, T, 6, S/2, S/2) of `residual_planes`; the draws come from the CPU.
+    """Vary float planes (N, T, C, S/2, S/2); the draws come from the CPU.
 
     Returns:
         The planes, and which clips were flipped, bool (N,).
@@ -377,7 +390,8 @@ def augment(
     def draw(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator).to(planes.device)
 
-    flipped = planes.flip(-1)[:, :, [1, 0, 3, 2, 4, 5]]
+    order, signs = what.mirror
+    flipped = planes.flip(-1)[:, :, order] * planes.new_tensor(signs).reshape(-1, 1, 1)
     flip = draw(num_clips) < settings.flip_probability
     planes = torch.where(flip.reshape(-1, 1, 1, 1, 1), flipped, planes)
 
@@ -406,14 +420,19 @@ class BatchMaker:
     def __init__(
         self,
         rows: Rows,
-        rule: FrameRule,
+        what: Input,
         standardise: Standardisation,
         device: torch.device,
+        training_subjects: Sequence[str] = (),
     ) -> None:
         self.rows = rows
-        self.rule = rule
+        self.what = what
         self.standardise = standardise
         self.device = device
+        numbers = {subject: number for number, subject in enumerate(training_subjects)}
+        self.subjects = torch.tensor(
+            [numbers.get(subject or "", UNKNOWN_SUBJECT) for subject in rows.subjects]
+        ).long()
 
     def training_epoch(
         self,
@@ -435,7 +454,7 @@ class BatchMaker:
         order = np.concatenate([draws.permutation(len(self.rows)) for _ in range(rounds)])[:needed]
         for chosen in order.reshape(num_steps, batch_size):
             batch = self._batch(chosen.tolist(), draws)
-            batch.planes, flipped = augment(batch.planes, augmentation, generator)
+            batch.planes, flipped = augment(batch.planes, self.what, augmentation, generator)
             mirrored = batch.apex.flip(-1)
             batch.apex = torch.where(flipped.reshape(-1, 1, 1, 1), mirrored, batch.apex)
             yield batch
@@ -455,16 +474,17 @@ class BatchMaker:
             mask[position, : len(frames)] = True
         index = torch.tensor(chosen)
         return Batch(
-            planes=residual_planes(torch.from_numpy(packed).to(self.device)),
+            planes=scale_planes(torch.from_numpy(packed).to(self.device)),
             mask=mask.to(self.device),
             labels=self.rows.labels[index].to(self.device),
             z_I=self.standardise(self.rows.z_I[index].to(self.device)),
+            subjects=self.subjects[index].to(self.device),
             apex=self.rows.apex[index].to(self.device),
             has_apex=self.rows.has_apex[index].to(self.device),
         )
 
     def _frames(self, position: int, draws: np.random.Generator | None) -> np.ndarray:
         frames = self.rows.frames[position]
-        if draws is None or self.rule == LAST:
+        if draws is None or self.what.frames == LAST:
             return frames
-        return frames[select_frames([], range(len(frames)), self.rule, draws)]
+        return frames[select_frames([], range(len(frames)), self.what.frames, draws)]

@@ -1,6 +1,7 @@
 """What a recogniser is worth: recognition on held-out subjects, and how much identity its code has.
 
-    python -m cfer.evaluate EXPERIMENT          # table of its finished runs, grouped by settings
+    python -m cfer.evaluate EXPERIMENT          # table of its finished runs
+    python -m cfer.evaluate RUN                 # one of them: recall of each class, leakage
     python -m cfer.evaluate RUN --data SHARDS   # a stored model on a data set
 
 Recognition: accuracy, UAR (mean recall over the classes), macro-F1, confusion matrix.
@@ -9,6 +10,7 @@ Identity leakage, with the encoder frozen:
     some classes and tested on the other classes, so that it can't use the expression;
   * the same with the nearest neighbour (cosine) in place of the regression;
   * AUC of the cosine between two clips' codes for "same subject", across classes; 0.5 is chance;
+  * vCLUB by an estimator that is fitted anew, the same for every method;
   * R² of a ridge regression from z_R to z_I, cross-validated with each subject in one fold.
 The subject probes are for training subjects and for held-out subjects apart; 1/subjects is chance.
 """
@@ -20,15 +22,16 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlflow.entities import Run
 
 from cfer import tracking
-from cfer.data import parse_frame_rule, read_clips, read_index
+from cfer.data import read_clips, read_index, unpack_frames
 from cfer.errors import InputError, exit_with_message
-from cfer.shards import read_description, unpack_residuals
+from cfer.predict import input_of
+from cfer.shards import read_description
 
 # matplotlib and scikit-learn are imported where they are used: every training process imports this
 # module, and one of them, once, draws and fits probes.
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_CLASS_SPLITS = 10
+ESTIMATOR_STEPS = 100
+ESTIMATOR_LR = 5e-3
 TESTED_CLASS_FRACTION = 2 / 7
 
 
@@ -58,6 +63,24 @@ class Predictions:
     z_I: np.ndarray
     subjects: list[str | None]
     clip_ids: list[str]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """For NumPy's file format; an unknown subject is an empty name."""
+        return {
+            **{name: getattr(self, name) for name in ("labels", "logits", "z_R", "z_I")},
+            "subjects": np.array([subject or "" for subject in self.subjects]),
+            "clip_ids": np.array(self.clip_ids),
+        }
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray]) -> Predictions:
+        """What `arrays` gave, again."""
+        numbers = {name: np.asarray(arrays[name]) for name in ("labels", "logits", "z_R", "z_I")}
+        return Predictions(
+            **numbers,
+            subjects=[str(name) or None for name in arrays["subjects"]],
+            clip_ids=[str(name) for name in arrays["clip_ids"]],
+        )
 
     @staticmethod
     def concatenate(parts: Sequence[Predictions]) -> Predictions:
@@ -96,6 +119,12 @@ def recognition(confusion: np.ndarray) -> dict[str, float]:
         "uar": float((hits[occurs] / true[occurs]).mean()),
         "macro_f1": float((2 * hits[seen] / (true + predicted)[seen]).mean()),
     }
+
+
+def recalls(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """Recall of each class that occurs, in [0, 1]."""
+    true = confusion.sum(1)
+    return {name: float(confusion[i, i] / true[i]) for i, name in enumerate(classes) if true[i] > 0}
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -195,14 +224,46 @@ def identity_r2(z_R: np.ndarray, z_I: np.ndarray, subjects: Sequence[str | None]
     return 1 - residual / total
 
 
+def fitted_vclub(train: Predictions, validation: Predictions, seed: int) -> float:
+    """vCLUB of the held-out clips, nats per dimension, by a q fitted anew to the training clips.
+
+    The same estimator for every method, whatever it was trained against.
+    """
+    import torch
+
+    from cfer.mi import IdentityEstimator, log_likelihood, vclub
+
+    mean, std = train.z_R.mean(0), train.z_R.std(0)
+
+    def scaled(codes: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy((codes - mean) / np.where(std > 1e-6, std, 1)).float()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        q = IdentityEstimator(train.z_R.shape[1], train.z_I.shape[1])
+    optimiser = torch.optim.AdamW(q.parameters(), lr=ESTIMATOR_LR, weight_decay=0.1)
+    codes, z_I = scaled(train.z_R), torch.from_numpy(train.z_I).float()
+    for _ in range(ESTIMATOR_STEPS):
+        optimiser.zero_grad()
+        expected, log_variance = q(codes)
+        (-log_likelihood(expected, log_variance, z_I).mean()).backward()
+        optimiser.step()
+    held_out = torch.from_numpy(validation.z_I).float()
+    moments = held_out.mean(0), (held_out**2).mean(0)
+    with torch.no_grad():
+        expected, log_variance = q(scaled(validation.z_R))
+        return float(vclub(expected, log_variance, held_out, moments).mean())
+
+
 def leakage(train: Predictions, validation: Predictions, seed: int) -> dict[str, float]:
-    """The probes by name: `probe_linear_train_subjects`, …, `identity_r2`."""
+    """All of it by name: `leakage/linear_train`, `leakage/auc_held_out`, `leakage/r2`, …"""
     figures = {}
-    for side, clips in (("train_subjects", train), ("held_out_subjects", validation)):
+    for side, clips in (("train", train), ("held_out", validation)):
         for name, value in subject_probes(clips.z_R, clips.subjects, clips.labels, seed).items():
-            figures[f"probe_{name}_{side}"] = value
+            figures[f"leakage/{name}_{side}"] = value
     both = Predictions.concatenate([train, validation])
-    figures["identity_r2"] = identity_r2(both.z_R, both.z_I, both.subjects)
+    figures["leakage/r2"] = identity_r2(both.z_R, both.z_I, both.subjects)
+    figures["leakage/vclub"] = fitted_vclub(train, validation, seed)
     return figures
 
 
@@ -226,17 +287,17 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
 
 
 def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Accuracy and UAR, player 2's cross-entropy, and both players' information terms, by epoch."""
+    """Recognition, player 2's cross-entropy, and both players' terms of the identity, by epoch."""
     from matplotlib.figure import Figure
 
     panels = {
-        "recognition": ("train_accuracy", "val_accuracy", "val_uar"),
-        "cross-entropy (nats)": ("train_cross_entropy", "val_cross_entropy"),
-        "identity (nats per dimension)": ("train_vclub", "train_estimator_nll"),
+        "recognition": ("train/accuracy", "held_out/accuracy", "held_out/uar"),
+        "cross-entropy (nats)": ("train/cross_entropy", "held_out/cross_entropy"),
+        "identity (nats)": ("train/identity_term", "train/estimator_loss"),
     }
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     all_axes = figure.subplots(1, len(panels))
-    epochs = [int(entry["epoch"]) for entry in history]
+    epochs = range(1, len(history) + 1)
     for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
         for name in names:
             axes.plot(epochs, [entry[name] for entry in history], label=name)
@@ -245,45 +306,108 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
+def embedding_figure(clips: Predictions, classes: Sequence[str]) -> Figure:
+    """z_R in two dimensions (t-SNE), coloured by expression beside the same coloured by subject.
+
+    Clusters of the left picture's colours and none of the right one's are what one hopes for.
+    """
+    from matplotlib.figure import Figure
+    from sklearn.manifold import TSNE
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    all_axes = figure.subplots(1, 2)
+    std = clips.z_R.std(0)
+    scaled = (clips.z_R - clips.z_R.mean(0)) / np.where(std > 1e-6, std, 1)
+    if len(scaled) > 3:
+        perplexity = min(30.0, (len(scaled) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(scaled)
+    else:
+        flat = np.zeros((len(scaled), 2))
+    people = sorted({subject or "unknown" for subject in clips.subjects})
+    numbers = np.array([people.index(subject or "unknown") for subject in clips.subjects])
+    for axes, title, colours, names in (
+        (all_axes[0], "coloured by expression", clips.labels, list(classes)),
+        (all_axes[1], f"coloured by subject ({len(people)} of them)", numbers, people),
+    ):
+        axes.set(title=title, xticks=[], yticks=[])
+        for number, name in enumerate(names):
+            chosen = colours == number
+            colour = _COLOURS[number % len(_COLOURS)]
+            mark = "os^Dv*P"[number // len(_COLOURS) % 7]
+            axes.scatter(*flat[chosen].T, s=18, color=colour, marker=mark, label=name)
+    all_axes[0].legend(fontsize="small", loc="best")
+    figure.suptitle("expression code z_R of the held-out clips")
+    return figure
+
+
+_COLOURS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#000000",
+)  # fmt: skip
+
+
+def sweep_figure(
+    name: str,
+    values: Sequence[Any],
+    results: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+) -> Figure:
+    """Accuracy, and leakage on held-out subjects, against a swept option: mean ± deviation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, title, metrics in zip(
+        figure.subplots(1, 2),
+        ("recognition on held-out subjects", "same-subject AUC of the code (0.5 is chance)"),
+        (("held_out/accuracy", "held_out/uar"), ("leakage/auc_held_out", "leakage/auc_train")),
+        strict=True,
+    ):
+        for metric in metrics:
+            if not all(metric in mean for mean, _ in results):
+                continue
+            axes.errorbar(
+                range(len(values)),
+                [mean[metric] for mean, _ in results],
+                [deviation.get(metric, 0.0) for _, deviation in results],
+                capsize=3,
+                label=metric,
+            )
+            axes.legend(fontsize="small")
+        axes.set_xticks(range(len(values)), [str(value) for value in values])
+        axes.set(xlabel=name, title=title)
+    return figure
+
+
 TABLE_METRICS = {
-    "accuracy": "val_accuracy",
-    "UAR": "val_uar",
-    "macro-F1": "val_macro_f1",
-    "probe held-out": "probe_linear_held_out_subjects",
-    "(chance)": "probe_chance_held_out_subjects",
-    "probe train": "probe_linear_train_subjects",
-    "(chance) ": "probe_chance_train_subjects",
-    "1-NN held-out": "probe_knn_held_out_subjects",
-    "AUC held-out": "probe_auc_held_out_subjects",
-    "AUC train": "probe_auc_train_subjects",
-    "R² z_R→z_I": "identity_r2",
-    "vCLUB": "val_vclub",
+    "accuracy": "held_out/accuracy",
+    "UAR": "held_out/uar",
+    "macro-F1": "held_out/macro_f1",
+    "probe": "leakage/linear_held_out",
+    "(chance)": "leakage/chance_held_out",
+    "1-NN": "leakage/knn_held_out",
+    "AUC": "leakage/auc_held_out",
+    "AUC train": "leakage/auc_train",
+    "R²": "leakage/r2",
+    "vCLUB": "leakage/vclub",
+    "parameters": "cost/parameters",
+    "bytes/clip": "cost/bytes_per_clip",
 }
-# What tells repetitions of one experiment apart, and not experiments.
-REPETITION = ("seed", "fold", "val_subjects", "workers", "data", "run", "storage", "device")
 
 
 def summary_table(runs: Sequence[Run]) -> str:
-    """Mean ± standard deviation (over seeds and folds) of runs grouped by their other settings."""
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
-    for run in runs:
-        settings = {k: v for k, v in run.data.params.items() if k not in REPETITION}
-        groups[tuple(sorted(settings.items()))].append(run)
-    differing = {
-        name
-        for key in groups
-        for name, value in key
-        if any(dict(other).get(name) != value for other in groups)
-    }
-    shown = ["lambda", *sorted(differing - {"lambda"})]
-    rows = [[*shown, "runs", *(name.strip() for name in TABLE_METRICS)]]
-    for key, members in sorted(groups.items(), key=lambda item: _sort_key(dict(item[0]))):
-        settings = dict(key)
-        cells = [settings.get(name, "-")[:12] for name in shown] + [str(len(members))]
-        for metric in TABLE_METRICS.values():
-            values = [r.data.metrics[metric] for r in members if metric in r.data.metrics]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}" if values else "-")
+    """A line for each run that has no parent: its figures, or mean ± deviation of its children."""
+    rows = [["run", "runs", *TABLE_METRICS]]
+    for one in sorted(runs, key=lambda r: r.info.start_time):
+        metrics = one.data.metrics
+        if "held_out/accuracy" not in metrics or "mlflow.parentRunId" in one.data.tags:
+            continue
+        cells = [one.info.run_name or "", f"{metrics.get('num_runs', 1):.0f}"]
+        for name in TABLE_METRICS.values():
+            if name not in metrics:
+                cells.append("-")
+            elif name.startswith("cost/"):
+                cells.append(f"{metrics[name]:,.0f}")
+            else:
+                spread = metrics.get(f"{name}_sd")
+                cells.append(f"{metrics[name]:.3f}" + (f" ± {spread:.3f}" if spread else ""))
         rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -292,8 +416,51 @@ def summary_table(runs: Sequence[Run]) -> str:
     )
 
 
-def _sort_key(settings: Mapping[str, str]) -> tuple[float, list[tuple[str, str]]]:
-    return float(settings.get("lambda", "nan")), sorted(settings.items())
+def run_report(one: Run, clips: tuple[Predictions, Predictions] | None) -> str:
+    """Recognition, recall of each class, and leakage of one run, in lines.
+
+    The leakage is computed anew where the run's predictions are given (train, held-out).
+    """
+    metrics = dict(one.data.metrics)
+    if clips is not None:
+        metrics |= leakage(*clips, int(one.data.params["seed"]))
+
+    def figure(name: str) -> str:
+        if name not in metrics:
+            return "-"
+        spread = metrics.get(f"{name}_sd")
+        return f"{metrics[name]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+
+    lines = [
+        f"{one.info.run_name} ({one.info.run_id})",
+        "held-out subjects: "
+        + ", ".join(f"{n} {figure(f'held_out/{n}')}" for n in ("accuracy", "uar", "macro_f1")),
+        "recall: "
+        + ", ".join(
+            f"{name.removeprefix('recall/')} {figure(name)}"
+            for name in sorted(metrics)
+            if name.startswith("recall/") and not name.endswith("_sd")
+        ),
+    ]
+    for side, title in (("train", "training"), ("held_out", "held-out")):
+        lines.append(
+            f"identity of {title} subjects in z_R: linear probe {figure(f'leakage/linear_{side}')},"
+            f" 1-NN {figure(f'leakage/knn_{side}')}, chance {figure(f'leakage/chance_{side}')}; "
+            f"same-subject AUC {figure(f'leakage/auc_{side}')} (chance 0.5)"
+        )
+    lines.append(f"R² z_R → z_I {figure('leakage/r2')}; vCLUB {figure('leakage/vclub')} nats")
+    return "\n".join(lines)
+
+
+def _stored_predictions(one: Run) -> tuple[Predictions, Predictions] | None:
+    """Of a single run, train and held-out; a parent of several has none of its own."""
+    folder = tracking.download(one, tracking.PREDICTIONS_NAME)
+    if folder is None or not folder.is_dir():
+        return None
+    train, held_out = (
+        Predictions.of_arrays(np.load(folder / f"{name}.npz")) for name in ("train", "held_out")
+    )
+    return train, held_out
 
 
 def check_classes(model: str, known: Sequence[str], data: str, given: Sequence[str]) -> None:
@@ -310,26 +477,21 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     """A stored model on every labelled clip of a data set → confusion matrix and class names.
 
     Raises:
-        InputError: another number of pixels, other classes, or another kind of residual.
+        InputError: another number of pixels, or other classes.
     """
     predict, known = tracking.load_model(model)
     description = read_description(data)
     check_classes(model, known["classes"], data, description.classes)
-    for name, given in (
-        ("size", description.codec["size"]),
-        ("residual_kind", description.codec["residual_kind"]),
-    ):
-        if known[name] != given:
-            raise InputError(
-                f"{data}: its {name} is {given}, and {model} was trained on {known[name]}; "
-                "extract the data set with the model's settings"
-            )
-    rule = parse_frame_rule(str(known["frames"]))
+    if known["size"] != description.codec["size"]:
+        raise InputError(
+            f"{data}: its size is {description.codec['size']}, and {model} was trained on "
+            f"{known['size']}; extract the data set with the model's settings"
+        )
     index = read_index(data)
     confusion = np.zeros((len(known["classes"]),) * 2, np.int64)
-    for row in read_clips(data, index.clip_ids, rule, for_training=False).iter_rows():
-        packed = unpack_residuals(row["frames"], int(row["size"]))
-        confusion[row["label"], int(predict(packed[None]).argmax())] += 1
+    for row in read_clips(data, index.clip_ids, input_of(known), for_training=False).iter_rows():
+        predicted = predict(unpack_frames(row)[None]).argmax()
+        confusion[row["label"], int(predicted)] += 1
     return confusion, list(known["classes"])
 
 
@@ -363,7 +525,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = tracking.find_runs(options.name)
     if not runs:
         tracking.find_run(options.name)
-    print(summary_table(runs))
+    if tracking.is_experiment(options.name):
+        print(summary_table(runs))
+    else:
+        print(run_report(runs[0], _stored_predictions(runs[0])))
     return 0
 
 

@@ -10,6 +10,12 @@ where q_θ is the true conditional, or close to it. For jointly Gaussian scalars
 the information is −½·log(1−ρ²), and vCLUB with the true conditional is ρ²/(1−ρ²); both are tested:
 
     pytest tests/test_mi.py
+
+Beside it stands what it is compared with, the Donsker–Varadhan lower bound of a min-max game
+(Belghazi et al., "Mutual Information Neural Estimation", ICML 2018), which an estimator has to
+*maximise*:
+
+    DV = E_p(z_R,z_I)[T(z_R, z_I)] − log E_p(z_R)p(z_I)[exp T(z_R, z_I)]  ≤  I(z_R; z_I)
 """
 
 from __future__ import annotations
@@ -88,3 +94,29 @@ def vclub(
     joint = (z_I - mean) ** 2
     marginal = second - 2 * mean * first + mean**2
     return 0.5 * (marginal - joint) / log_variance.exp()
+
+
+class StatisticsNetwork(nn.Module):
+    """T(z_R, z_I) of the Donsker–Varadhan bound, for every pair of a batch at once."""
+
+    def __init__(self, code_dim: int, identity_dim: int, hidden_dim: int = 128) -> None:
+        super().__init__()
+        self.of_code = nn.Linear(code_dim, hidden_dim)
+        self.of_identity = nn.Linear(identity_dim, hidden_dim, bias=False)
+        self.out = nn.Sequential(
+            nn.ReLU(), nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1)
+        )
+
+    def forward(self, z_R: Tensor, z_I: Tensor) -> Tensor:
+        """z_R float (N, code_dim), z_I float (M, d) → T float (N, M)."""
+        pairs = self.of_code(z_R).unsqueeze(1) + self.of_identity(z_I).unsqueeze(0)
+        return self.out(pairs).squeeze(-1)
+
+
+def donsker_varadhan(statistics: Tensor) -> Tensor:
+    """DV in nats, a scalar, from T float (N, N), N ≥ 2, whose diagonal is of the pairs that belong
+    together; the other pairs stand for the product of the marginals."""
+    count = len(statistics)
+    apart = ~torch.eye(count, dtype=torch.bool, device=statistics.device)
+    marginal = torch.logsumexp(statistics[apart], 0) - math.log(count * (count - 1))
+    return statistics.diagonal().mean() - marginal

@@ -1,8 +1,7 @@
-"""The recogniser: residual frames → expression code z_R → classes; and the decoder of the apex.
+"""The recogniser: a clip's planes → expression code z_R → classes; and the decoder of the apex.
 
-A packed residual picture is planar YUV 4:2:0, uint8 (3S/2, S), 128 = zero. Nothing is resampled on
-the way in: the luma's 2×2 pixels become four channels at S/2, where U and V already are, so a
-picture is six planes at S/2. The networks normalise by GroupNorm: with BatchNorm the statistics of
+Nothing is resampled on the way in: `cfer.inputs` makes the luma's 2×2 samples four planes at S/2,
+where U and V already are. The networks normalise by GroupNorm: with BatchNorm the statistics of
 each DDP worker's own batch would make N workers differ from one with the N-fold batch.
 """
 
@@ -14,45 +13,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUM_PLANES = 6
+from cfer.codec import GRAY
+
 GRID = 4  # a crop is aligned with the face: where something moves is kept to a 4 × 4 grid
 APEX_SIZE = 32  # side in pixels of the picture that the apex decoder rebuilds
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What fixes the shape of a recogniser's weights.
+    """What fixes a recogniser: the shape of its weights, and what it does besides.
 
     Attributes:
         num_classes: expressions.
         identity_dim: dimension of z_I (the frozen face recogniser's).
+        num_planes, gain: of the input, `cfer.inputs.Input`.
         width: channels of the first stage; each of the three later stages has up to twice as many.
         code_dim: dimension of the expression code z_R.
+        pooling: over a clip's frames, "mean" or "max".
         dropout: share of z_R that is zeroed before the classifier in training, in [0, 1).
     """
 
     num_classes: int
     identity_dim: int
+    num_planes: int = 6
+    gain: float = 8.0
     width: int = 16
     code_dim: int = 64
+    pooling: str = "mean"
     dropout: float = 0.0
 
 
-def residual_planes(packed: Tensor) -> Tensor:
-    """Packed residual pictures, uint8 (..., 3S/2, S) → float32 (..., 6, S/2, S/2) in [-1, 1).
-
-    Channels: luma at (even row, even column), (even, odd), (odd, even), (odd, odd), then U, V.
-    """
-    lead, side = packed.shape[:-2], packed.shape[-1]
-    luma, chroma = packed[..., :side, :], packed[..., side:, :]
-    planes = torch.cat(
-        [
-            F.pixel_unshuffle(luma.reshape(-1, 1, side, side), 2),
-            chroma.reshape(-1, 2, side // 2, side // 2),
-        ],
-        dim=1,
-    )
-    return ((planes.float() - 128) / 128).reshape(*lead, NUM_PLANES, side // 2, side // 2)
+def scale_planes(planes: Tensor) -> Tensor:
+    """uint8, 128 = zero → float32 in [-1, 1)."""
+    return (planes.float() - GRAY) / GRAY
 
 
 class _Block(nn.Module):
@@ -71,19 +64,15 @@ class _Block(nn.Module):
         return F.relu(self.second_norm(self.second(inner)) + self.shortcut(x))
 
 
-class ResidualEncoder(nn.Module):
-    """E: residual frames of a clip → expression code z_R; the mean over the clip's frames.
-
-    Residuals are small (|value| well under 1 % of the range on most pixels): a fixed gain brings
-    them to the scale that the initialisation expects.
-    """
-
-    GAIN = 8.0
+class Encoder(nn.Module):
+    """E: the planes of a clip's frames → expression code z_R, pooled over the frames."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.stem = nn.Conv2d(NUM_PLANES, width, 3, 1, 1)
+        self.gain = config.gain
+        self.pooling = config.pooling
+        self.stem = nn.Conv2d(config.num_planes, width, 3, 1, 1)
         self.stages = nn.Sequential(
             _Block(width, width, 2),
             _Block(width, 2 * width, 2),
@@ -92,17 +81,20 @@ class ResidualEncoder(nn.Module):
         self.code = nn.Linear(4 * width * GRID**2, config.code_dim)
 
     def forward(self, planes: Tensor, mask: Tensor) -> Tensor:
-        """planes float (N, T, 6, S/2, S/2), mask bool (N, T) → z_R float (N, code_dim).
+        """planes float (N, T, C, S/2, S/2), mask bool (N, T) → z_R float (N, code_dim).
 
         A clip with fewer than T frames has False in its mask where there is none; what stands there
         has no influence.
         """
         num_clips, num_frames = planes.shape[:2]
-        x = self.stages(F.relu(self.stem(self.GAIN * planes.flatten(0, 1))))
+        x = self.stages(F.relu(self.stem(self.gain * planes.flatten(0, 1))))
         frames = F.adaptive_avg_pool2d(x, GRID).reshape(num_clips, num_frames, -1)
-        weights = mask.to(frames.dtype).unsqueeze(-1)
-        pooled = (frames * weights).sum(1) / weights.sum(1)
-        return self.code(pooled)
+        present = mask.unsqueeze(-1)
+        if self.pooling == "max":
+            # What comes out of a stage is never negative, so a missing frame never wins.
+            return self.code((frames * present).amax(1))
+        weights = present.to(frames.dtype)
+        return self.code((frames * weights).sum(1) / weights.sum(1))
 
 
 class ApexDecoder(nn.Module):
@@ -134,7 +126,7 @@ class Recogniser(nn.Module):
 
     def __init__(self, config: ModelConfig, with_apex: bool) -> None:
         super().__init__()
-        self.encoder = ResidualEncoder(config)
+        self.encoder = Encoder(config)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.code_dim, config.num_classes)
         self.apex_decoder = ApexDecoder(config) if with_apex else None
@@ -152,7 +144,7 @@ class Recogniser(nn.Module):
 
 
 class Predictor(nn.Module):
-    """What is stored for prediction: packed residual pictures in, probabilities out.
+    """What is stored for prediction: the planes of `cfer.inputs` in, probabilities out.
 
     It has E and C only: no identity, no apex.
     """
@@ -162,8 +154,7 @@ class Predictor(nn.Module):
         self.encoder = recogniser.encoder
         self.classifier = recogniser.classifier
 
-    def forward(self, packed: Tensor) -> Tensor:
-        """uint8 (N, T, 3S/2, S) → float32 (N, num_classes), rows that sum to 1."""
-        mask = torch.ones(packed.shape[:2], dtype=torch.bool, device=packed.device)
-        z_R = self.encoder(residual_planes(packed), mask)
-        return self.classifier(z_R).softmax(1)
+    def forward(self, planes: Tensor) -> Tensor:
+        """uint8 (N, T, C, S/2, S/2) → float32 (N, num_classes), rows that sum to 1."""
+        mask = torch.ones(planes.shape[:2], dtype=torch.bool, device=planes.device)
+        return self.classifier(self.encoder(scale_planes(planes), mask)).softmax(1)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cfer.codec import Bitstream, CodecError, CodecSettings, encode
-from cfer.data import FrameRule, parse_frame_rule, select_frames
+from cfer.inputs import Input, parse_frame_rule
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -31,13 +31,13 @@ class Prediction:
     Attributes:
         start_seconds, end_seconds: the window's place in the video.
         probabilities: one per class of the model, in [0, 1], which sum to 1.
-        num_residuals: how many P-frames the probabilities come from.
+        num_frames: how many P-frames the probabilities come from.
     """
 
     start_seconds: float
     end_seconds: float
     probabilities: dict[str, float]
-    num_residuals: int
+    num_frames: int
 
     @property
     def label(self) -> str:
@@ -60,47 +60,29 @@ def is_fixed_gop(bitstream: Bitstream, size: int, gop_size: int) -> bool:
     )
 
 
-def read_residuals(bitstream: Bitstream, gops: range, kind: str, rule: FrameRule) -> np.ndarray:
-    """The residuals that a recogniser looks at, of some GOPs: uint8 (P, 3H/2, W), 128 = zero.
-
-    Only P-frame packets reach the decoder: those of the frames wanted where `kind` is "direct",
-    those of their GOPs where it is "accumulated".
-    """
-    chosen = [bitstream.gops[g] for g in gops]
-    p_frames = [frame for gop in chosen for frame in gop[1:]]
-    wanted = select_frames([gop[0] for gop in chosen], p_frames, rule)
-    if kind == "direct":
-        residuals = [bitstream.direct_residual(frame) for frame in wanted]
-    else:
-        needed = [g for g in gops if any(frame in bitstream.gops[g] for frame in wanted)]
-        residuals = [
-            residual
-            for g in needed
-            for residual in bitstream.accumulated_residuals(g)
-            if residual.frame in wanted
-        ]
-    if not residuals:
-        raise CodecError(f"{bitstream.name}: it has no P-frame, so there is no change to see")
-    return np.stack([residual.packed() for residual in residuals])
+def input_of(description: dict[str, Any]) -> Input:
+    """What a model looks at, out of its description."""
+    return Input(
+        description["input"], description["planes"], parse_frame_rule(str(description["frames"]))
+    )
 
 
 def predict_bitstream(
     bitstream: Bitstream, model: Predict, description: dict[str, Any], start_seconds: float = 0.0
 ) -> list[Prediction]:
-    """Predict a clip in fixed-GOP form, one window of the model's length after the other."""
+    """Predict a clip in fixed-GOP form, one window of the model's length after the other.
+
+    Only the packets that the model's input needs reach the decoder.
+    """
+    what = input_of(description)
     window_gops = description["window_gops"] or len(bitstream.gops)
     predictions = []
     for first in range(0, len(bitstream.gops), window_gops):
         gops = range(first, min(first + window_gops, len(bitstream.gops)))
         if first and all(len(bitstream.gops[g]) == 1 for g in gops):
             break  # a last I-frame alone: no change to see
-        packed = read_residuals(
-            bitstream,
-            gops,
-            description["residual_kind"],
-            parse_frame_rule(str(description["frames"])),
-        )
-        probabilities = model(packed[None])[0]
+        frames = what.read(bitstream, gops)
+        probabilities = model(frames[None])[0]
         start, end = bitstream.gops[gops[0]][0], bitstream.gops[gops[-1]][-1] + 1
         predictions.append(
             Prediction(
@@ -109,7 +91,7 @@ def predict_bitstream(
                 probabilities=dict(
                     zip(description["classes"], map(float, probabilities), strict=True)
                 ),
-                num_residuals=len(packed),
+                num_frames=len(frames),
             )
         )
     return predictions

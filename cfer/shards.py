@@ -31,10 +31,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cfer.codec import Bitstream, CodecError
 from cfer.errors import InputError, exit_with_message
 from cfer.storage import Folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DESCRIPTION_NAME = "dataset.json"
 FAILURES_NAME = "failures.csv"
 
@@ -53,7 +54,7 @@ SCHEMA = pa.schema(
         pa.field("gop_size", pa.int32(), nullable=False),
         pa.field("i_frames", pa.list_(pa.binary()), nullable=False),
         pa.field("i_frame_numbers", pa.list_(pa.int32()), nullable=False),
-        pa.field("residuals", pa.binary(), nullable=False),
+        pa.field("bitstream", pa.binary(), nullable=False),
         pa.field("residual_frames", pa.list_(pa.int32()), nullable=False),
         pa.field("identity", pa.list_(pa.list_(pa.float32())), nullable=False),
         pa.field("apex_frame", pa.int32()),
@@ -68,8 +69,11 @@ SCHEMA = pa.schema(
 class Clip:
     """One clip's row.
 
-    S is the side of the square face crop in pixels (even), P the number of P-frames, I of I-frames,
-    D the dimension of the identity embedding.
+    S is the side of the square face crop in pixels (even), I the number of I-frames, D the
+    dimension of the identity embedding. The residuals are in the bitstream, where they take a sixth
+    of what they take unpacked, and where every kind of them can be read:
+
+        Bitstream(clip.bitstream, clip.clip_id).accumulated_residuals(0)
 
     Attributes:
         clip_id: unique in the data set.
@@ -79,9 +83,8 @@ class Clip:
         size, gop_size: S, and the frames from one I-frame to the next.
         i_frames: I RGB pictures, uint8 (S, S, 3), stored as PNG (lossless).
         i_frame_numbers: the frame number of each, from 0.
-        residuals: uint8 (P, 3S/2, S), planar YUV 4:2:0, 128 = zero; accumulated or direct, as
-            `Description.codec["residual_kind"]` says.
-        residual_frames: the frame number of each residual.
+        bitstream: the clip as an MPEG-4 Part 2 video in MP4, which any player shows.
+        residual_frames: the frame number of each P-frame.
         identity: float32 (I, D), the frozen network's embedding of each I-frame, as it gives it.
         apex_frame, apex: frame number of the annotated apex, and the picture, uint8 (S, S, 3).
         intra_fraction: share of the P-frames' macroblocks that are intra, in [0, 1].
@@ -101,7 +104,7 @@ class Clip:
     gop_size: int
     i_frames: list[np.ndarray]
     i_frame_numbers: list[int]
-    residuals: np.ndarray
+    bitstream: bytes
     residual_frames: list[int]
     identity: np.ndarray
     apex_frame: int | None
@@ -112,20 +115,19 @@ class Clip:
     def __post_init__(self) -> None:
         side = self.size
         expected = {
-            "residuals": (self.residuals.shape, (len(self.residual_frames), side * 3 // 2, side)),
             "identity": (self.identity.shape[:1], (len(self.i_frames),)),
             "i_frame_numbers": (len(self.i_frame_numbers), len(self.i_frames)),
             "frames": (len(self.i_frames) + len(self.residual_frames), self.num_frames),
         }
         for name, (given, wanted) in expected.items():
             assert given == wanted, f"{self.clip_id}: {name} is {given}, expected {wanted}"
-        assert self.residuals.dtype == np.uint8
         assert all(picture.shape == (side, side, 3) for picture in self.i_frames)
 
     def __repr__(self) -> str:
         return (
             f"Clip({self.clip_id!r}, subject={self.subject!r}, label={self.label_name!r}, "
-            f"residuals={self.residuals.shape}, identity={self.identity.shape})"
+            f"frames={self.num_frames}, bytes={len(self.bitstream)}, "
+            f"identity={self.identity.shape})"
         )
 
 
@@ -167,7 +169,7 @@ class Description:
     Attributes:
         name: the data set's name.
         classes: class names; a row's `label` indexes them.
-        codec: `size`, `gop_size`, `quantiser` or `bit_rate`, `motion_search`, `residual_kind`.
+        codec: `size`, `gop_size`, `quantiser` or `bit_rate`, `motion_search`.
         identity: `name`, `dimension`, `weights_sha256` of the frozen recogniser.
         settings: the other settings of the extraction.
         shards: the completion record of every shard, in order.
@@ -221,7 +223,6 @@ def _picture(png: bytes) -> np.ndarray:
 def _row(clip: Clip) -> dict[str, Any]:
     row = {f.name: getattr(clip, f.name) for f in fields(clip)}
     row["i_frames"] = [_png(picture) for picture in clip.i_frames]
-    row["residuals"] = clip.residuals.tobytes()
     row["identity"] = clip.identity.astype(np.float32).tolist()
     row["apex"] = None if clip.apex is None else _png(clip.apex)
     return row
@@ -230,19 +231,12 @@ def _row(clip: Clip) -> dict[str, Any]:
 def unpack_row(row: dict[str, Any]) -> Clip:
     """A row as Arrow or Ray Data gives it → a `Clip`."""
     values = dict(row)
-    side = int(values["size"])
     values["i_frames"] = [_picture(png) for png in values["i_frames"]]
     values["i_frame_numbers"] = [int(n) for n in values["i_frame_numbers"]]
-    values["residuals"] = unpack_residuals(values["residuals"], side)
     values["residual_frames"] = [int(n) for n in values["residual_frames"]]
     values["identity"] = np.array([list(v) for v in values["identity"]], dtype=np.float32)
     values["apex"] = None if values["apex"] is None else _picture(values["apex"])
     return Clip(**values)
-
-
-def unpack_residuals(data: bytes, size: int) -> np.ndarray:
-    """The `residuals` column → read-only uint8 (P, 3S/2, S)."""
-    return np.frombuffer(data, dtype=np.uint8).reshape(-1, size * 3 // 2, size)
 
 
 def _count(values: Iterable[str | None]) -> dict[str, int]:
@@ -462,7 +456,25 @@ def _row_problems(
             problems.append(f"{file}: {clip.clip_id}: identity is not finite")
         if clip.size != description.codec["size"]:
             problems.append(f"{file}: {clip.clip_id}: size {clip.size}")
+        problems += [f"{file}: {problem}" for problem in _bitstream_problems(clip)]
     return problems
+
+
+def _bitstream_problems(clip: Clip) -> list[str]:
+    try:
+        bitstream = Bitstream(clip.bitstream, clip.clip_id)
+    except CodecError as error:
+        return [str(error)]
+    found = {
+        "size": ((bitstream.width, bitstream.height), (clip.size, clip.size)),
+        "i_frame_numbers": ([gop[0] for gop in bitstream.gops], clip.i_frame_numbers),
+        "residual_frames": ([n for gop in bitstream.gops for n in gop[1:]], clip.residual_frames),
+    }
+    return [
+        f"{clip.clip_id}: {name} {recorded}, and its bitstream has {there}"
+        for name, (there, recorded) in found.items()
+        if there != recorded
+    ]
 
 
 def main() -> int:

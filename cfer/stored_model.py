@@ -15,15 +15,15 @@ from mlflow.pyfunc import PythonModel
 
 
 class StoredModel(PythonModel):
-    """Packed residual pictures, uint8 (N, T, 3S/2, S) → probabilities, float32 (N, C)."""
+    """Planes of frames, uint8 (N, T, C, S/2, S/2) → probabilities, float32 (N, classes)."""
 
     def load_context(self, context: Any) -> None:
         self.network = torch.export.load(context.artifacts["network"]).module()
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:
-        packed = torch.tensor(np.asarray(model_input))  # a copy: the given one may be read-only
+        planes = torch.tensor(np.asarray(model_input))  # a copy: the given one may be read-only
         with torch.inference_mode():
-            return self.network(packed).numpy()
+            return self.network(planes).numpy()
 
 
 set_model(StoredModel())

@@ -34,14 +34,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from cfer.codec import GRAY
 from cfer.errors import InputError
 from cfer.model import Predictor, Recogniser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from cfer.evaluate import Predictions
+
 MODEL_NAME = "model"
+PREDICTIONS_NAME = "predictions"
 DESCRIPTION_NAME = "description.json"
 _QUIET = ("alembic", "mlflow", "mlflow.store.db.utils", "mlflow.pyfunc", "mlflow.utils")
 
@@ -94,15 +99,18 @@ def create_run(
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
     dataset: Mapping[str, str],
+    parent_id: str | None = None,
 ) -> str:
     """Start a run in the connected store → its id; its status is RUNNING until `end_run`.
 
-    `dataset` has `name`, `digest` (SHA-256) and `location`.
+    `dataset` has `name`, `digest` (SHA-256) and `location`; `parent_id` is the run that it is shown
+    under.
     """
     client = MlflowClient()
     experiment_id = mlflow.set_experiment(experiment).experiment_id
+    nested = {} if parent_id is None else {MLFLOW_PARENT_RUN_ID: parent_id}
     run_id = client.create_run(
-        experiment_id, run_name=name, tags={**code_version(), **tags}
+        experiment_id, run_name=name, tags={**code_version(), **tags, **nested}
     ).info.run_id
     client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
     data = Dataset(
@@ -139,11 +147,20 @@ class Tracker:
         """A JSON file."""
         self._client.log_dict(self.run_id, dict(table), name)
 
+    def log_predictions(self, train: Predictions, held_out: Predictions) -> None:
+        """`train.npz` and `held_out.npz`: labels, logits, codes, subjects and ids of the clips."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, clips in (("train", train), ("held_out", held_out)):
+                path = Path(folder) / f"{name}.npz"
+                arrays: dict[str, Any] = clips.arrays()
+                np.savez_compressed(path, **arrays)
+                self._client.log_artifact(self.run_id, str(path), PREDICTIONS_NAME)
+
     def log_model(self, recogniser: Recogniser, description: Mapping[str, Any]) -> None:
         """Store the encoder and the classifier, with `description.json` beside them."""
         with tempfile.TemporaryDirectory() as folder:
             network = Path(folder) / "network.pt2"
-            _export(recogniser, int(description["size"]), network)
+            _export(recogniser, description, network)
             described = Path(folder) / DESCRIPTION_NAME
             described.write_text(json.dumps(dict(description), indent=1) + "\n")
             with mlflow.start_run(run_id=self.run_id):
@@ -151,7 +168,7 @@ class Tracker:
                     name=MODEL_NAME,
                     python_model=str(Path(__file__).with_name("stored_model.py")),
                     artifacts={"network": str(network), "description": str(described)},
-                    signature=_signature(int(description["size"]), len(description["classes"])),
+                    signature=_signature(description),
                     # Given, since MLflow would otherwise load the model in a fresh process to see
                     # what it imports.
                     pip_requirements=[
@@ -179,25 +196,35 @@ class NoTracker(Tracker):
     def log_table(self, table: Mapping[str, Any], name: str) -> None:
         pass
 
+    def log_predictions(self, train: Predictions, held_out: Predictions) -> None:
+        pass
+
     def log_model(self, recogniser: Recogniser, description: Mapping[str, Any]) -> None:
         pass
 
 
-def _export(recogniser: Recogniser, size: int, path: Path) -> None:
+def _export(recogniser: Recogniser, description: Mapping[str, Any], path: Path) -> None:
     predictor = Predictor(copy.deepcopy(recogniser).cpu()).eval()
     # Two of each: an example with one clip or one frame would fix that number in the program.
-    example = torch.full((2, 2, size * 3 // 2, size), 128, dtype=torch.uint8)
+    shape = (2, 2, *_planes_shape(description))
     any_number = torch.export.Dim.DYNAMIC
     program = torch.export.export(
-        predictor, (example,), dynamic_shapes=({0: any_number, 1: any_number},)
+        predictor,
+        (torch.full(shape, GRAY, dtype=torch.uint8),),
+        dynamic_shapes=({0: any_number, 1: any_number},),
     )
     torch.export.save(program, str(path))
 
 
-def _signature(size: int, num_classes: int) -> ModelSignature:
-    packed = TensorSpec(np.dtype(np.uint8), (-1, -1, size * 3 // 2, size))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, num_classes))
-    return ModelSignature(inputs=Schema([packed]), outputs=Schema([probabilities]))
+def _planes_shape(description: Mapping[str, Any]) -> tuple[int, int, int]:
+    side = int(description["size"]) // 2
+    return int(description["num_planes"]), side, side
+
+
+def _signature(description: Mapping[str, Any]) -> ModelSignature:
+    planes = TensorSpec(np.dtype(np.uint8), (-1, -1, *_planes_shape(description)))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(description["classes"])))
+    return ModelSignature(inputs=Schema([planes]), outputs=Schema([probabilities]))
 
 
 def load_model(uri: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
@@ -208,8 +235,8 @@ def load_model(uri: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, 
             a training run in the connected store.
 
     Returns:
-        A function from packed residual pictures, uint8 (N, T, 3S/2, S), to probabilities, float32
-        (N, C); and `description.json`.
+        A function from the planes of `cfer.inputs`, uint8 (N, T, C, S/2, S/2), to probabilities,
+        float32 (N, number of classes); and `description.json`.
 
     Raises:
         InputError: no such model, or not one of cfer's.
@@ -228,14 +255,26 @@ def load_model(uri: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, 
             "where the store is not ./mlflow.db"
         ) from error
 
-    def predict(packed: np.ndarray) -> np.ndarray:
-        return model.predict(packed)
+    def predict(planes: np.ndarray) -> np.ndarray:
+        return model.predict(planes)
 
     return predict, description
 
 
 def model_uri(run: Run) -> str:
     return f"runs:/{run.info.run_id}/{MODEL_NAME}"
+
+
+def is_experiment(name: str) -> bool:
+    return MlflowClient().get_experiment_by_name(name) is not None
+
+
+def download(run: Run, name: str) -> Path | None:
+    """A file or folder of a run, on this disk; None where the run has none of this name."""
+    try:
+        return Path(MlflowClient().download_artifacts(run.info.run_id, name))
+    except (MlflowException, OSError):
+        return None
 
 
 def find_run(name_or_id: str) -> Run:

@@ -1,0 +1,271 @@
+"""What a recogniser sees of a clip: which frames of its bitstream, as which planes.
+
+The input of the method is `accumulated` (or `direct`) residuals. The others are the opponents that
+they are compared with, read out of the same bitstream:
+
+    accumulated          change since the GOP's I-frame, less what motion explains
+    direct               what each P-frame transmits, less what motion explains
+    motion               motion vectors, traced back to the I-frame as CoViAR does
+    accumulated+motion   both
+    pictures             decoded pictures: what everybody else uses
+    difference           decoded picture less the clip's first one
+
+Every kind is uint8 planes (T, C, S/2, S/2) with 128 = zero (of a picture: mid-grey), so that
+one encoder takes them all. Training and prediction read them by the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cfer.codec import GRAY, Bitstream, CodecError, Residual
+from cfer.errors import InputError
+
+KINDS = ("accumulated", "direct", "motion", "accumulated+motion", "pictures", "difference")
+PLANES = ("yuv", "luma")
+LAST = "last"
+FrameRule = int | Literal["last"]
+# Motion vectors are known for blocks of 8 × 8 samples; a plane's sample is 2 × 2 of the picture.
+BLOCK = 8
+STEPS_PER_PIXEL = 4
+
+
+def parse_frame_rule(text: str) -> FrameRule:
+    """`last`, or a number of frames ≥ 1."""
+    if text == LAST:
+        return "last"
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise InputError(f"--frames {text}: neither `{LAST}` nor a number of frames; give one of them")
+
+
+def select_frames(
+    i_frame_numbers: Sequence[int],
+    residual_frame_numbers: Sequence[int],
+    rule: FrameRule,
+    generator: np.random.Generator | None = None,
+) -> list[int]:
+    """The P-frames of a clip that the recogniser looks at.
+
+    Args:
+        i_frame_numbers: the clip's I-frames, ascending.
+        residual_frame_numbers: its P-frames, ascending.
+        rule: "last": the last P-frame of each GOP, which holds the GOP's whole change where
+            residuals are accumulated; or N: that many P-frames of the clip, all where it has fewer.
+        generator: for an N drawn at random, as in training; without one they are evenly spaced.
+
+    Returns:
+        Ascending frame numbers; none where the clip has no P-frame.
+    """
+    if rule == LAST:
+        gop = np.searchsorted(i_frame_numbers, residual_frame_numbers)
+        return [
+            int(frame)
+            for position, frame in enumerate(residual_frame_numbers)
+            if position + 1 == len(gop) or gop[position + 1] != gop[position]
+        ]
+    total, count = len(residual_frame_numbers), min(int(rule), len(residual_frame_numbers))
+    if generator is None:
+        chosen = ((np.arange(count) + 0.5) * total / max(count, 1)).astype(int)
+    else:
+        chosen = np.sort(generator.choice(total, count, replace=False))
+    return [int(residual_frame_numbers[position]) for position in chosen]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A kind of input, the planes taken of it, and the frames looked at.
+
+    Attributes:
+        kind: one of `KINDS`.
+        planes: "yuv", or "luma" alone.
+        frames: "last", or a number of frames; see `select_frames`.
+    """
+
+    kind: str = "accumulated"
+    planes: str = "yuv"
+    frames: FrameRule = "last"
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (
+            ("--input", self.kind, KINDS),
+            ("--planes", self.planes, PLANES),
+        ):
+            if value not in allowed:
+                raise InputError(f"{what} {value}: give one of {', '.join(allowed)}")
+
+    @property
+    def _has_samples(self) -> bool:
+        return self.kind != "motion"
+
+    @property
+    def _has_motion(self) -> bool:
+        return self.kind.endswith("motion")
+
+    @property
+    def mirror(self) -> tuple[list[int], list[int]]:
+        """What a horizontal flip does to the planes beside flipping each: their order and signs.
+
+        The planes of luma are (even row, even column), (even, odd), (odd, even), (odd, odd); then
+        U and V; then the vertical and the horizontal part of the motion.
+        """
+        order: list[int] = []
+        if self._has_samples:
+            order = [1, 0, 3, 2] + ([4, 5] if self.planes == "yuv" else [])
+        signs = [1] * len(order)
+        if self._has_motion:
+            order, signs = order + [len(order), len(order) + 1], signs + [1, -1]
+        return order, signs
+
+    @property
+    def num_planes(self) -> int:
+        """C: 4 of luma, 2 of chroma, 2 of motion."""
+        return len(self.mirror[0])
+
+    @property
+    def gain(self) -> float:
+        """Brings planes in [-1, 1) to the scale that a network's initialisation expects.
+
+        Changes are small (well under 1 % of the range on most samples); pictures are not.
+        """
+        return 2.0 if self.kind == "pictures" else 8.0
+
+    def read(self, bitstream: Bitstream, gops: range) -> np.ndarray:
+        """The frames of `self.frames` in these GOPs: uint8 (T, C, S/2, S/2).
+
+        Raises:
+            CodecError: no P-frame there, or a damaged one.
+        """
+        return self.read_frames(bitstream, gops, self.wanted(bitstream, gops))
+
+    def wanted(self, bitstream: Bitstream, gops: range) -> list[int]:
+        """Which frames of these GOPs `self.frames` selects, evenly spaced where it is a number."""
+        chosen = [bitstream.gops[g] for g in gops]
+        p_frames = [frame for gop in chosen for frame in gop[1:]]
+        return select_frames([gop[0] for gop in chosen], p_frames, self.frames)
+
+    def read_frames(self, bitstream: Bitstream, gops: range, wanted: Sequence[int]) -> np.ndarray:
+        """These P-frames of these GOPs, ascending: uint8 (T, C, S/2, S/2)."""
+        if not wanted:
+            raise CodecError(f"{bitstream.name}: it has no P-frame, so there is no change to see")
+        if self.kind == "pictures" or self.kind == "difference":
+            return self._decoded(bitstream, gops, wanted)
+        if self.kind == "direct":
+            return np.stack([self._samples(bitstream.direct_residual(n).packed()) for n in wanted])
+        planes = []
+        for g in _gops_of(bitstream, gops, wanted):
+            residuals = bitstream.accumulated_residuals(g)
+            motion = traced_motion(residuals) if self._has_motion else None
+            for position, residual in enumerate(residuals):
+                if residual.frame not in wanted:
+                    continue
+                parts = [self._samples(residual.packed())] if self._has_samples else []
+                if motion is not None:
+                    parts.append(_motion_planes(motion[position], bitstream.width // 2))
+                planes.append(np.concatenate(parts))
+        return np.stack(planes)
+
+    def packets_read(self, bitstream: Bitstream, gops: range) -> list[int]:
+        """The frames whose packets `read` gives to the decoder: what the input costs to fetch."""
+        wanted = self.wanted(bitstream, gops)
+        if self.kind == "direct":
+            return wanted
+        first = bitstream.gops[gops[0]]
+        frames = [n for g in _gops_of(bitstream, gops, wanted) for n in bitstream.gops[g]]
+        if self.kind == "pictures":
+            return frames
+        if self.kind == "difference":
+            return sorted({first[0], *frames})
+        return [n for n in frames if bitstream.frame_types[n] != "I"]
+
+    def _samples(self, packed: np.ndarray) -> np.ndarray:
+        planes = to_planes(packed)
+        return planes if self.planes == "yuv" else planes[:4]
+
+    def _decoded(self, bitstream: Bitstream, gops: range, wanted: Sequence[int]) -> np.ndarray:
+        first: np.ndarray | None = None
+        planes = []
+        for g in sorted({gops[0], *_gops_of(bitstream, gops, wanted)}):
+            for number, (y, u, v) in zip(bitstream.gops[g], bitstream.gop_pictures(g), strict=True):
+                if first is not None and number not in wanted:
+                    continue
+                picture = self._samples(Residual(number, y, u, v, np.zeros(0)).packed())
+                first = picture if first is None else first
+                if number not in wanted:
+                    continue
+                if self.kind == "difference":
+                    change = picture.astype(np.int16) - first
+                    picture = (change + GRAY).clip(0, 255).astype(np.uint8)
+                planes.append(picture)
+        return np.stack(planes)
+
+
+def _gops_of(bitstream: Bitstream, gops: range, wanted: Sequence[int]) -> list[int]:
+    return [g for g in gops if any(frame in bitstream.gops[g] for frame in wanted)]
+
+
+def to_planes(packed: np.ndarray) -> np.ndarray:
+    """Planar YUV 4:2:0 in one picture, uint8 (3S/2, S) → uint8 (6, S/2, S/2).
+
+    Luma at (even row, even column), (even, odd), (odd, even), (odd, odd), then U, V: every sample
+    once, at the resolution of chroma.
+    """
+    side = packed.shape[-1]
+    half = side // 2
+    luma = packed[:side].reshape(half, 2, half, 2).transpose(1, 3, 0, 2).reshape(4, half, half)
+    return np.concatenate([luma, packed[side:].reshape(2, half, half)])
+
+
+def traced_motion(residuals: Sequence[Residual]) -> list[np.ndarray]:
+    """Where each block comes from in the GOP's I-frame: float32 (2, rows, columns) for each frame.
+
+    Displacement in pixels, vertical then horizontal, of blocks of `BLOCK` × `BLOCK` samples: each
+    P-frame's vector, plus what had been traced for the block that it points into (Wu et al.,
+    "Compressed Video Action Recognition", CVPR 2018, accumulated motion vectors).
+    """
+    height, width = residuals[0].y.shape
+    rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+    row, column = np.mgrid[:rows, :columns]
+    traced = np.zeros((2, rows, columns), np.float32)
+    fields = []
+    for residual in residuals:
+        own = _block_motion(residual.motion_vectors, rows, columns)
+        source = [
+            np.clip(np.floor(((at + 0.5) * BLOCK + part) / BLOCK), 0, last - 1).astype(int)
+            for at, part, last in ((row, own[0], rows), (column, own[1], columns))
+        ]
+        traced = own + traced[:, source[0], source[1]]
+        fields.append(traced)
+    return fields
+
+
+def _block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """A frame's exported vectors, laid out over its blocks; zero where a block has none."""
+    field = np.zeros((2, rows, columns), np.float32)
+    if not len(vectors):
+        return field
+    moved = np.stack([vectors["motion_y"], vectors["motion_x"]]) / vectors["motion_scale"]
+    # A vector is exported with the middle of its block, of 16 × 16 or 8 × 8 samples.
+    top = (vectors["dst_y"].astype(int) - vectors["h"] // 2) // BLOCK
+    left = (vectors["dst_x"].astype(int) - vectors["w"] // 2) // BLOCK
+    for down in range(2):
+        for right in range(2):
+            inside = (
+                (down * BLOCK < vectors["h"])
+                & (right * BLOCK < vectors["w"])
+                & (top + down < rows)
+                & (left + right < columns)
+            )
+            field[:, (top + down)[inside], (left + right)[inside]] = moved[:, inside]
+    return field
+
+
+def _motion_planes(motion: np.ndarray, side: int) -> np.ndarray:
+    """(2, rows, columns) in pixels → uint8 (2, side, side), `STEPS_PER_PIXEL` steps a pixel."""
+    steps = np.rint(motion * STEPS_PER_PIXEL + GRAY).clip(0, 255).astype(np.uint8)
+    repeat = BLOCK // 2
+    return steps.repeat(repeat, 1).repeat(repeat, 2)[:, :side, :side]
