@@ -4,6 +4,7 @@
     cfer predict VIDEO --model NAME            # the expressions of a video
     cfer encode VIDEO CLIP.mp4                 # the face of a video, as a fixed-GOP bitstream
     cfer show CLIP.mp4 PICTURE.png             # an I-frame and its residuals
+    cfer report EXPERIMENT                     # its methods in one page, Markdown and HTML
 
 Training, evaluation and the look at shards are modules: `python -m cfer.train`, `cfer.evaluate`,
 `cfer.shards`; the extraction is `python -m pipeline.extract`.
@@ -68,6 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
     show_.add_argument("clip", type=Path, help="an MPEG-4 Part 2 video, as `cfer encode` writes it")
     show_.add_argument("picture", type=Path, help="the PNG to write")
     show_.set_defaults(command=show)
+
+    report_ = commands.add_parser("report", help="a page about an experiment's protocols")
+    report_.add_argument("experiment", help="MLflow experiment")
+    report_.add_argument("--out", type=Path, default=Path("report"), help="folder (report)")
+    report_.set_defaults(command=report)
     return parser
 
 
@@ -128,6 +134,13 @@ def show(arguments: argparse.Namespace) -> int:
 
     save(Bitstream.open(arguments.clip), arguments.picture)
     print(arguments.picture)
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from cfer.report import write
+
+    print(write(arguments.experiment, arguments.out))
     return 0
 
 

@@ -485,6 +485,6 @@ class BatchMaker:
 
     def _frames(self, position: int, draws: np.random.Generator | None) -> np.ndarray:
         frames = self.rows.frames[position]
-        if draws is None or self.what.frames == LAST:
+        if self.what.frames == LAST:
             return frames
         return frames[select_frames([], range(len(frames)), self.what.frames, draws)]

@@ -188,8 +188,8 @@ def train_worker(setup: dict[str, Any]) -> None:
     warnings.filterwarnings("ignore", "Grad strides do not match")
     tracking.connect(setup["tracking_uri"])
     tracker = tracking.Tracker(setup["run_id"]) if rank == 0 else tracking.NoTracker()
-    train_rows = _share("train", rank, setup["identity_dim"])
-    val_rows = _share("validation", rank, setup["identity_dim"])
+    train_rows = _share("train", rank, setup)
+    val_rows = _share("validation", rank, setup)
     standardise = _standardisation(train_rows, device)
     train_clips = BatchMaker(train_rows, config.what, standardise, device, setup["train_subjects"])
     val_clips = BatchMaker(val_rows, config.what, standardise, device)
@@ -296,8 +296,11 @@ def model_config(config: TrainConfig, setup: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _share(side: str, rank: int, identity_dim: int) -> Rows:
-    return load_rows(list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows()), identity_dim)
+def _share(side: str, rank: int, setup: Mapping[str, Any]) -> Rows:
+    rows = setup.get(f"rows-{side}")
+    if rows is None:
+        rows = list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows())
+    return load_rows(rows, setup["identity_dim"])
 
 
 def _all_reduce(values: Tensor) -> Tensor:
@@ -522,14 +525,21 @@ def _is_sealed(folder: Folder) -> bool:
 # ---- the driver ----------------------------------------------------------------------------------
 
 
-def run(config: TrainConfig, parent: Parent | None = None, parallel_runs: int = 1) -> Results:
+def run(
+    config: TrainConfig,
+    parent: Parent | None = None,
+    parallel_runs: int = 1,
+    rows: Sequence[dict[str, Any]] | None = None,
+) -> Results:
     """One run, from the beginning or from its last checkpoint.
 
     Args:
         config: of one run: where it has folds, `fold` says which.
-        parent: a run of several folds or seeds that this one is a part of. It then trains in this
-            very process where `workers` is 1, and says nothing of its epochs.
+        parent: a run of several folds or seeds that this one is a part of; it then says nothing of
+            its epochs.
         parallel_runs: how many such runs share this machine.
+        rows: `read_all_rows(config)`, where several runs share them. With these and one worker it
+            trains in this very process (Ray Train's local mode).
 
     Raises:
         InputError: a data set, split or request that can't be trained on; a run of this name with
@@ -591,8 +601,15 @@ def run(config: TrainConfig, parent: Parent | None = None, parallel_runs: int = 
         Folder(location).write(RECORD_NAME, (json.dumps(record, indent=1) + "\n").encode())
 
     run_id = record["mlflow_run_id"]
+    setup = {
+        "run_id": run_id,
+        "tracking_uri": tracking.tracking_uri(),
+        "location": location,
+        "parallel_runs": parallel_runs,
+        "shows_epochs": parent is None,
+    }
     try:
-        _fit(config, description, index, split, placement, run_id, location, parent, parallel_runs)
+        _fit(config, description, index, split, placement, setup, rows)
     except BaseException:
         tracking.end_run(run_id, succeeded=False)
         raise
@@ -685,7 +702,11 @@ def check_same(record: Mapping[str, Any], config: TrainConfig, description: Desc
 
 
 def create_tracked_run(
-    config: TrainConfig, description: Description, parent: Parent | None, role: str = "run"
+    config: TrainConfig,
+    description: Description,
+    parent: Parent | None,
+    role: str = "run",
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     """A run in MLflow, with all that one needs to do it again → its id."""
     parameters = {SHORT_NAMES.get(name, name): value for name, value in asdict(config).items()}
@@ -702,6 +723,7 @@ def create_tracked_run(
             "cfer.role": role if parent is None else "fold",
             "cfer.command": f"python -m cfer.train {command_of(config)}",
             "cfer.figures": "of the last epoch; no model selection on held-out subjects",
+            **(tags or {}),
         },
         dataset={
             "name": description.name,
@@ -718,39 +740,33 @@ def _fit(
     index: ClipIndex,
     split: Split,
     placement: Placement,
-    run_id: str,
-    location: str,
-    parent: Parent | None,
-    parallel_runs: int,
+    setup: dict[str, Any],
+    rows: Sequence[dict[str, Any]] | None,
 ) -> None:
     # Read before the workers reserve their CPUs, and dealt in runs of the sorted clips: which
     # worker has which clip is fixed, none is dropped, and shares differ by one at most.
     datasets: dict[str, Any] = {}
-    largest = smallest = 0
+    in_process = rows is not None and config.workers == 1
+    by_id = {row["clip_id"]: row for row in rows or []}
     for side, clip_ids in (("train", split.train), ("validation", split.validation)):
-        for_training = side == "train"
-        rows = read_clips(config.data, clip_ids, config.what, for_training).materialize()
-        assert rows.count() == len(clip_ids), f"{rows.count()} rows of {len(clip_ids)} {side} clips"
-        cuts = [len(clip_ids) * rank // config.workers for rank in range(config.workers + 1)]
-        shares = rows.split_at_indices(cuts[1:-1]) if config.workers > 1 else [rows]
+        if in_process:
+            setup[f"rows-{side}"] = [by_id[clip_id] for clip_id in clip_ids]
+            continue
+        clips = read_clips(config.data, clip_ids, config.what, side == "train").materialize()
+        assert clips.count() == len(clip_ids), f"{clips.count()} of {len(clip_ids)} {side} clips"
+        cuts = _cuts(len(clip_ids), config.workers)
+        shares = clips.split_at_indices(cuts[1:-1]) if config.workers > 1 else [clips]
         datasets |= {f"{side}-{rank}": share for rank, share in enumerate(shares)}
-        if for_training:
-            sizes = np.diff(cuts)
-            largest, smallest = int(sizes.max()), int(sizes.min())
+    shares_of_training = np.diff(_cuts(len(split.train), config.workers))
     subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
-    setup = {
+    setup |= {
         "config": asdict(config),
         "classes": description.classes,
         "identity_dim": int(description.identity["dimension"]),
-        "largest_share": largest,
-        "smallest_share": smallest,
+        "largest_share": int(shares_of_training.max()),
+        "smallest_share": int(shares_of_training.min()),
         "train_subjects": sorted({s for c in split.train if (s := subjects[c]) is not None}),
         "class_weights": _class_weights(config, index, split, len(description.classes)),
-        "run_id": run_id,
-        "tracking_uri": tracking.tracking_uri(),
-        "location": location,
-        "parallel_runs": parallel_runs,
-        "shows_epochs": parent is None,
         "description": {
             "classes": description.classes,
             "input": config.input,
@@ -765,8 +781,6 @@ def _fit(
             "cfer_version": tracking.code_version()["cfer_version"],
         },
     }
-    # A part of several runs is in a process of its own already.
-    in_process = parent is not None and config.workers == 1
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=setup,
@@ -782,12 +796,24 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as its predecessor
             name=config.run.replace("/", "-"),
-            storage_path=f"{location}/ray",
+            storage_path=f"{setup['location']}/ray",
             failure_config=ray.train.FailureConfig(max_failures=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     trainer.fit()
+
+
+def _cuts(num_clips: int, workers: int) -> list[int]:
+    """Where the shares of the workers begin and end."""
+    return [num_clips * rank // workers for rank in range(workers + 1)]
+
+
+def read_all_rows(config: TrainConfig) -> list[dict[str, Any]]:
+    """Every labelled clip as `cfer.data.read_clips` gives it, for the runs that share the input."""
+    index = read_index(config.data)
+    clips = read_clips(config.data, index.clip_ids, config.what, for_training=True)
+    return list(clips.iter_rows())
 
 
 def _class_weights(

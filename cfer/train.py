@@ -7,8 +7,8 @@
 
 Subjects are held out, or the owner's split is followed. Every figure that a run ends with is from
 its last epoch: nothing is chosen by looking at the held-out subjects. The runs of a protocol (folds
-× seeds × values of a sweep) are Ray Tune's trials, as many at a time as the cluster has room for;
-each is a child of the MLflow run that holds their mean and standard deviation. Killed and started
+× seeds × values of a sweep) go on side by side, as many as the cluster has room for; each is a
+child of the MLflow run that holds their mean and standard deviation. Killed and started
 again with the same `--run`, finished folds are kept, and the others go on from their checkpoints.
 """
 
@@ -25,13 +25,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from ray import tune
+import ray
 
 from cfer import evaluate, tracking
 from cfer.cluster import join_cluster
 from cfer.config import SHORT_NAMES, TrainConfig, add_options, config_of
 from cfer.data import LOSO, read_index, split_into_folds
 from cfer.errors import InputError, exit_with_message
+from cfer.inputs import Input
 from cfer.run import (
     Parent,
     Placement,
@@ -40,6 +41,7 @@ from cfer.run import (
     cluster_nodes,
     create_tracked_run,
     place_workers,
+    read_all_rows,
     read_results,
     run,
     split_clips,
@@ -100,7 +102,10 @@ class _Protocol:
 
 
 def train_all(
-    configs: Sequence[TrainConfig], seeds: Sequence[int], parallel: int = 0
+    configs: Sequence[TrainConfig],
+    seeds: Sequence[int],
+    parallel: int = 0,
+    tables: Sequence[str] = (),
 ) -> list[Summary]:
     """Run the protocol of each configuration; what was finished before is not done again.
 
@@ -108,6 +113,7 @@ def train_all(
         configs: each of its own `run` name; `folds` or `split` says what its runs are.
         seeds: every fold is run with each of them; each cuts its own folds.
         parallel: runs at a time; 0: as many as the cluster has room for.
+        tables: of the report that each configuration's row is to stand in.
 
     Raises:
         InputError: a configuration that can't be run, or runs that failed.
@@ -115,7 +121,10 @@ def train_all(
     join_cluster(for_training=True)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     tracking.connect()
-    protocols = [_prepare(config, seeds) for config in configs]
+    protocols = [
+        _prepare(config, seeds, table)
+        for config, table in zip(configs, tables or ["Methods"] * len(configs), strict=True)
+    ]
     jobs = [job for protocol in protocols for job in protocol.jobs]
     left = [job for job in jobs if read_results(_location(job.config)) is None]
     if len(left) < len(jobs):
@@ -125,7 +134,7 @@ def train_all(
     return [_summarise(protocol) for protocol in protocols]
 
 
-def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
+def _prepare(config: TrainConfig, seeds: Sequence[int], table: str) -> _Protocol:
     description = read_description(config.data)
     index = read_index(config.data)
     config = without_effectless(config, index)
@@ -139,7 +148,9 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
             "config": asdict(config),
             "classes": description.classes,
             "data_digest": description.digest,
-            "mlflow_run_id": create_tracked_run(config, description, None, "protocol"),
+            "mlflow_run_id": create_tracked_run(
+                config, description, None, "protocol", {"cfer.table": table}
+            ),
         }
         folder.write(PARENT_NAME, (json.dumps(record, indent=1) + "\n").encode())
     jobs = []
@@ -176,93 +187,75 @@ def _room(config: TrainConfig, parallel: int, num_jobs: int) -> tuple[int, Place
 
 
 def _run_jobs(jobs: Sequence[_Job], parallel: int) -> None:
+    """Ray tasks, each a run in a process of its own; the processes are used again and again."""
     at_once, placement = _room(jobs[0].config, parallel, len(jobs))
     _say(f"{len(jobs)} runs, {at_once} at a time")
-    # A run of several workers reserves for them itself.
+    started = time.monotonic()
+    # A run of several workers reserves for them, and reads its clips, itself.
     alone = jobs[0].config.workers == 1
-    resources = {"CPU": placement.cpus if alone else 0.01}
-    if placement.use_gpu and alone:
-        resources["GPU"] = 1
-    common: dict[str, Any] = {
-        "tracking_uri": tracking.tracking_uri(),
-        "parallel_runs": at_once,
-        "cpus_per_worker": placement.cpus,
-    }
-
-    def trial(parameters: dict[str, Any]) -> None:
-        # In a process of Ray's, with a working directory of its own.
-        _run_job(**parameters["job"], **common)
-
-    tuner = tune.Tuner(
-        tune.with_resources(trial, resources),
-        param_space={"job": tune.grid_search([_packed(job) for job in jobs])},
-        tune_config=tune.TuneConfig(
-            reuse_actors=True, max_concurrent_trials=at_once, trial_dirname_creator=_trial_name
-        ),
-        run_config=tune.RunConfig(
-            name=time.strftime("tune-%Y%m%d-%H%M%S"),
-            storage_path=absolute_location(f"{jobs[0].config.storage.rstrip('/')}/.tune"),
-            verbose=0,
-            callbacks=[_Progress(len(jobs))],
-        ),
+    task = ray.remote(_run_job).options(
+        num_cpus=placement.cpus if alone else 0,
+        num_gpus=1 if placement.use_gpu and alone else 0,
+        max_retries=1,
     )
-    results = tuner.fit()
-    if results.num_errors:
-        failed = [job for job in jobs if read_results(_location(job.config)) is None]
-        names = ", ".join(job.config.run for job in failed[:5])
-        first = str(results.errors[0]).strip().splitlines()[-1]
-        for parent in {job.parent.run_id for job in failed}:
-            tracking.end_run(parent, succeeded=False)
+    rows: dict[tuple[str, Input], ray.ObjectRef] = {}
+    waiting = list(reversed(jobs))
+    running: dict[ray.ObjectRef, _Job] = {}
+    failed: list[tuple[_Job, str]] = []
+    done = 0
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop()
+            key = (job.config.data, job.config.what)
+            if alone and key not in rows:
+                # The jobs come sorted by what they read, so the rows of those before can go.
+                rows = {key: ray.put(read_all_rows(job.config))}
+            reference = task.remote(
+                replace(
+                    job.config,
+                    data=absolute_location(job.config.data),
+                    storage=absolute_location(job.config.storage),
+                ),
+                job.parent,
+                rows[key] if alone else None,
+                tracking.tracking_uri(),
+                at_once,
+            )
+            running[reference] = job
+        (ended,), _ = ray.wait(list(running))
+        job = running.pop(ended)
+        done += 1
+        try:
+            figures = ray.get(ended).figures
+        except ray.exceptions.RayError as error:
+            failed.append((job, str(error).strip().splitlines()[-1]))
+            _say(f"{job.config.run}: failed, and the others go on: {failed[-1][1]}")
+            continue
+        spent = time.monotonic() - started
+        _say(
+            f"{done}/{len(jobs)}  {job.config.run}: accuracy {figures['held_out/accuracy']:.3f}, "
+            f"UAR {figures['held_out/uar']:.3f}  ({spent:.0f} s, about "
+            f"{spent / done * (len(jobs) - done):.0f} s left)"
+        )
+    if failed:
+        for parent_id in {job.parent.run_id for job, _ in failed}:
+            tracking.end_run(parent_id, succeeded=False)
+        names = ", ".join(job.config.run for job, _ in failed[:5])
         raise InputError(
             f"{len(failed)} of {len(jobs)} runs failed ({names}{', …' if len(failed) > 5 else ''}):"
-            f" {first}; start the same command again to do what is left"
+            f" {failed[0][1]}; start the same command again to do what is left"
         )
-
-
-def _packed(job: _Job) -> dict[str, Any]:
-    config = replace(
-        job.config,
-        data=absolute_location(job.config.data),
-        storage=absolute_location(job.config.storage),
-    )
-    return {"config": asdict(config), "parent": asdict(job.parent)}
 
 
 def _run_job(
-    config: dict[str, Any],
-    parent: dict[str, Any],
+    config: TrainConfig,
+    parent: Parent,
+    rows: list[dict[str, Any]] | None,
     tracking_uri: str,
     parallel_runs: int,
-    cpus_per_worker: float,
-) -> None:
+) -> Results:
     tracking.connect(tracking_uri)
-    run(TrainConfig(**config), Parent(**parent), parallel_runs)
-
-
-def _trial_name(trial: Any) -> str:
-    return str(trial.trial_id)
-
-
-class _Progress(tune.Callback):
-    """A line for each run that ends."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.started = total, 0, time.monotonic()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.done += 1
-        config = TrainConfig(**trial.config["job"]["config"])
-        results = read_results(_location(config))
-        assert results is not None
-        spent = time.monotonic() - self.started
-        _say(
-            f"{self.done}/{self.total}  {config.run}: accuracy "
-            f"{results.figures['held_out/accuracy']:.3f}, UAR {results.figures['held_out/uar']:.3f}"
-            f"  ({spent:.0f} s, about {spent / self.done * (self.total - self.done):.0f} s left)"
-        )
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _say(f"{trial.config['job']['config']['run']}: failed; the others go on")
+    return run(config, parent, parallel_runs, rows)
 
 
 # ---- what they amount to -------------------------------------------------------------------------
@@ -411,7 +404,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2` → numbers. Raises InputError."""
     try:
         seeds = [int(seed) for seed in text.split(",")]
     except ValueError as error:
@@ -436,7 +430,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"--fold {config.fold}: one fold alone goes with neither seeds nor sweep")
     if "seeds" in chosen and "seed" in given:
         raise InputError("--seed, --seeds: give one of them")
-    seeds = _seeds(str(chosen.get("seeds", config.seed)))
+    seeds = parse_seeds(str(chosen.get("seeds", config.seed)))
     configs = sweep.apply(config) if sweep else [config]
     summaries = train_all(configs, seeds, chosen["parallel"])
     _say(_lines_of(summaries))

@@ -1,10 +1,11 @@
 """From videos to Parquet shards of I-frames and residuals: a Ray Data job.
 
     python pipeline/extract.py --videos DIR|GLOB|MANIFEST.csv --out DIR
+    python pipeline/extract.py --dataset ck+ --root TREE --out DIR
     ray job submit --working-dir . -- python pipeline/extract.py --videos … --out …
 
-Per clip: find the face, cut one fixed square, encode it at a fixed GOP, read I-frames and residuals
-out of the bitstream, embed the I-frames by a frozen face recogniser. The unit of work is a shard of
+Per clip: find the face, cut one fixed square, encode it at a fixed GOP, read the I-frames out of the
+bitstream and embed them by a frozen face recogniser; the residuals stay in the bitstream. The unit of work is a shard of
 `--clips-per-shard` clips of the sorted manifest. A shard appears with its completion record, or not
 at all, so a job that was killed goes on where it was, and ends with the same bytes. A clip that
 cannot be used ends in `failures.csv` with its reason; `dataset.json` comes last.
@@ -57,6 +58,7 @@ from cfer.shards import (
     write_shard,
 )
 from cfer.storage import Folder, absolute_location
+from pipeline.datasets import layout
 from pipeline.manifest import Entry, class_names, read_manifest
 
 PLAN_NAME = "extraction.json"
@@ -77,7 +79,6 @@ class Settings:
     quantiser: int | None = None  # fixed quantiser, 1 (finest) to 31 (2, unless --bit-rate)
     bit_rate: int | None = None  # bits per second, in place of a quantiser
     motion_search: bool = True
-    residuals: str = "accumulated"  # since the I-frame, or `direct`: as each P-frame transmits it
     identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
     clips_per_shard: int = 4  # clips of the manifest in one shard
@@ -163,14 +164,11 @@ def _clip(
     recogniser: Recogniser,
 ) -> Clip:
     bitstream = encode(window.pictures, settings.codec, window.fps)
-    if settings.residuals == "direct":
-        residuals = [bitstream.direct_residual(n) for gop in bitstream.gops for n in gop[1:]]
-    else:
-        residuals = [
-            residual
-            for gop in range(len(bitstream.gops))
-            for residual in bitstream.accumulated_residuals(gop)
-        ]
+    residuals = [
+        residual
+        for gop in range(len(bitstream.gops))
+        for residual in bitstream.accumulated_residuals(gop)
+    ]
     i_frames = bitstream.i_frames()
     apex_frame = None
     if entry.apex_frame is not None and entry.apex_frame in window.frames:
@@ -189,7 +187,7 @@ def _clip(
         gop_size=settings.gop_size,
         i_frames=i_frames,
         i_frame_numbers=[gop[0] for gop in bitstream.gops],
-        residuals=np.stack([residual.packed() for residual in residuals]),
+        bitstream=bitstream.data,
         residual_frames=[residual.frame for residual in residuals],
         identity=recogniser.embed(i_frames),
         apex_frame=apex_frame,
@@ -319,12 +317,17 @@ class PlannedShard:
 def plan_shards(
     entries: Sequence[Entry], settings: Settings, classes: Sequence[str], weights_sha256: str
 ) -> list[PlannedShard]:
-    """Cut the sorted manifest into shards. Reads every source once, for its digest."""
+    """Cut the sorted manifest into shards. Reads every source once, for its digest.
+
+    Raises:
+        InputError: the same bytes under two subjects.
+    """
     with ThreadPoolExecutor(4) as pool:
         digests = pool.map(source_digest, [entry.path for entry in entries])
         sources = list(
             tqdm(digests, "reading sources", len(entries), unit="clip", disable=None, delay=2)
         )
+    _check_subjects(entries, sources)
     step = settings.clips_per_shard
     planned = []
     for index, start in enumerate(range(0, len(entries), step)):
@@ -342,6 +345,22 @@ def plan_shards(
         text = json.dumps(work, sort_keys=True, default=str)
         planned.append(PlannedShard(index, part, hashlib.sha256(text.encode()).hexdigest()))
     return planned
+
+
+def _check_subjects(entries: Sequence[Entry], digests: Sequence[str]) -> None:
+    """Raises InputError where two subjects share a clip's bytes; logs other clips that do."""
+    first: dict[str, Entry] = {}
+    for entry, digest in zip(entries, digests, strict=True):
+        other = first.setdefault(digest, entry)
+        if not digest or other is entry:
+            continue
+        if None not in (entry.subject, other.subject) and entry.subject != other.subject:
+            raise InputError(
+                f"{other.path} and {entry.path}: the same bytes under two subjects, "
+                f"{other.subject} and {entry.subject}: one person would be on both sides of a "
+                "fold; correct or remove one"
+            )
+        log.warning("%s and %s: the same bytes", other.path, entry.path)
 
 
 def source_digest(path: Path) -> str:
@@ -399,22 +418,25 @@ def _read_plan(out: str) -> dict[str, Any] | None:
 
 
 def extract(
-    videos: str,
+    entries: Sequence[Entry],
+    names: list[str],
     out: str,
     settings: Settings,
     *,
-    classes: Sequence[str] | None = None,
     weights: Path | None = None,
     num_actors: int | None = None,
     use_gpu: bool = False,
 ) -> tuple[Description, int]:
     """Extract a data set, or what is left of it → its description, and how many frames were new.
 
+    Args:
+        entries: its clips, sorted by `clip_id`.
+        names: its classes, in order.
+
     Raises:
-        InputError: a manifest, an option or an existing output that is not right.
+        InputError: an option, the sources or an existing output that is not right.
     """
-    entries = [_absolute(entry) for entry in read_manifest(videos)]
-    names = class_names(entries, classes)
+    entries = [_absolute(entry) for entry in entries]
     before = _read_plan(out)
     if settings.identity == "auto" and before is not None:
         # What auto took the first time stays, even if the network has come back since.
@@ -572,7 +594,7 @@ def _description(
     return Description(
         name=", ".join(sorted({entry.dataset for entry in entries})),
         classes=classes,
-        codec={"size": settings.size, **asdict(codec), "residual_kind": settings.residuals},
+        codec={"size": settings.size, **asdict(codec)},
         identity={
             "name": recogniser.name,
             "dimension": recogniser.dimension,
@@ -623,7 +645,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python pipeline/extract.py",
         description="Videos → Parquet shards of I-frames, residuals and identity embeddings.",
     )
-    parser.add_argument("--videos", required=True, help="a folder, a glob pattern, or a CSV")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--videos", help="a folder, a glob pattern, or a CSV")
+    source.add_argument(
+        "--dataset", choices=layout.NAMES, help="in its owners' layout, below --root"
+    )
+    parser.add_argument("--root", type=Path, help="where --dataset was unpacked; of csv, the file")
     parser.add_argument("--out", required=True, help="folder or URI (s3://…) to write")
     parser.add_argument("--size", type=int, help="side of the face crop, pixels (112)")
     parser.add_argument("--gop-size", type=int, help="frames per GOP (12)")
@@ -636,7 +663,6 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_false",
         help="all motion vectors zero: residuals hold the whole change",
     )
-    parser.add_argument("--residuals", choices=("accumulated", "direct"), help="(accumulated)")
     parser.add_argument("--identity", choices=NAMES, help="frozen face recogniser (auto)")
     parser.add_argument("--identity-weights", type=Path, help="file of FaceNet's weights")
     parser.add_argument(
@@ -663,6 +689,22 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return Settings(**{**PRESETS.get(arguments.preset, {}), **chosen})
 
 
+def clips_of(arguments: argparse.Namespace) -> tuple[list[Entry], list[str]]:
+    """The clips that are given, sorted, and their classes in order."""
+    given = arguments.classes.split(",") if arguments.classes else None
+    if arguments.dataset is None:
+        if arguments.root is not None:
+            raise InputError(f"--root {arguments.root}: only with --dataset; leave it out")
+        entries = read_manifest(arguments.videos)
+        return entries, class_names(entries, given)
+    if arguments.root is None:
+        raise InputError(
+            f"--dataset {arguments.dataset}: needs --root, the folder that it was unpacked in"
+        )
+    entries, classes = layout.read_dataset(arguments.dataset, arguments.root)
+    return entries, classes if given is None else class_names(entries, given)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     settings = settings_of(arguments)
@@ -670,11 +712,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--actors {arguments.actors}: give 1 or more")
     _log_to(arguments.out)
     started = time.monotonic()
+    entries, classes = clips_of(arguments)
     description, num_new_frames = extract(
-        arguments.videos,
+        entries,
+        classes,
         arguments.out,
         settings,
-        classes=arguments.classes.split(",") if arguments.classes else None,
         weights=arguments.identity_weights,
         num_actors=arguments.actors,
         use_gpu=arguments.gpu,

@@ -68,7 +68,7 @@ def read_manifest(videos: str) -> list[Entry]:
     if path.is_dir():
         entries = _from_paths(list(_clips_below(path)), path, path.resolve().name)
     elif path.suffix.lower() == ".csv":
-        entries = _from_csv(path)
+        entries = read_csv(path)
     else:
         found = [Path(p) for p in glob.glob(videos, recursive=True)]
         clips = [p for p in found if _is_video(p) or _is_picture_folder(p)]
@@ -80,11 +80,27 @@ def read_manifest(videos: str) -> list[Entry]:
             f"({', '.join(VIDEO_SUFFIXES)}) or folders of numbered pictures, a glob pattern in "
             "quotes, or a CSV with a `path` column"
         )
+    return checked(entries, f"--videos {videos}")
+
+
+def checked(entries: Sequence[Entry], given: str) -> list[Entry]:
+    """The entries, sorted by `clip_id`; `given` is the option that named them.
+
+    Raises:
+        InputError: a `clip_id` of two clips, or one that a window of a long video could have.
+    """
+    taken: dict[str, Entry] = {}
     for entry in entries:
         if re.search(r"#\d{4,}$", entry.clip_id):
             raise InputError(
-                f"--videos {videos}: {entry.source}: its clip_id {entry.clip_id!r} ends as those "
-                "of a long video's windows do; give it another name"
+                f"{given}: {entry.source}: its clip_id {entry.clip_id!r} ends as those of a long "
+                "video's windows do; give it another name"
+            )
+        other = taken.setdefault(entry.clip_id, entry)
+        if other is not entry:
+            raise InputError(
+                f"{given}: {other.source} and {entry.source} are both {entry.clip_id!r}; remove "
+                "one of them, or rename it"
             )
     return sorted(entries, key=lambda entry: entry.clip_id)
 
@@ -132,7 +148,7 @@ def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
     for path in paths:
         relative = path.relative_to(base) if path != base else Path(path.resolve().name)
         # Two videos may differ in their endings alone.
-        clip_id = relative.as_posix() if relative.stem in taken else _without_suffix(relative)
+        clip_id = relative.as_posix() if relative.stem in taken else without_suffix(relative)
         if clip_id in taken:
             clip_id = relative.as_posix()
         taken[clip_id] = path
@@ -140,69 +156,89 @@ def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
     return entries
 
 
-def _without_suffix(path: Path) -> str:
+def without_suffix(path: Path) -> str:
+    """A path without a video's ending, the parts joined by `/`."""
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
     return (path.with_suffix("") if is_video else path).as_posix()
 
 
-def _from_csv(path: Path) -> list[Entry]:
+def read_csv(path: Path) -> list[Entry]:
+    """The clips of a CSV with the columns `COLUMNS`, in its order.
+
+    Raises:
+        InputError: as `csv_rows` does, or a row that is not right.
+    """
+    entries: dict[str, Entry] = {}
+    for where, cells in csv_rows(path, COLUMNS, ("path",)):
+        entry = _entry(cells, path, where)
+        if entry.clip_id in entries:
+            raise InputError(
+                f"{where}: clip_id {entry.clip_id!r} occurs twice; give every clip one of its own"
+            )
+        entries[entry.clip_id] = entry
+    return list(entries.values())
+
+
+def csv_rows(
+    path: Path, columns: Sequence[str], required: Sequence[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV with a header: where each one is (file and line), and its stripped cells.
+
+    Raises:
+        InputError: not a readable CSV, a column missing or unknown, or a row that does not fit.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); correct --videos") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     reader = csv.DictReader(io.StringIO(text), strict=True)
     header = list(reader.fieldnames or [])
-    if "path" not in header:
-        raise InputError(
-            f"{path}: no column `path` in its header ({', '.join(header) or 'empty'}); the columns "
-            f"are {', '.join(COLUMNS)}"
-        )
-    unknown = sorted(set(header) - set(COLUMNS))
+    for name in required:
+        if name not in header:
+            raise InputError(
+                f"{path}: no column `{name}` in its header ({', '.join(header) or 'empty'}); the "
+                f"columns are {', '.join(columns)}"
+            )
+    unknown = sorted(set(header) - set(columns))
     if unknown:
         raise InputError(
             f"{path}: unknown column {', '.join(map(repr, unknown))}; the columns are "
-            f"{', '.join(COLUMNS)}: rename or remove it"
+            f"{', '.join(columns)}: rename or remove it"
         )
-    entries: dict[str, Entry] = {}
     try:
         for row in reader:
-            entry = _entry(row, path, reader.line_num)
-            if entry.clip_id in entries:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
                 raise InputError(
-                    f"{path}, line {reader.line_num}: clip_id {entry.clip_id!r} occurs twice; "
-                    "give every clip one of its own"
+                    f"{where}: not as many cells as the header has; quote cells with commas"
                 )
-            entries[entry.clip_id] = entry
+            yield where, {str(name): str(cell).strip() for name, cell in row.items()}
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
-    return list(entries.values())
 
 
-def _entry(row: dict[str | None, str | list[str] | None], path: Path, line: int) -> Entry:
-    where = f"{path}, line {line}"
-    if None in row or None in row.values():
-        raise InputError(f"{where}: not as many cells as the header has; quote cells with commas")
-    cells = {str(name): str(cell).strip() for name, cell in row.items()}
+def _entry(cells: dict[str, str], path: Path, where: str) -> Entry:
     source = cells["path"]
     if not source:
         raise InputError(f"{where}: `path` is empty; give the clip's path, or remove the row")
     relative = Path(source)
     return Entry(
         path=path.parent / relative,
-        clip_id=cells.get("clip_id") or _without_suffix(relative),
+        clip_id=cells.get("clip_id") or without_suffix(relative),
         source=source,
         subject=cells.get("subject") or None,
         label=cells.get("label") or None,
         split=cells.get("split") or None,
-        apex_frame=_apex_frame(cells.get("apex_frame", ""), where),
+        apex_frame=apex_frame(cells.get("apex_frame", ""), where),
         dataset=cells.get("dataset") or path.resolve().parent.name,
         fps=_fps(cells.get("fps", ""), where),
     )
 
 
-def _apex_frame(cell: str, where: str) -> int | None:
+def apex_frame(cell: str, where: str) -> int | None:
+    """The frame number in a cell; None where it is empty, InputError where it is none."""
     if not cell:
         return None
     if not cell.isdecimal():

@@ -13,25 +13,31 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cfer.game import (
+    PLAYERS,
     Batch,
+    MinMin,
+    Player,
     Weights,
     apex_error,
     estimator_turn,
-    identity_bound,
+    expression_error,
+    identity_term,
     play_turn,
 )
-from cfer.mi import IdentityEstimator, identity_moments, vclub
+from cfer.mi import identity_moments, vclub
 from cfer.model import APEX_SIZE, ModelConfig, Recogniser
 
 IDENTITY_DIM = 12
 CONFIG = ModelConfig(num_classes=3, identity_dim=IDENTITY_DIM, width=4, code_dim=8)
 NUM_CLIPS = 8
+NUM_SUBJECTS = 4
 
 
-def players(with_apex: bool = True) -> tuple[Recogniser, IdentityEstimator]:
+def players(with_apex: bool = True, game: str = "min-min") -> tuple[Recogniser, Player]:
     torch.manual_seed(0)
     recogniser = Recogniser(CONFIG, with_apex)
-    return recogniser.double(), IdentityEstimator(CONFIG.code_dim, IDENTITY_DIM, 16).double()
+    player = PLAYERS[game](CONFIG.code_dim, IDENTITY_DIM, NUM_SUBJECTS)
+    return recogniser.double(), player.double()
 
 
 def make_batch(start: int = 0, stop: int = NUM_CLIPS) -> Batch:
@@ -45,6 +51,7 @@ def make_batch(start: int = 0, stop: int = NUM_CLIPS) -> Batch:
         mask=torch.tensor([[True, True]] * 5 + [[True, False]] * 3),
         labels=torch.arange(NUM_CLIPS) % 3,
         z_I=normal(NUM_CLIPS, IDENTITY_DIM),
+        subjects=torch.tensor([0, 1, 2, 3, 0, 1, -1, 3]),
         apex=normal(NUM_CLIPS, 3, APEX_SIZE, APEX_SIZE).sigmoid(),
         # Spread unevenly over two halves, so that a mean of means would be wrong.
         has_apex=torch.tensor([True, True, True, False, False, False, True, False]),
@@ -76,14 +83,14 @@ def assert_players_leave_each_other_alone(recogniser: nn.Module, estimator: nn.M
     assert all(g is not None for g in before_gradients)
     theta = parameters(estimator)
     z_R, logits, apex = recogniser(batch.planes, batch.mask, batch.z_I)
-    estimator_turn(estimator, optimiser, z_R, batch.z_I, num_steps=2)
+    estimator_turn(estimator, optimiser, z_R, batch, num_steps=2)
     assert_same(before, parameters(recogniser))
     assert_same(before_gradients, gradients(recogniser))
     assert not any(torch.equal(a, b) for a, b in zip(theta, parameters(estimator), strict=True))
 
     theta, theta_gradients = parameters(estimator), gradients(estimator)
     recogniser.zero_grad(set_to_none=True)
-    bound = identity_bound(estimator, z_R, batch.z_I)
+    bound = identity_term(estimator, z_R, batch)
     (bound + 0 * logits.sum() + 0 * apex.sum()).backward()
     assert_same(theta, parameters(estimator))
     assert_same(theta_gradients, gradients(estimator))
@@ -101,16 +108,45 @@ def play(recogniser: nn.Module, estimator: nn.Module, batch: Batch, turns: int =
     return terms
 
 
-def test_players_leave_each_other_alone() -> None:
-    assert_players_leave_each_other_alone(*players())
+@pytest.mark.parametrize("game", PLAYERS)
+def test_players_leave_each_other_alone(game: str) -> None:
+    assert_players_leave_each_other_alone(*players(game=game))
 
 
 def test_bound_is_that_of_the_estimator() -> None:
     recogniser, estimator = players()
     batch = make_batch()
     z_R, _, _ = recogniser(batch.planes, batch.mask, batch.z_I)
-    expected = vclub(*estimator(z_R), batch.z_I, identity_moments(batch.z_I)).mean()
-    torch.testing.assert_close(identity_bound(estimator, z_R, batch.z_I), expected)
+    assert isinstance(estimator, MinMin)
+    expected = vclub(*estimator.q(z_R), batch.z_I, identity_moments(batch.z_I)).mean()
+    torch.testing.assert_close(identity_term(estimator, z_R, batch), expected)
+
+
+def test_the_opponents_of_the_min_max_games_want_the_opposite_of_each_other() -> None:
+    batch = make_batch()
+    for game in ("min-max", "gradient-reversal"):
+        recogniser, player = players(game=game)
+        z_R, _, _ = recogniser(batch.planes, batch.mask, batch.z_I)
+        mine, theirs = (player(z_R, batch.z_I, batch.subjects, side) for side in (False, True))
+        torch.testing.assert_close(mine, -theirs)
+        assert float(mine) != 0
+    # A clip of an unknown subject teaches nothing.
+    alone = player(z_R[6:7], batch.z_I[6:7], batch.subjects[6:7], False)
+    assert float(alone) == 0
+    logits = player.name(z_R)[[0, 1, 2, 3, 4, 5, 7]]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 0, 1, 3]))
+    torch.testing.assert_close(mine, expected)
+
+
+def test_class_weights_weigh_clips() -> None:
+    batch = make_batch()
+    logits = torch.randn(NUM_CLIPS, 3, generator=torch.Generator().manual_seed(3)).double()
+    each = torch.stack(
+        [expression_error(logits[i : i + 1], batch.labels[i : i + 1], Weights()) for i in range(8)]
+    )
+    weights = torch.tensor([2.0, 0.5, 0.0]).double()
+    weighted = expression_error(logits, batch.labels, Weights(classes=weights))
+    torch.testing.assert_close(weighted, (each * weights[batch.labels]).mean())
 
 
 def test_without_weight_the_estimator_plays_and_the_recogniser_does_not_notice() -> None:
@@ -125,7 +161,7 @@ def test_without_weight_the_estimator_plays_and_the_recogniser_does_not_notice()
         terms = play_turn(
             recogniser, estimator, optimiser, estimator_optimiser, batch, weights, steps
         )
-        assert float(terms["vclub"]) != 0
+        assert float(terms["identity_term"]) != 0
         assert not torch.equal(theta[0], parameters(estimator)[0])
         results.append(parameters(recogniser))
     assert_same(results[0], results[1])
@@ -142,7 +178,7 @@ def test_apex_counts_annotated_clips_only() -> None:
 
 
 def test_the_game_lowers_the_bound_that_it_weighs() -> None:
-    """z_I that can be read off the residual: with λ the code gives it up, without it does not."""
+    """z_I that can be read off the input: with λ the code gives it up, without it does not."""
     generator = torch.Generator().manual_seed(2)
     identity = torch.randn(64, 2, generator=generator).sign().double()
     z_I = identity.repeat(1, IDENTITY_DIM // 2)
@@ -156,6 +192,7 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
         mask=torch.ones(64, 1, dtype=torch.bool),
         labels=labels,
         z_I=z_I,
+        subjects=(identity[:, 0] > 0).long() + 2 * (identity[:, 1] > 0).long(),
         apex=torch.zeros(64, 3, APEX_SIZE, APEX_SIZE),
         has_apex=torch.zeros(64, dtype=torch.bool),
     )
@@ -175,7 +212,7 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
                 2,
             )
         assert int(terms["num_correct"]) == 64
-        bounds[weight] = float(terms["vclub"])
+        bounds[weight] = float(terms["identity_term"])
     assert bounds[0.0] > 0.5
     assert bounds[1.0] < 0.2 * bounds[0.0]
 
@@ -216,6 +253,6 @@ def test_two_workers_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
         ):
             for a, b in zip(mine, theirs, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
-    for name in ("loss", "vclub", "estimator_nll", "apex_error", "cross_entropy"):
+    for name in ("loss", "identity_term", "estimator_loss", "apex_error", "cross_entropy"):
         mean = (states[0]["terms"][name] + states[1]["terms"][name]) / 2
         torch.testing.assert_close(terms[name].double(), mean.double(), rtol=1e-9, atol=1e-11)

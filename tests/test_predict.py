@@ -14,7 +14,8 @@ import pytest
 from conftest import run_module
 
 from cfer.codec import VOP_START_CODE, Bitstream, CodecError, CodecSettings, encode
-from cfer.predict import face_bitstreams, predict_bitstream, predict_video, read_residuals
+from cfer.inputs import Input
+from cfer.predict import face_bitstreams, predict_bitstream, predict_video
 from cfer.shards import read_clips
 from cfer.tracking import find_run, load_model
 
@@ -66,19 +67,21 @@ def test_the_p_frames_are_looked_at(store, clip, drawn_videos):
 
 def test_only_the_packets_that_are_needed_reach_the_decoder(clip):
     whole = Bitstream.open(clip)
-    wanted = read_residuals(whole, range(2), "direct", "last")
+    direct = Input("direct")
+    wanted = direct.read(whole, range(2))
+    assert direct.packets_read(whole, range(2)) == [11, 23]
     emptied = Bitstream.open(clip)
     for number in range(len(emptied.packets)):
         if number not in (11, 23):
             emptied.packets[number] = b""
-    assert np.array_equal(read_residuals(emptied, range(2), "direct", "last"), wanted)
+    assert np.array_equal(direct.read(emptied, range(2)), wanted)
 
 
 def test_a_video_is_predicted_as_its_encoded_clip(store, video, clip):
     model, description = load_model("short")
     (raw,), (encoded,) = (predict_video(path, model, description) for path in (video, clip))
     assert raw == encoded
-    assert raw.num_residuals == 2
+    assert raw.num_frames == 2
     assert sum(raw.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert list(raw.probabilities) == description["classes"]
 
@@ -86,14 +89,13 @@ def test_a_video_is_predicted_as_its_encoded_clip(store, video, clip):
 def test_prediction_sees_what_training_saw(drawn_shards, clip):
     """The crop and the codec of extraction and of prediction are the same, to the bit."""
     row = next(c for c in read_clips(drawn_shards) if c.clip_id.endswith("S003_surprise_1"))
-    packed = read_residuals(Bitstream.open(clip), range(2), "accumulated", len(row.residual_frames))
-    assert np.array_equal(packed, row.residuals)
+    encoded = Bitstream.open(clip)
+    assert encoded.packets == Bitstream(row.bitstream, row.clip_id).packets
 
 
 def test_mlflow_alone_predicts_the_same(store, video, clip, tmp_path):
     """In a process that cannot import cfer, with MLflow's own loader."""
-    packed = read_residuals(Bitstream.open(clip), range(2), "accumulated", "last")
-    np.save(tmp_path / "packed.npy", packed[None])
+    np.save(tmp_path / "planes.npy", Input().read(Bitstream.open(clip), range(2))[None])
     mlflow.set_tracking_uri(store)
     script = tmp_path / "alone.py"
     script.write_text(
@@ -112,7 +114,7 @@ def test_mlflow_alone_predicts_the_same(store, video, clip, tmp_path):
     )
     uri = f"runs:/{find_run('short').info.run_id}/model"
     alone = subprocess.run(
-        [sys.executable, "-I", str(script), uri, str(tmp_path / "packed.npy")],
+        [sys.executable, "-I", str(script), uri, str(tmp_path / "planes.npy")],
         env={**os.environ, "MLFLOW_TRACKING_URI": store},
         cwd=tmp_path,
         capture_output=True,
@@ -132,7 +134,7 @@ def test_the_command_prints_a_table(store, clip):
     done = run_module("cfer.cli", "predict", str(clip), "--model", "short")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("0.00 to 1.00 s, from 2 residuals: ")
+    assert lines[0].startswith("0.00 to 1.00 s, from 2 P-frames: ")
     assert [line.split()[0] for line in lines[1:]] == load_model("short")[1]["classes"]
 
 
@@ -146,7 +148,7 @@ def test_long_videos_are_predicted_window_by_window(store, clip):
         (0.96, 1.92),
         (1.92, 2.0),
     ]
-    assert [p.num_residuals for p in predictions] == [2, 2, 1]
+    assert [p.num_frames for p in predictions] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,313 @@
+"""One page about an experiment: the table of its methods, pictures, the command of every row.
+
+    cfer report EXPERIMENT --out FOLDER       # FOLDER/report.md and FOLDER/report.html
+
+A row is a protocol (`python -m cfer.train --folds …`): mean ± standard deviation over its folds and
+seeds. Differences are taken fold by fold from a reference row, and tested with the corrected
+resampled t-test (Nadeau & Bengio, "Inference for the Generalization Error", Machine Learning 2003),
+since the folds share training clips: an uncorrected test would find differences that are not there.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mlflow.entities import Run
+
+from cfer import tracking
+from cfer.errors import InputError
+
+REFERENCE_METHOD = "cross-entropy"
+PICTURES = {"confusion.png": "Confusion matrix, pooled over the runs"}
+PICTURES_OF_A_RUN = {
+    "embedding.png": "Expression codes of one run's held-out clips",
+    "curves.png": "One run's curves",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A protocol of the experiment.
+
+    Attributes:
+        name, run: as MLflow has it.
+        figures: of each of its runs, by the run's name ("seed 0, fold 3"), then by metric.
+        run_ids: of its runs, by the same names.
+    """
+
+    name: str
+    run: Run
+    figures: dict[str, dict[str, float]]
+    run_ids: dict[str, str]
+
+    def cell(self, metric: str, digits: int = 3) -> str:
+        """Mean ± standard deviation."""
+        values = [f[metric] for f in self.figures.values() if metric in f]
+        if not values:
+            return "–"
+        mean = f"{np.mean(values):,.{digits}f}"
+        return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):,.{digits}f}"
+
+    def mean(self, metric: str) -> str:
+        values = [f[metric] for f in self.figures.values() if metric in f]
+        return f"{np.mean(values):,.0f}" if values else "–"
+
+
+def difference(row: Row, reference: Row, metric: str) -> tuple[float, float, int] | None:
+    """Mean difference over the runs that both have, its p value, and how many these are.
+
+    None where there are fewer than two, or where the rows are of different folds. The variance is
+    corrected by the share of test to training clips, 1 / (folds − 1); of an owner's split, whose
+    runs differ in their seeds alone, by nothing.
+    """
+    from scipy import stats
+
+    names = sorted(row.figures.keys() & reference.figures.keys())
+    pairs = [(row.figures[name].get(metric), reference.figures[name].get(metric)) for name in names]
+    changes = np.array([a - b for a, b in pairs if a is not None and b is not None])
+    if len(changes) < 2:
+        return None
+    folds = len({name.partition("fold")[2] for name in names})
+    ratio = 1 / (folds - 1) if folds > 1 else 0.0
+    variance = (1 / len(changes) + ratio) * changes.var(ddof=1)
+    if variance == 0:
+        return float(changes.mean()), 1.0 if changes.mean() == 0 else 0.0, len(changes)
+    t = changes.mean() / math.sqrt(variance)
+    p = 2 * stats.t.sf(abs(t), len(changes) - 1)
+    return float(changes.mean()), float(p), len(changes)
+
+
+def _against(row: Row, reference: Row, metric: str) -> str:
+    found = None if row is reference else difference(row, reference, metric)
+    if found is None:
+        return "–"
+    change, p, _ = found
+    return f"{change:+.3f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+
+
+def read_rows(experiment: str) -> dict[str, list[Row]]:
+    """The finished protocols of an experiment, by the table that they belong to, oldest first.
+
+    Raises:
+        InputError: no such experiment, or none in it.
+    """
+    tracking.connect()
+    if not tracking.is_experiment(experiment):
+        tracking.find_run(experiment)
+        raise InputError(f"{experiment}: a run, and no experiment; see python -m cfer.evaluate")
+    tables: dict[str, list[Row]] = {}
+    for run in sorted(tracking.find_runs(experiment), key=lambda r: r.info.start_time):
+        if run.data.tags.get("cfer.role") != "protocol":
+            continue
+        file = tracking.download(run, "runs.json")
+        if file is None:
+            continue
+        runs = json.loads(file.read_text())
+        tables.setdefault(run.data.tags.get("cfer.table", "Methods"), []).append(
+            Row(
+                run.info.run_name or run.info.run_id,
+                run,
+                {name: results["figures"] for name, results in runs.items()},
+                {name: results["mlflow_run_id"] for name, results in runs.items()},
+            )
+        )
+    if not tables:
+        raise InputError(
+            f"{experiment}: no finished protocol in it; train one with --folds or --seeds"
+        )
+    return tables
+
+
+def write(experiment: str, out: Path) -> Path:
+    """Write the Markdown page with its pictures, and the HTML page, which holds them → the latter.
+
+    Raises:
+        InputError: see `read_rows`.
+    """
+    import markdown
+
+    tables = read_rows(experiment)
+    out.mkdir(parents=True, exist_ok=True)
+    text = _page(experiment, tables, out)
+    (out / "report.md").write_text(text)
+    body = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    page = out / "report.html"
+    page.write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(experiment)}"
+        f"</title><style>{_STYLE}</style><main>{_with_pictures(body, out)}</main></html>\n"
+    )
+    return page
+
+
+def _page(experiment: str, tables: Mapping[str, Sequence[Row]], out: Path) -> str:
+    rows = [row for table in tables.values() for row in table]
+    reference = next(
+        (row for row in rows if row.run.data.params.get("method") == REFERENCE_METHOD), rows[0]
+    )
+    lines = [f"# {experiment}", "", _about(reference), ""]
+    for title, table in tables.items():
+        lines += [f"## {title}", "", *_recognition_table(table, reference), ""]
+        lines += [*_identity_table(table, reference), ""]
+    lines += _legend(reference)
+    for title, table in tables.items():
+        lines += [f"## Commands: {title}", "", *_commands(table), ""]
+    for row in _pictured(rows, reference):
+        lines += [f"## {row.name}", ""]
+        lines += _pictures(row, out)
+    return "\n".join(lines) + "\n"
+
+
+def _about(row: Row) -> str:
+    params, tags = row.run.data.params, row.run.data.tags
+    inputs = row.run.inputs.dataset_inputs if row.run.inputs else []
+    data = json.loads(inputs[0].dataset.source).get("uri", "") if inputs else ""
+    codec = ", ".join(
+        f"{name.removeprefix('codec_')} {value}"
+        for name, value in sorted(params.items())
+        if name.startswith("codec_")
+    )
+    runs = len(row.figures)
+    return (
+        f"{runs} runs a row ({min(row.figures)} to {max(row.figures)}), {params['epochs']} epochs; "
+        f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs. "
+        f"Data set `{Path(data).name}` ({codec}; identity by {params['identity_network']}; digest "
+        f"{params['data_digest'][:12]}). cfer {tags.get('cfer_version', '?')}, commit "
+        f"{tags.get('git_commit', 'unknown')[:12]}"
+        f"{' with local changes' if tags.get('git_dirty') == 'true' else ''}."
+    )
+
+
+def _recognition_table(table: Sequence[Row], reference: Row) -> list[str]:
+    head = ["method", "accuracy", "UAR", f"accuracy − {reference.name}", "parameters", "bytes/clip"]
+    body = [
+        [
+            f"**{row.name}**",
+            row.cell("held_out/accuracy"),
+            row.cell("held_out/uar"),
+            _against(row, reference, "held_out/accuracy"),
+            row.mean("cost/parameters"),
+            row.mean("cost/bytes_per_clip"),
+        ]
+        for row in table
+    ]
+    return _table(head, body)
+
+
+def _identity_table(table: Sequence[Row], reference: Row) -> list[str]:
+    head = [
+        "method",
+        "AUC, held-out",
+        f"AUC − {reference.name}",
+        "AUC, training",
+        "probe, held-out",
+        "probe, training",
+        "1-NN, held-out",
+        "R² z_R → z_I",
+        "vCLUB",
+    ]
+    body = [
+        [
+            f"**{row.name}**",
+            row.cell("leakage/auc_held_out"),
+            _against(row, reference, "leakage/auc_held_out"),
+            row.cell("leakage/auc_train"),
+            row.cell("leakage/linear_held_out"),
+            row.cell("leakage/linear_train"),
+            row.cell("leakage/knn_held_out"),
+            row.cell("leakage/r2"),
+            row.cell("leakage/vclub", 4),
+        ]
+        for row in table
+    ]
+    return _table(head, body)
+
+
+def _legend(reference: Row) -> list[str]:
+    return [
+        '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across classes '
+        "(0.5 is chance); the strict probe is a linear classifier that names the subject, trained "
+        f"on some classes and tested on others (chance {reference.cell('leakage/chance_held_out')} "
+        f"on held-out subjects, {reference.cell('leakage/chance_train')} on training subjects); "
+        "1-NN has the same chance; R² of a ridge regression to the face recogniser's embedding "
+        "(0 or less: nothing); vCLUB in nats per dimension, by an estimator fitted anew. Lower is "
+        "less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
+        "*p*: corrected resampled t-test, fold by fold, not corrected for the number of rows.",
+        "",
+    ]
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in body),
+    ]
+
+
+def _commands(table: Sequence[Row]) -> list[str]:
+    lines = ["| method | command | commit |", "|---|---|---|"]
+    for row in table:
+        tags = row.run.data.tags
+        commit = tags.get("git_commit", "unknown")[:12]
+        lines.append(f"| {row.name} | `{tags.get('cfer.command', '?')}` | {commit} |")
+    return lines
+
+
+def _pictured(rows: Sequence[Row], reference: Row) -> list[Row]:
+    """The reference, and the best of the others in accuracy: a page of all would not be read."""
+
+    def accuracy(row: Row) -> float:
+        return float(np.mean([f["held_out/accuracy"] for f in row.figures.values()]))
+
+    games = [row for row in rows if row.run.data.params.get("method") == "min-min"]
+    others = [row for row in rows if row not in (reference, *games)]
+    return [reference, *games, *sorted(others, key=accuracy)[-1:]]
+
+
+def _pictures(row: Row, out: Path) -> list[str]:
+    lines = []
+    client_runs = [tracking.find_run(row.run_ids[min(row.run_ids)])]
+    for run, pictures in ((row.run, PICTURES), (client_runs[0], PICTURES_OF_A_RUN)):
+        for file, title in pictures.items():
+            source = tracking.download(run, file)
+            if source is None:
+                continue
+            name = re.sub(r"[^\w.+-]", "-", f"{row.name}-{file}")
+            (out / name).write_bytes(source.read_bytes())
+            lines += [f"![{title}: {row.name}]({name})", ""]
+    return lines
+
+
+def _with_pictures(body: str, out: Path) -> str:
+    """The pictures in the page itself, so that it is one file."""
+
+    def embedded(match: re.Match[str]) -> str:
+        data = base64.b64encode((out / html.unescape(match[1])).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    return (
+        re.sub(r'src="([^":]+\.png)"', embedded, body)
+        .replace("<table>", '<div class="wide"><table>')
+        .replace("</table>", "</table></div>")
+    )
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
+main { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left;
+         white-space: nowrap; }
+th { background: #f4f4f4; } tr:hover td { background: #fafaf2; }
+img { max-width: 100%; border: 1px solid #eee; }
+code { background: #f4f4f4; font-size: 0.85em; white-space: pre-wrap; }
+"""

@@ -1,0 +1,209 @@
+"""From a data set to the table of methods: draw or unpack, extract, train every fold, report.
+
+    python pipeline/benchmark.py --dataset synthetic --out bench            # the whole table
+    python pipeline/benchmark.py --dataset synthetic --out quick --quick    # the same, in minutes
+    python pipeline/benchmark.py --dataset ravdess --root ARCHIVES --out bench
+
+Every method (`cfer.config.METHODS`) is trained on the same clips, folds, epochs and seeds; two more
+rows are trained on clips that were encoded without motion search. With `--search` the recipe is
+searched as well: one setting after the other is changed, of the encoder and of the training.
+Killed and started again, it goes on where it was. The tables are in `OUT/report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from cfer import report
+from cfer.cluster import join_cluster
+from cfer.config import METHODS, TrainConfig, config_of
+from cfer.data import ClipIndex, read_index
+from cfer.errors import InputError, exit_with_message
+from cfer.train import PROTOCOLS, parse_seeds, train_all
+from pipeline import extract
+from pipeline.datasets import synthetic
+from pipeline.datasets.layout import NAMES
+
+SYNTHETIC = "synthetic"
+NUM_SUBJECTS = 60
+QUICK_SUBJECTS = 12
+QUICK: dict[str, Any] = {"folds": "2", "seeds": "0", "epochs": 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a name, how its clips are encoded, how it is trained."""
+
+    name: str
+    codec: tuple[str, ...] = ()
+    training: tuple[tuple[str, Any], ...] = ()
+
+
+OPPONENTS = [
+    *(Row(name, (), (("method", name),)) for name in METHODS),
+    Row("no-motion-search", ("--no-motion-search",), (("method", "cross-entropy"),)),
+    Row("no-motion-search+min-min", ("--no-motion-search",), (("method", "min-min"),)),
+]
+
+# Each changes one thing of the recommended recipe.
+SEARCH: list[Row] = []
+
+
+def data_rows(rows: Sequence[Row], index: ClipIndex) -> list[Row]:
+    """The rows that this data set can be trained for; the others are named with their reason."""
+    kept = []
+    for row in rows:
+        settings = METHODS.get(dict(row.training).get("method", ""), {})
+        reason = ""
+        if settings.get("game") == "gradient-reversal" and not any(index.subjects):
+            reason = "no clip has a subject"
+        if settings.get("apex_weight") and not index.num_annotated_apexes:
+            reason = "no clip has its apex annotated"
+        if reason:
+            _say(f"left out: {row.name} ({reason})")
+        else:
+            kept.append(row)
+    return kept
+
+
+def unpacked(root: Path, out: Path) -> Path:
+    """The data set's tree: `root` itself, or what its ZIP archives hold, unpacked once.
+
+    Raises:
+        InputError: no such folder, or an archive that is damaged or would write outside `out`.
+    """
+    if not root.is_dir():
+        raise InputError(f"--root {root}: no such folder; give the one with the data set's files")
+    archives = sorted(path for path in root.iterdir() if path.suffix.lower() == ".zip")
+    if not archives:
+        return root
+    for archive in archives:
+        done = out / f".{archive.name}.done"
+        if done.exists():
+            continue
+        _say(f"unpacking {archive.name}")
+        try:
+            with zipfile.ZipFile(archive) as file:
+                for name in file.namelist():
+                    if not (out / name).resolve().is_relative_to(out.resolve()):
+                        raise InputError(f"{archive}: {name} would be written outside {out}")
+                # One archive of RAVDESS after the other holds a folder of its own actor.
+                file.extractall(out)
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{archive}: {error}; download it again") from error
+        done.touch()
+    return out
+
+
+def benchmark(options: argparse.Namespace) -> Path:
+    """Everything, or what is left of it → the report's page."""
+    started = time.monotonic()
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    join_cluster(for_training=True)
+    source = _source(options)
+    settings: dict[str, Any] = {**PROTOCOLS[options.dataset]}
+    if options.quick:
+        settings |= QUICK
+    if options.seeds:
+        settings["seeds"] = options.seeds
+    seeds = parse_seeds(str(settings.pop("seeds", "0")))
+    if options.epochs:
+        settings["epochs"] = options.epochs
+
+    tables = {"Methods": OPPONENTS, **({"Recipe search": SEARCH} if options.search else {})}
+    shards = {
+        codec: _extracted(codec, source, out, options)
+        for codec in dict.fromkeys(row.codec for rows in tables.values() for row in rows)
+    }
+    index = read_index(shards[()])
+    configs: list[TrainConfig] = []
+    placed: list[str] = []
+    for table, rows in tables.items():
+        for row in data_rows(rows, index):
+            given = {**settings, **dict(row.training), "run": row.name}
+            config = config_of({**given, "data": shards[row.codec]})
+            configs.append(
+                replace(config, storage=str(out / "runs"), experiment=options.experiment)
+            )
+            placed.append(table)
+    train_all(configs, seeds, options.parallel, placed)
+    page = report.write(options.experiment, out / "report")
+    _say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {page}")
+    return page
+
+
+def _source(options: argparse.Namespace) -> list[str]:
+    """The options that tell the extraction where the clips are."""
+    if options.dataset == SYNTHETIC:
+        videos = options.out / "videos"
+        subjects = options.subjects or (QUICK_SUBJECTS if options.quick else NUM_SUBJECTS)
+        synthetic.main(["--out", str(videos), "--subjects", str(subjects)])
+        return ["--videos", str(videos / "manifest.csv")]
+    if options.root is None:
+        raise InputError(f"--dataset {options.dataset}: give --root, the folder with its files")
+    return [
+        *("--dataset", options.dataset),
+        *("--root", str(unpacked(options.root, options.out / "unpacked"))),
+    ]
+
+
+def _extracted(
+    codec: tuple[str, ...], source: list[str], out: Path, options: argparse.Namespace
+) -> str:
+    """The shards of one way of encoding."""
+    name = "-".join(part.lstrip("-") for part in ("shards", *codec))
+    arguments = [*source, "--out", str(out / name), *codec, "--identity", options.identity]
+    _say("extract " + " ".join(arguments))
+    if extract.main([*arguments, "--max-failures", str(options.max_failures)]):
+        raise InputError(
+            f"{out / name}/failures.csv: more clips failed than --max-failures "
+            f"{options.max_failures}; look at their reasons, and allow as many as you accept"
+        )
+    return str(out / name)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python pipeline/benchmark.py", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--dataset", required=True, choices=(SYNTHETIC, *(n for n in NAMES if n in PROTOCOLS))
+    )
+    parser.add_argument("--root", type=Path, help="its folder, or one with its ZIP archives")
+    parser.add_argument("--out", type=Path, required=True, help="folder to work in")
+    parser.add_argument("--quick", action="store_true", help="few people, folds and epochs")
+    parser.add_argument("--search", action="store_true", help="search the recipe as well")
+    parser.add_argument("--subjects", type=int, help=f"people to draw ({NUM_SUBJECTS})")
+    parser.add_argument("--seeds", help="of the protocol, commas between")
+    parser.add_argument("--epochs", type=int, help="of each run")
+    parser.add_argument("--identity", default="auto", help="frozen face recogniser (auto)")
+    parser.add_argument("--experiment", default="benchmark", help="MLflow experiment (benchmark)")
+    parser.add_argument("--parallel", type=int, default=0, help="runs at a time (as many as fit)")
+    parser.add_argument("--max-failures", type=int, default=0, help="clips that may fail (0)")
+    return parser
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    benchmark(build_parser().parse_args(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with_message(main)

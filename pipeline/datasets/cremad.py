@@ -1,0 +1,83 @@
+"""CREMA-D: 91 actors speak twelve sentences in six emotions.
+
+Where: https://github.com/CheyneyComputerScience/CREMA-D, open (Open Database License), with
+Git LFS: without `git lfs` installed, a clone holds a line of text in place of every video.
+
+    ROOT/VideoFlash/1001_DFA_ANG_XX.flv
+
+A name is actor, sentence, emotion (ANG, DIS, FEA, HAP, NEU, SAD) and level (XX unspecified, LO, MD,
+HI). 7442 clips of 91 actors (the repository's own page). The root may also be `VideoFlash` itself;
+videos that were converted (.mp4) may have taken the place of the .flv.
+
+Checked against the repository's README and its list of files, which has 7442 in `VideoFlash`, and
+of which the first one is a pointer of Git LFS; not against the videos themselves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cfer.errors import InputError
+from pipeline.datasets.layout import child, layout_error, named, relative, videos
+from pipeline.manifest import Entry
+
+NAME = "CREMA-D"
+NOUN = "clips"
+CODES = {
+    "ANG": "anger",
+    "DIS": "disgust",
+    "FEA": "fear",
+    "HAP": "happiness",
+    "NEU": "neutral",
+    "SAD": "sadness",
+}
+CLASSES = tuple(CODES.values())
+PUBLISHED = "7442 clips of 91 subjects"
+# One sound file of the repository ends in X.
+PATTERN = rf"\d{{4}}_[A-Z]{{3}}_(?:{'|'.join(CODES)})_(?:XX?|LO|MD|HI)"
+# A pointer of Git LFS has about 130 bytes.
+POINTER, POINTER_BYTES = b"version https://git-lfs", 1024
+TREE = """
+ROOT/
+└── VideoFlash/
+    ├── 1001_DFA_ANG_XX.flv
+    └── …
+"""
+
+
+def read(root: Path) -> list[Entry]:
+    """All clips.
+
+    Raises:
+        InputError: not this layout, a clip twice, or pointers of Git LFS in place of videos.
+    """
+    folder = child(root, "VideoFlash")
+    if folder is None and root.is_dir() and root.name.lower() == "videoflash":
+        folder = root
+    if folder is None:
+        raise layout_error(root, NAME, TREE, "there is no VideoFlash/ in it")
+    clips = named(videos(folder), PATTERN, "clip")
+    pointers = [path for path in clips.values() if _is_pointer(path)]
+    if pointers:
+        raise InputError(
+            f"{pointers[0]}: a pointer of Git LFS in place of the video (as are "
+            f"{len(pointers) - 1} others); run `git lfs pull --include VideoFlash` in the clone"
+        )
+    return [
+        Entry(
+            path=path,
+            clip_id=name,
+            source=relative(path, root),
+            subject=name.split("_")[0],
+            label=CODES[name.split("_")[2]],
+            dataset=NAME,
+        )
+        for name, path in clips.items()
+    ]
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.stat().st_size > POINTER_BYTES:
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(len(POINTER)) == POINTER
