@@ -65,7 +65,7 @@ class TrainConfig:
     storage: str = "runs"  # folder or URI for checkpoints; shared by all nodes of a cluster
     experiment: str = "cfer"  # MLflow experiment
     method: str = ""  # sets --game, --lambda, --mu, --input, --frames; what you give beside wins
-    epochs: int = 40  # passes over the training clips
+    epochs: int = 30  # passes over the training clips
     batch_size: int = 16  # clips per step, over all workers
     lr: float = 2e-3  # player 2's highest learning rate (AdamW: 5 % warm-up, then cosine to 0)
     estimator_lr: float = 2e-3  # player 1's learning rate
@@ -83,7 +83,7 @@ class TrainConfig:
     code_dim: int = 64  # dimension of the expression code
     dropout: float = 0.0  # share of the code zeroed before the classifier, in [0, 1)
     flip: float = 0.5  # probability of a horizontal flip
-    shift_pixels: int = 8  # largest random shift, pixels of the crop
+    shift_pixels: int = 4  # largest random shift, pixels of the crop
     gain_jitter: float = 0.3  # residuals are multiplied by up to exp(± this)
     class_weights: str = "none"  # in the cross-entropy; balanced: rare classes count as much
     seed: int = 0  # of weights, order, augmentation and the choice of subjects

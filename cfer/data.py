@@ -171,6 +171,12 @@ def split_into_folds(index: ClipIndex, folds: str, seed: int) -> list[Split]:
             f"--folds {folds}: of {len(people)} subjects there can be 2 to {len(people)} folds, or "
             f"`{LOSO}`, which leaves each subject out once"
         )
+    most = int(np.bincount(index.labels).max())
+    if count > most:
+        raise InputError(
+            f"--folds {folds}: no class has more than {most} clips, so so many folds can't be "
+            f"balanced; give {most} or fewer, or `{LOSO}`"
+        )
     from sklearn.model_selection import StratifiedGroupKFold
 
     subjects = np.array(index.subjects)

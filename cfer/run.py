@@ -53,8 +53,9 @@ from cfer.data import (
 )
 from cfer.errors import InputError
 from cfer.evaluate import Predictions
-from cfer.game import PLAYERS, Weights, play_turn
-from cfer.model import ModelConfig, Recogniser
+from cfer.game import PLAYERS, Batch, Weights, play_turn
+from cfer.inputs import LAST
+from cfer.model import APEX_SIZE, ModelConfig, Recogniser
 from cfer.shards import Description, read_description
 from cfer.storage import Folder, absolute_location
 
@@ -204,9 +205,12 @@ def train_worker(setup: dict[str, Any]) -> None:
     batch_size = max(1, min(config.batch_size // world_size, setup["smallest_share"]))
     num_steps = -(-setup["largest_share"] // batch_size)
 
-    recogniser = Recogniser(model_config(config, setup), with_apex=config.apex_weight > 0)
+    identity_dim = setup["identity_dim"]
+    recogniser = Recogniser(
+        model_config(config, len(setup["classes"]), identity_dim), config.apex_weight > 0
+    )
     num_subjects = len(setup["train_subjects"])
-    player = PLAYERS[config.game](config.code_dim, setup["identity_dim"], num_subjects)
+    player = PLAYERS[config.game](config.code_dim, identity_dim, num_subjects)
     wrapped_recogniser = prepare_model(recogniser)
     wrapped_player = prepare_model(player)
     optimiser = torch.optim.AdamW(
@@ -283,10 +287,48 @@ def train_worker(setup: dict[str, Any]) -> None:
         )
 
 
-def model_config(config: TrainConfig, setup: Mapping[str, Any]) -> ModelConfig:
+def seconds_of_a_run(config: TrainConfig, description: Description, num_clips: int) -> float:
+    """About how long a run on so many training clips takes, on one core of this machine.
+
+    A few turns on noise are timed; reading, probing and logging are not.
+    """
+    num_classes = len(description.classes)
+    identity_dim = int(description.identity["dimension"])
+    recogniser = Recogniser(model_config(config, num_classes, identity_dim), config.apex_weight > 0)
+    player = PLAYERS[config.game](config.code_dim, identity_dim, 2)
+    optimisers = [torch.optim.AdamW(part.parameters()) for part in (recogniser, player)]
+    clip_gops = description.counts["frames"] / description.counts["clips"]
+    clip_gops /= description.codec["gop_size"]
+    num_frames = math.ceil(clip_gops) if config.what.frames == LAST else int(config.what.frames)
+    side = int(description.codec["size"]) // 2
+    count = min(config.batch_size, num_clips)
+    batch = Batch(
+        planes=torch.randn(count, num_frames, config.what.num_planes, side, side) / 10,
+        mask=torch.ones(count, num_frames, dtype=torch.bool),
+        labels=torch.arange(count) % num_classes,
+        z_I=torch.randn(count, identity_dim),
+        subjects=torch.arange(count) % 2,
+        apex=torch.zeros(count, 3, APEX_SIZE, APEX_SIZE),
+        has_apex=torch.ones(count, dtype=torch.bool),
+    )
+    weights = Weights(config.identity_weight, config.apex_weight)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        play_turn(
+            recogniser, player, optimisers[0], optimisers[1], batch, weights, config.estimator_steps
+        )
+        times.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return min(times[1:]) * config.epochs * math.ceil(num_clips / config.batch_size)
+
+
+def model_config(config: TrainConfig, num_classes: int, identity_dim: int) -> ModelConfig:
     return ModelConfig(
-        num_classes=len(setup["classes"]),
-        identity_dim=setup["identity_dim"],
+        num_classes=num_classes,
+        identity_dim=identity_dim,
         num_planes=config.what.num_planes,
         gain=config.what.gain,
         width=config.width,
@@ -781,6 +823,9 @@ def _fit(
             "cfer_version": tracking.code_version()["cfer_version"],
         },
     }
+    if in_process:
+        # It says at every run that it is one of this kind.
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=setup,

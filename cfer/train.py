@@ -44,6 +44,7 @@ from cfer.run import (
     read_all_rows,
     read_results,
     run,
+    seconds_of_a_run,
     split_clips,
     without_effectless,
 )
@@ -51,6 +52,8 @@ from cfer.shards import read_description
 from cfer.storage import Folder, absolute_location
 
 PARENT_NAME = "protocol.json"
+# Reading, probes, pictures and the stored model.
+SECONDS_AROUND_A_RUN = 6.0
 
 # How results on a data set are reported: subject-independent folds, or its owner's split.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -189,7 +192,7 @@ def _room(config: TrainConfig, parallel: int, num_jobs: int) -> tuple[int, Place
 def _run_jobs(jobs: Sequence[_Job], parallel: int) -> None:
     """Ray tasks, each a run in a process of its own; the processes are used again and again."""
     at_once, placement = _room(jobs[0].config, parallel, len(jobs))
-    _say(f"{len(jobs)} runs, {at_once} at a time")
+    _say(f"{len(jobs)} runs, {at_once} at a time{_forecast(jobs, at_once, placement)}")
     started = time.monotonic()
     # A run of several workers reserves for them, and reads its clips, itself.
     alone = jobs[0].config.workers == 1
@@ -245,6 +248,22 @@ def _run_jobs(jobs: Sequence[_Job], parallel: int) -> None:
             f"{len(failed)} of {len(jobs)} runs failed ({names}{', …' if len(failed) > 5 else ''}):"
             f" {failed[0][1]}; start the same command again to do what is left"
         )
+
+
+def _forecast(jobs: Sequence[_Job], at_once: int, placement: Placement) -> str:
+    """About how long, where that can be timed here: on this machine's CPUs."""
+    if placement.use_gpu or jobs[0].config.workers > 1:
+        return ""
+    seconds: dict[str, float] = {}
+    for job in jobs:
+        config = job.config
+        if job.parent.run_id not in seconds:
+            split = split_clips(read_index(config.data), config)
+            seconds[job.parent.run_id] = SECONDS_AROUND_A_RUN + seconds_of_a_run(
+                config, read_description(config.data), len(split.train)
+            )
+    minutes = sum(seconds[job.parent.run_id] for job in jobs) / at_once / 60
+    return f": about {minutes:.0f} minutes" if minutes >= 1 else ": less than a minute"
 
 
 def _run_job(

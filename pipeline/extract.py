@@ -4,11 +4,12 @@
     python pipeline/extract.py --dataset ck+ --root TREE --out DIR
     ray job submit --working-dir . -- python pipeline/extract.py --videos … --out …
 
-Per clip: find the face, cut one fixed square, encode it at a fixed GOP, read the I-frames out of the
-bitstream and embed them by a frozen face recogniser; the residuals stay in the bitstream. The unit of work is a shard of
-`--clips-per-shard` clips of the sorted manifest. A shard appears with its completion record, or not
-at all, so a job that was killed goes on where it was, and ends with the same bytes. A clip that
-cannot be used ends in `failures.csv` with its reason; `dataset.json` comes last.
+Per clip: find the face, cut one fixed square, encode it at a fixed GOP, read the I-frames out of
+the bitstream and embed them by a frozen face recogniser; the residuals stay in the bitstream. The
+unit of work is a shard of `--clips-per-shard` clips of the sorted manifest. A shard appears with
+its completion record, or not at all, so a job that was killed goes on where it was, and ends with
+the same bytes. A clip that cannot be used ends in `failures.csv` with its reason; `dataset.json`
+comes last.
 """
 
 from __future__ import annotations

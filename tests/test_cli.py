@@ -40,7 +40,7 @@ def test_the_demo_leaves_everything_in_one_folder(demo_folder):
 
 def test_the_demo_ends_with_a_table_and_where_to_look(demo_folder):
     output = (demo_folder / "output.txt").read_text()
-    table = next(line for line in output.splitlines() if line.startswith("lambda"))
+    table = next(line for line in output.splitlines() if line.startswith("run "))
     assert "accuracy" in table
     assert "UAR" in table
     assert "Chance is 0.14" in output

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cfer import shards
+from cfer.codec import Bitstream
 from cfer.data import (
     Augmentation,
     BatchMaker,
@@ -17,69 +18,43 @@ from cfer.data import (
     Standardisation,
     augment,
     load_rows,
-    parse_frame_rule,
     read_clips,
     read_index,
-    select_frames,
     split_by_column,
     split_by_subject,
+    split_into_folds,
 )
 from cfer.errors import InputError
-from cfer.model import residual_planes
+from cfer.inputs import Input, to_planes
+from cfer.model import scale_planes
 
 NO_CHANGE = Augmentation(flip_probability=0, max_shift_pixels=0, gain_jitter=0)
 
 
-def make_index(subjects: list[str | None], splits: list[str | None] | None = None) -> ClipIndex:
+def make_index(
+    subjects: list[str | None],
+    splits: list[str | None] | None = None,
+    labels: list[int] | None = None,
+) -> ClipIndex:
     count = len(subjects)
     return ClipIndex(
         clip_ids=[f"clip{i}" for i in range(count)],
         subjects=subjects,
-        labels=[0] * count,
+        labels=labels or [0] * count,
         splits=splits or [None] * count,
         num_annotated_apexes=0,
         num_unlabelled=0,
     )
 
 
-@pytest.mark.parametrize(
-    ("i_frames", "p_frames", "expected"),
-    [
-        ([0, 4, 8], [1, 2, 3, 5, 6, 7, 9], [3, 7, 9]),  # the last GOP is cut off
-        ([0, 4, 8], [1, 2, 3, 5, 6, 7], [3, 7]),  # the last GOP is an I-frame alone
-        ([0], [1, 2, 3], [3]),
-        ([0, 1], [], []),
-    ],
-)
-def test_last_p_frame_of_each_gop(
-    i_frames: list[int], p_frames: list[int], expected: list[int]
-) -> None:
-    assert select_frames(i_frames, p_frames, "last") == expected
-
-
-def test_a_number_of_frames() -> None:
-    p_frames = [1, 2, 3, 5, 6, 7, 9, 10, 11]
-    assert select_frames([0, 4, 8], p_frames, 3) == [2, 6, 10]
-    assert select_frames([0, 4, 8], p_frames, 20) == p_frames
-    drawn = [select_frames([0, 4, 8], p_frames, 4, np.random.default_rng(i)) for i in range(50)]
-    assert all(frames == sorted(set(frames)) and len(frames) == 4 for frames in drawn)
-    assert {frame for frames in drawn for frame in frames} == set(p_frames)
-
-
-def test_frame_rule_is_checked() -> None:
-    assert parse_frame_rule("last") == "last"
-    assert parse_frame_rule("4") == 4
-    for text in ("0", "-1", "first", "1.5"):
-        with pytest.raises(InputError, match="--frames"):
-            parse_frame_rule(text)
-
-
-def test_folds_hold_out_every_subject_once_and_share_nobody() -> None:
-    subjects = [f"s{i % 11}" for i in range(60)]
-    index = make_index(subjects)
-    held_out: list[str] = []
-    for fold in range(4):
-        split = split_by_subject(index, seed=5, num_folds=4, fold=fold)
+@pytest.mark.parametrize("folds", ["4", "8", "loso"])
+def test_folds_hold_out_every_subject_once_and_share_nobody(folds: str) -> None:
+    subjects: list[str | None] = [f"s{i % 11}" for i in range(60)]
+    index = make_index(subjects, labels=[i % 7 for i in range(60)])
+    held_out: list[str | None] = []
+    splits = split_into_folds(index, folds, seed=5)
+    assert len(splits) == (11 if folds == "loso" else int(folds))
+    for split in splits:
         sides = [
             {subjects[int(c.removeprefix("clip"))] for c in side}
             for side in (split.train, split.validation)
@@ -87,9 +62,48 @@ def test_folds_hold_out_every_subject_once_and_share_nobody() -> None:
         assert not sides[0] & sides[1]
         assert sorted(split.train + split.validation) == sorted(index.clip_ids)
         held_out += sides[1]
-    assert sorted(held_out) == sorted(set(subjects))
+    assert sorted(map(str, held_out)) == sorted(map(str, set(subjects)))
+    assert split_into_folds(index, folds, 5) == splits
+    with pytest.raises(InputError, match="no class has more than 9 clips"):
+        split_into_folds(index, "10", 5)
+    if folds == "4":
+        assert split_into_folds(index, folds, 6) != splits
     assert split_by_subject(index, seed=5) == split_by_subject(index, seed=5)
     assert split_by_subject(index, seed=5) != split_by_subject(index, seed=6)
+
+
+def test_folds_are_balanced_by_class() -> None:
+    """Half of the people show joy alone, half anger alone: dealt blindly, folds would be skewed."""
+    subjects: list[str | None] = [f"s{i // 4:02d}" for i in range(160)]
+    labels = [int(i // 4 < 20) for i in range(160)]
+    for split in split_into_folds(make_index(subjects, labels=labels), "5", seed=0):
+        joy = sum(labels[int(c.removeprefix("clip"))] for c in split.validation)
+        assert joy == len(split.validation) // 2 == 16
+
+
+def test_one_person_under_two_names_is_refused(drawn_shards: Path, tmp_path: Path) -> None:
+    """And the windows of one video, which have clip ids of their own, stay on one side."""
+    clips = list(shards.read_clips(drawn_shards))[:21]
+    described = shards.read_description(drawn_shards)
+
+    def store(names: list[str], folder: Path) -> str:
+        renamed = [
+            replace(clip, subject=name, clip_id=f"one#{i:04d}")
+            for i, (clip, name) in enumerate(zip(clips, names, strict=True))
+        ]
+        receipt = shards.write_shard(folder, 0, renamed, [], "test")
+        shards.write_description(folder, replace(described, shards=[receipt], counts={}))
+        return str(folder)
+
+    people = ["S001"] * 7 + ["S002"] * 7 + ["S003"] * 7
+    index = read_index(store(people, tmp_path / "good"))
+    for split in split_into_folds(index, "3", 0):
+        assert len(split.validation) == 7
+        assert len({people[int(c[-4:])] for c in split.validation}) == 1
+    for other in ("s002", "S002 ", "\uff33002"):
+        broken = people[:10] + [other] + people[11:]
+        with pytest.raises(InputError, match=r"S002.*differ in case or spaces"):
+            read_index(store(broken, tmp_path / other.encode().hex()))
 
 
 def test_given_subjects_are_held_out() -> None:
@@ -105,9 +119,9 @@ def test_subject_splits_that_cannot_be_made() -> None:
         split_by_subject(make_index(["a", "a"]), seed=0)
     with pytest.raises(InputError, match="--val-subjects: z: not in the data set"):
         split_by_subject(make_index(["a", "b"]), seed=0, val_subjects=["z"])
-    for num_folds, fold in ((3, 0), (1, 0), (2, 2)):
-        with pytest.raises(InputError, match="folds"):
-            split_by_subject(make_index(["a", "b"]), seed=0, num_folds=num_folds, fold=fold)
+    for folds in ("3", "1", "0", "many"):
+        with pytest.raises(InputError, match=f"--folds {folds}: of 2 subjects"):
+            split_into_folds(make_index(["a", "b"]), folds, seed=0)
     with pytest.raises(InputError, match="0 clips to train on"):
         split_by_subject(make_index(["a", "b"]), seed=0, val_subjects=["a", "b"])
 
@@ -122,29 +136,43 @@ def test_split_column() -> None:
         split_by_column(make_index([None] * 2, ["train", "train"]))
 
 
-def test_flip_moves_each_pixel_to_its_mirror_place() -> None:
+@pytest.mark.parametrize("planes", ["yuv", "luma"])
+def test_flip_moves_each_pixel_to_its_mirror_place(planes: str) -> None:
     generator = np.random.default_rng(0)
     luma = generator.integers(0, 256, (16, 16), dtype=np.uint8)
     chroma = generator.integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    what = Input(planes=planes)
 
-    def packed(luma: np.ndarray, chroma: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([luma, chroma.reshape(8, 16)])[None, None])
+    def read(luma: np.ndarray, chroma: np.ndarray) -> torch.Tensor:
+        packed = np.concatenate([luma, chroma.reshape(8, 16)])
+        return scale_planes(torch.from_numpy(to_planes(packed)[: what.num_planes])[None, None])
 
-    mirrored = packed(luma[:, ::-1].copy(), chroma[:, :, ::-1].copy())
+    mirrored = read(luma[:, ::-1].copy(), chroma[:, :, ::-1].copy())
     flipped, which = augment(
-        residual_planes(packed(luma, chroma)),
+        read(luma, chroma),
+        what,
         replace(NO_CHANGE, flip_probability=1.0),
         torch.Generator().manual_seed(0),
     )
-    assert torch.equal(flipped, residual_planes(mirrored))
+    assert torch.equal(flipped, mirrored)
     assert which.all()
+
+
+def test_flip_turns_horizontal_motion_around() -> None:
+    planes = torch.zeros(1, 1, 8, 4, 4)
+    planes[0, 0, 6, 1, 0], planes[0, 0, 7, 1, 0] = 0.25, 0.5
+    settings = replace(NO_CHANGE, flip_probability=1.0)
+    generator = torch.Generator().manual_seed(0)
+    flipped, _ = augment(planes, Input("accumulated+motion"), settings, generator)
+    assert (float(flipped[0, 0, 6, 1, 3]), float(flipped[0, 0, 7, 1, 3])) == (0.25, -0.5)
+    assert float(flipped.abs().sum()) == 0.75
 
 
 def test_shift_fills_with_zero_residual_and_moves_all_frames_alike() -> None:
     planes = torch.ones(64, 2, 6, 8, 8)
     planes[:, 1] = 2.0
     settings = replace(NO_CHANGE, max_shift_pixels=4)
-    shifted, _ = augment(planes, settings, torch.Generator().manual_seed(0))
+    shifted, _ = augment(planes, Input(), settings, torch.Generator().manual_seed(0))
     assert torch.equal(shifted[:, 1], 2 * shifted[:, 0])
     areas = set()
     for clip in shifted[:, 0, 0]:
@@ -156,7 +184,7 @@ def test_shift_fills_with_zero_residual_and_moves_all_frames_alike() -> None:
 
     marked = torch.zeros(64, 1, 6, 8, 8)
     marked[:, :, :, 4, 4] = 1.0
-    moved, _ = augment(marked, settings, torch.Generator().manual_seed(0))
+    moved, _ = augment(marked, Input(), settings, torch.Generator().manual_seed(0))
     assert torch.equal(moved.flatten(2).sum(2), torch.full((64, 1), 6.0))
     places = moved[:, 0, 0].flatten(1).argmax(1)
     assert {int(p) // 8 for p in places} == {int(p) % 8 for p in places} == {2, 3, 4, 5, 6}
@@ -165,7 +193,7 @@ def test_shift_fills_with_zero_residual_and_moves_all_frames_alike() -> None:
 def test_gain_is_one_per_clip_and_within_its_range() -> None:
     planes = torch.ones(200, 2, 6, 4, 4)
     gains, _ = augment(
-        planes, replace(NO_CHANGE, gain_jitter=0.5), torch.Generator().manual_seed(0)
+        planes, Input(), replace(NO_CHANGE, gain_jitter=0.5), torch.Generator().manual_seed(0)
     )
     per_clip = gains[:, 0, 0, 0, 0]
     assert torch.equal(gains, per_clip.reshape(-1, 1, 1, 1, 1).expand_as(gains))
@@ -182,15 +210,18 @@ def test_rows_through_ray_data_are_those_of_the_shards(
     assert len(index.clip_ids) == 56
     assert index.num_annotated_apexes == 56
     wanted = index.clip_ids[5:40:3]
-    rows = read_clips(directory, wanted, "last", for_training=True).take_all()
+    rows = read_clips(directory, wanted, Input(), for_training=True).take_all()
     assert [row["clip_id"] for row in rows] == wanted
     clips = {clip.clip_id: clip for clip in shards.read_clips(directory)}
     memory = load_rows(rows, clips[wanted[0]].identity.shape[1])
     for position, clip_id in enumerate(wanted):
         clip = clips[clip_id]
-        frames = select_frames(clip.i_frame_numbers, clip.residual_frames, "last")
-        chosen = [clip.residual_frames.index(frame) for frame in frames]
-        np.testing.assert_array_equal(memory.frames[position], clip.residuals[chosen])
+        bitstream = Bitstream(clip.bitstream, clip_id)
+        packed = [bitstream.accumulated_residuals(gop)[-1].packed() for gop in (0, 1)]
+        expected = np.stack([to_planes(residual) for residual in packed])
+        np.testing.assert_array_equal(memory.frames[position], expected)
+        sizes = [len(bitstream.packets[n]) for gop in bitstream.gops for n in gop[1:]]
+        assert int(memory.bytes_read[position]) == sum(sizes)
         assert int(memory.labels[position]) == clip.label
         assert memory.subjects[position] == clip.subject
         np.testing.assert_allclose(memory.z_I[position], clip.identity.mean(0), rtol=1e-5)
@@ -199,10 +230,17 @@ def test_rows_through_ray_data_are_those_of_the_shards(
         np.testing.assert_allclose(memory.apex[position].mean((1, 2)), mean, atol=0.01)
 
     # Drawn anew each epoch, so all are kept; for validation only the evenly spaced ones.
-    all_frames = read_clips(directory, wanted[:2], 3, for_training=True).take_all()
-    assert len(all_frames[0]["frames"]) == clips[wanted[0]].residuals.nbytes
-    three = load_rows(read_clips(directory, wanted[:2], 3, for_training=False).take_all(), 128)
+    what = Input(frames=3)
+    all_frames = load_rows(read_clips(directory, wanted[:2], what, True).take_all(), 128)
+    assert len(all_frames.frames[0]) == len(clips[wanted[0]].residual_frames)
+    three = load_rows(read_clips(directory, wanted[:2], what, False).take_all(), 128)
     assert three.frames[0].shape[0] == 3
+    # In training's own look at its clips they are the same three.
+    standardise = Standardisation.of(torch.zeros(128), torch.ones(128), 1)
+    for rows_of in (all_frames, three):
+        (batch,) = BatchMaker(rows_of, what, standardise, torch.device("cpu")).in_order(2)
+        expected = scale_planes(torch.from_numpy(three.frames[0].copy()))
+        torch.testing.assert_close(batch.planes[0], expected)
 
 
 def test_epochs_are_a_function_of_seed_epoch_and_rank(
@@ -210,11 +248,12 @@ def test_epochs_are_a_function_of_seed_epoch_and_rank(
 ) -> None:
     directory = str(drawn_shards)
     index = read_index(directory)
-    records = read_clips(directory, index.clip_ids[:10], 4, for_training=True).take_all()
+    what = Input(frames=4)
+    records = read_clips(directory, index.clip_ids[:10], what, for_training=True).take_all()
     rows = load_rows(records, 128)
     total = rows.z_I.double()
     standardise = Standardisation.of(total.sum(0), (total**2).sum(0), len(rows))
-    maker = BatchMaker(rows, 4, standardise, torch.device("cpu"))
+    maker = BatchMaker(rows, what, standardise, torch.device("cpu"), ["S002", "S001"])
 
     def epoch(*key: int) -> list:
         return list(maker.training_epoch(3, 4, Augmentation(), *key))
@@ -237,6 +276,9 @@ def test_epochs_are_a_function_of_seed_epoch_and_rank(
     )
     assert torch.equal(mirrored.apex, plain.apex.flip(-1))
     assert not torch.equal(mirrored.apex, plain.apex)
+
+    numbers = torch.cat([batch.subjects for batch in maker.in_order(4)])
+    assert numbers.tolist() == [{"S001": 1, "S002": 0}.get(s or "", -1) for s in rows.subjects]
 
     whole = torch.cat([batch.z_I for batch in maker.in_order(4)])
     torch.testing.assert_close(whole, standardise(rows.z_I))

@@ -98,23 +98,21 @@ def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
     assert verify(drawn_shards) == []
 
 
-def test_residuals_are_the_bitstreams(drawn_videos, drawn_shards):
-    """A row's residuals are those of its own pictures, encoded and read again."""
+def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards):
     from cfer.faces import face_clip
 
     clip = next(read_clips(drawn_shards))
     source = drawn_videos / clip.source
     (window,) = face_clip(source, 64, FaceDetector())
     bitstream = encode(window.pictures, Settings(size=64).codec, window.fps)
-    expected = [r.packed() for gop in (0, 1) for r in bitstream.accumulated_residuals(gop)]
-    assert np.array_equal(clip.residuals, np.stack(expected))
+    assert clip.bitstream == bitstream.data
     assert np.array_equal(clip.apex, window.pictures[clip.apex_frame])
     assert np.abs(clip.i_frames[0].astype(int) - window.pictures[0]).mean() < 4
 
 
-def test_direct_residuals_windows_and_apex(drawn_videos, tmp_path):
+def test_windows_and_apex(drawn_videos, tmp_path):
     video = drawn_videos / "videos" / "S002" / "fear_1.mp4"
-    settings = Settings(size=64, gop_size=4, residuals="direct", identity="dlib", window_gops=3)
+    settings = Settings(size=64, gop_size=4, identity="dlib", window_gops=3)
     entry = Entry(video, "a", "a.mp4", subject="S2", label="fear", apex_frame=23)
     clips, failures = extract_clip(
         entry, settings, ["anger", "fear"], FaceDetector(), open_recogniser("dlib")
@@ -244,7 +242,6 @@ def test_a_second_run_does_nothing_and_says_so(six_videos, undisturbed):
     [
         (("--gop-size", "6"), "begun with gop_size 12, and now gop_size is 6"),
         (("--classes", "a,b"), "begun with classes [], and now classes is ['a', 'b']"),
-        (("--residuals", "direct"), "begun with residuals accumulated"),
     ],
 )
 def test_other_settings_are_refused(six_videos, undisturbed, option, message):

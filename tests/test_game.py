@@ -201,7 +201,7 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
         recogniser, estimator = players(with_apex=False)
         optimiser = torch.optim.AdamW(recogniser.parameters(), lr=3e-3)
         estimator_optimiser = torch.optim.AdamW(estimator.parameters(), lr=3e-3)
-        for _ in range(150):
+        for _ in range(250):
             terms = play_turn(
                 recogniser,
                 estimator,

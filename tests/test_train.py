@@ -19,18 +19,20 @@ from conftest import run_module
 from mlflow.tracking import MlflowClient
 
 from cfer import evaluate, shards, tracking
-from cfer.data import select_frames
+from cfer.codec import Bitstream
+from cfer.config import TrainConfig, command_of, config_of
 from cfer.errors import InputError
-from cfer.train import (
+from cfer.inputs import Input
+from cfer.run import (
     SEAL_NAME,
     STATE_NAME,
     Node,
-    TrainConfig,
-    main,
     newest_checkpoint,
     place_workers,
-    train,
+    read_results,
+    run,
 )
+from cfer.train import build_parser, main
 
 SMALL = ("--width", "8", "--code-dim", "32", "--batch-size", "8")
 
@@ -58,24 +60,19 @@ def game_run(place: Path, ray_session: None, drawn_shards: Path) -> tuple[dict[s
         arguments = ["--data", str(drawn_shards), "--workers", "2", "--run", "game", *SMALL]
         arguments += ["--epochs", "12", "--lambda", "0.5", "--mu", "0.2"]
         assert main(arguments) == 0
-        record = json.loads((place / "runs" / "game" / "run.json").read_text())
+        results = read_results(str(place / "runs" / "game"))
     finally:
         os.chdir(before)
-    return record["finished"], record["mlflow_run_id"]
+    assert results is not None
+    return results.figures, results.mlflow_run_id
 
 
-def residuals_of(directory: Path, count: int) -> tuple[np.ndarray, list[str]]:
-    clips = [clip for clip, _ in zip(shards.read_clips(directory), range(count), strict=False)]
-    packed = []
-    for clip in clips:
-        frames = select_frames(clip.i_frame_numbers, clip.residual_frames, "last")
-        packed.append(clip.residuals[[clip.residual_frames.index(f) for f in frames]])
-    return np.stack(packed), [clip.clip_id for clip in clips]
+def planes_of(clip: shards.Clip) -> np.ndarray:
+    return Input().read(Bitstream(clip.bitstream, clip.clip_id), range(2))
 
 
 def test_the_game_learns_and_is_tracked(here: Path, game_run: tuple) -> None:
     figures, run_id = game_run
-    assert figures["epoch"] == 12
     tracking.connect()
     client = MlflowClient()
     run = client.get_run(run_id)
@@ -86,23 +83,30 @@ def test_the_game_learns_and_is_tracked(here: Path, game_run: tuple) -> None:
     assert run.inputs.dataset_inputs[0].dataset.digest in run.data.params["data_digest"]
     assert run.data.tags["cfer_version"]
 
-    losses = client.get_metric_history(run_id, "train_cross_entropy")
+    losses = client.get_metric_history(run_id, "train/cross_entropy")
     assert [metric.step for metric in losses] == list(range(1, 13))
     assert losses[-1].value < losses[0].value - 0.1
-    for name in ("train_vclub", "train_estimator_nll", "train_apex_error", "val_uar", "val_vclub"):
+    for name in (
+        "train/identity_term",
+        "train/estimator_loss",
+        "train/apex_error",
+        "held_out/uar",
+    ):
         assert len(client.get_metric_history(run_id, name)) == 12
-    apex = client.get_metric_history(run_id, "train_apex_error")
+    apex = client.get_metric_history(run_id, "train/apex_error")
     assert apex[-1].value < apex[0].value
-    for name in ("probe_linear_train_subjects", "probe_linear_held_out_subjects", "identity_r2"):
+    for name in ("leakage/linear_train", "leakage/linear_held_out", "leakage/r2", "leakage/vclub"):
         assert name in run.data.metrics
 
     folder = Path(MlflowClient().download_artifacts(run_id, ""))
-    for name in ("confusion.png", "curves.png"):
+    for name in ("confusion.png", "curves.png", "embedding.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    confusion = np.array(json.loads((folder / "confusion.json").read_text())["confusion"])
+    results = read_results(str(here / "runs" / "game"))
+    assert results is not None
+    confusion = np.array(results.confusion)
     # Two of eight subjects, seven clips each: every one counted, and once.
     assert confusion.sum(1).tolist() == [2] * 7
-    assert figures["val_accuracy"] == pytest.approx(np.trace(confusion) / 14)
+    assert figures["held_out/accuracy"] == pytest.approx(np.trace(confusion) / 14)
 
 
 def test_stored_model_needs_mlflow_alone(
@@ -113,8 +117,9 @@ def test_stored_model_needs_mlflow_alone(
     assert description["classes"] == shards.read_description(drawn_shards).classes
     assert description["frames"] == "last"
     assert description["size"] == 64
-    assert description["residual_kind"] == "accumulated"
-    packed, _ = residuals_of(drawn_shards, 5)
+    assert description["input"] == "accumulated"
+    clips = [clip for clip, _ in zip(shards.read_clips(drawn_shards), range(5), strict=False)]
+    packed = np.stack([planes_of(clip) for clip in clips])
     probabilities = predict(packed)
     assert probabilities.shape == (5, 7)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
@@ -154,21 +159,19 @@ def test_stored_model_predicts_what_training_measured(
 ) -> None:
     """The confusion matrix of the run again, from the stored model and the held-out clips."""
     _, run_id = game_run
-    folder = Path(MlflowClient().download_artifacts(run_id, ""))
-    stored = np.array(json.loads((folder / "confusion.json").read_text())["confusion"])
+    results = read_results(str(here / "runs" / "game"))
+    assert results is not None
     predict, _ = tracking.load_model(run_id)
     from cfer.data import read_index
-    from cfer.train import split_clips
+    from cfer.run import split_clips
 
     config = TrainConfig(data=str(drawn_shards))
     held_out = set(split_clips(read_index(str(drawn_shards)), config).validation)
     confusion = np.zeros((7, 7), int)
     for clip in shards.read_clips(drawn_shards):
         if clip.clip_id in held_out:
-            frames = select_frames(clip.i_frame_numbers, clip.residual_frames, "last")
-            chosen = [clip.residual_frames.index(frame) for frame in frames]
-            confusion[clip.label, predict(clip.residuals[chosen][None]).argmax()] += 1
-    np.testing.assert_array_equal(confusion, stored)
+            confusion[clip.label, predict(planes_of(clip)[None]).argmax()] += 1
+    np.testing.assert_array_equal(confusion, results.confusion)
 
 
 def test_table_of_runs(
@@ -177,10 +180,16 @@ def test_table_of_runs(
     figures, _ = game_run
     assert evaluate.main(["cfer"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split()[0] == "lambda"
+    assert table[0].split()[:3] == ["run", "runs", "accuracy"]
     assert any(
-        line.startswith("0.5") and f"{figures['val_accuracy']:.3f}" in line for line in table
+        line.startswith("game") and f"{figures['held_out/accuracy']:.3f}" in line for line in table
     )
+    assert evaluate.main(["game"]) == 0
+    lines = capsys.readouterr().out
+    assert f"accuracy {figures['held_out/accuracy']:.3f}" in lines
+    # Measured anew, from the run's stored predictions.
+    assert f"same-subject AUC {figures['leakage/auc_held_out']:.3f}" in lines
+    assert f"happiness {figures['recall/happiness']:.3f}" in lines
     assert evaluate.main(["game", "--data", str(drawn_shards)]) == 0
     assert "56 clips" in capsys.readouterr().out
     with pytest.raises(InputError, match="no finished run or experiment"):
@@ -203,7 +212,7 @@ def test_a_finished_run_is_left_alone(
         apex_weight=0.2,
     )
     started = time.monotonic()
-    assert train(config) == figures
+    assert run(config).figures == figures
     assert time.monotonic() - started < 5
     assert "finished already" in capsys.readouterr().err
 
@@ -245,13 +254,13 @@ def test_killed_and_started_again_ends_as_undisturbed(
     )
     folder = tmp_path / "killed" / "again"
     deadline = time.monotonic() + 400
-    while not any(_epoch_of(path) >= 2 for path in folder.glob("checkpoint_*")):
+    while not any(_epoch_of(path) >= 2 for path in folder.glob("epoch-*")):
         assert killed.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert json.loads((folder / "run.json").read_text())["finished"] is None
+    assert not (folder / "results.json").exists()
     done_before = _last_state(folder)["history"]
 
     capsys.readouterr()
@@ -262,11 +271,11 @@ def test_killed_and_started_again_ends_as_undisturbed(
     assert [len(state["history"]) for state in states] == [6, 6]
     # Down to the seconds that they took: these epochs were not done again.
     np.testing.assert_equal(states[1]["history"][:2], done_before[:2])
-    for part in ("recogniser", "estimator"):
+    for part in ("recogniser", "player"):
         for name, weights in states[0][part].items():
             assert torch.equal(weights, states[1][part][name]), f"{part}.{name}"
     for first, second in zip(*(state["history"] for state in states), strict=True):
-        timeless = set(first) - {"epoch_seconds"}
+        timeless = set(first) - {"time/epoch_seconds"}
         np.testing.assert_equal({k: first[k] for k in timeless}, {k: second[k] for k in timeless})
 
 
@@ -278,7 +287,7 @@ def _epoch_of(checkpoint: Path) -> int:
 
 
 def _last_state(folder: Path) -> dict:
-    newest = max(folder.glob("checkpoint_*"), key=_epoch_of)
+    newest = max(folder.glob("epoch-*"), key=_epoch_of)
     return torch.load(newest / STATE_NAME, weights_only=True)
 
 
@@ -286,16 +295,14 @@ def test_only_a_complete_checkpoint_counts(tmp_path: Path) -> None:
     import hashlib
 
     for epoch, data, damage in ((1, b"one", b""), (2, b"two", b""), (3, b"three", b"x")):
-        folder = tmp_path / f"checkpoint_{epoch}"
+        folder = tmp_path / f"epoch-{epoch:05d}"
         folder.mkdir()
         (folder / STATE_NAME).write_bytes(data + damage)
         seal = {"epoch": epoch, "sha256": hashlib.sha256(data).hexdigest()}
         (folder / SEAL_NAME).write_text(json.dumps(seal))
-    (tmp_path / "checkpoint_4").mkdir()
-    (tmp_path / "checkpoint_4" / SEAL_NAME).write_text('{"epoch": 4, "sha')
-    newest = newest_checkpoint(str(tmp_path))
-    assert newest == str(tmp_path / "checkpoint_2")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_2"]
+    (tmp_path / "epoch-00004").mkdir()
+    (tmp_path / "epoch-00004" / SEAL_NAME).write_text('{"epoch": 4, "sha')
+    assert newest_checkpoint(str(tmp_path)) == str(tmp_path / "epoch-00002")
     assert newest_checkpoint(str(tmp_path / "nothing")) is None
 
 
@@ -305,8 +312,8 @@ def test_more_workers_than_cores_and_frames_drawn_at_random(
     arguments = ["--data", str(drawn_shards), "--workers", "8", "--run", "eight", *SMALL]
     assert main([*arguments, "--epochs", "2", "--frames", "2"]) == 0
     assert "warning: --workers 8 share 2 CPUs" in capsys.readouterr().err
-    record = json.loads((here / "runs" / "eight" / "run.json").read_text())
-    assert record["finished"]["epoch"] == 2
+    assert [path.name for path in (here / "runs" / "eight").glob("epoch-*")] == ["epoch-00002"]
+    assert read_results(str(here / "runs" / "eight")) is not None
 
 
 @pytest.mark.parametrize(
@@ -376,13 +383,29 @@ def test_wrong_options_say_what_is_right() -> None:
         ({"identity_weight": -1.0}, "--lambda"),
         ({"val_fraction": 1.0}, "--val-fraction"),
         ({"fold": 1}, "--fold 1: it needs --folds"),
-        ({"folds": 3, "val_subjects": "a"}, "give one of the three"),
+        ({"folds": "3", "val_subjects": "a"}, "give one of the three"),
         ({"frames": "none"}, "--frames none"),
-        ({"run": "a/b"}, "--run a/b"),
+        ({"input": "flow"}, "--input flow: give one of accumulated"),
+        ({"game": "chess"}, "--game chess"),
         ({"width": 10}, "--width 10"),
     ):
         with pytest.raises(InputError, match=message):
             TrainConfig(data="x", **wrong)
+
+
+def test_a_method_sets_what_is_not_given_beside_it() -> None:
+    def parsed(*arguments: str) -> TrainConfig:
+        return config_of(vars(build_parser().parse_args(["--data", "x", *arguments])))
+
+    assert parsed("--method", "cross-entropy").identity_weight == 0
+    game = parsed("--method", "min-min+apex", "--mu", "3")
+    assert game.identity_weight > 0
+    assert game.apex_weight == 3
+    assert parsed("--method", "stills-sampled").what == Input("pictures", "yuv", 4)
+    for arguments in (["--method", "min-max"], ["--method", "min-min", "--lambda", "7"], []):
+        config = parsed(*arguments)
+        words = command_of(config).split()
+        assert config_of(vars(build_parser().parse_args(words))) == config
 
 
 def test_without_subjects_the_split_column_is_the_way(
