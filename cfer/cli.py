@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     encode_.add_argument("video", type=Path, help="a video, or a folder of numbered pictures")
     encode_.add_argument("clip", type=Path, help="the MP4 to write")
     encode_.add_argument("--size", type=int, default=112, help="side of the crop, pixels (112)")
-    encode_.add_argument("--gop-size", type=int, default=12, help="frames per GOP (12)")
+    encode_.add_argument("--gop-size", type=int, default=24, help="frames per GOP (24)")
     encode_.add_argument("--quantiser", type=int, default=2, help="1 (finest) to 31 (2)")
     encode_.add_argument("--no-motion-search", action="store_true", help="all vectors zero")
     encode_.set_defaults(command=encode)
@@ -160,8 +160,7 @@ def demo(arguments: argparse.Namespace) -> int:
         ),
         (
             "Find the faces, encode, read I-frames and residuals out of the bitstreams",
-            "-m pipeline.extract --videos videos/manifest.csv --out shards "
-            "--identity dlib --gop-size 24",
+            "-m pipeline.extract --videos videos/manifest.csv --out shards --identity dlib",
         ),
         (
             f"Train on {subjects - len(held_out)} of them: the min-min game",
@@ -174,7 +173,7 @@ def demo(arguments: argparse.Namespace) -> int:
         ),
         (
             "The face of one of them, as a fixed-GOP clip; and its residuals as a picture",
-            f"-m cfer.cli encode {clip} clip.mp4 --gop-size 24",
+            f"-m cfer.cli encode {clip} clip.mp4",
         ),
         ("", "-m cfer.cli show clip.mp4 residuals.png"),
         (

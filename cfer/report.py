@@ -15,7 +15,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,8 +93,8 @@ def _against(row: Row, reference: Row, metric: str) -> str:
     return f"{change:+.3f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
 
 
-def read_rows(experiment: str) -> dict[str, list[Row]]:
-    """The finished protocols of an experiment, by the table that they belong to, oldest first.
+def read_rows(experiment: str) -> list[Row]:
+    """The finished protocols of an experiment, oldest first.
 
     Raises:
         InputError: no such experiment, or none in it.
@@ -103,7 +103,7 @@ def read_rows(experiment: str) -> dict[str, list[Row]]:
     if not tracking.is_experiment(experiment):
         tracking.find_run(experiment)
         raise InputError(f"{experiment}: a run, and no experiment; see python -m cfer.evaluate")
-    tables: dict[str, list[Row]] = {}
+    rows = []
     for run in sorted(tracking.find_runs(experiment), key=lambda r: r.info.start_time):
         if run.data.tags.get("cfer.role") != "protocol":
             continue
@@ -111,7 +111,7 @@ def read_rows(experiment: str) -> dict[str, list[Row]]:
         if file is None:
             continue
         runs = json.loads(file.read_text())
-        tables.setdefault(run.data.tags.get("cfer.table", "Methods"), []).append(
+        rows.append(
             Row(
                 run.info.run_name or run.info.run_id,
                 run,
@@ -119,11 +119,11 @@ def read_rows(experiment: str) -> dict[str, list[Row]]:
                 {name: results["mlflow_run_id"] for name, results in runs.items()},
             )
         )
-    if not tables:
+    if not rows:
         raise InputError(
             f"{experiment}: no finished protocol in it; train one with --folds or --seeds"
         )
-    return tables
+    return rows
 
 
 def write(experiment: str, out: Path) -> Path:
@@ -134,9 +134,9 @@ def write(experiment: str, out: Path) -> Path:
     """
     import markdown
 
-    tables = read_rows(experiment)
+    rows = read_rows(experiment)
     out.mkdir(parents=True, exist_ok=True)
-    text = _page(experiment, tables, out)
+    text = _page(experiment, rows, out)
     (out / "report.md").write_text(text)
     body = markdown.markdown(text, extensions=["tables", "fenced_code"])
     page = out / "report.html"
@@ -147,18 +147,14 @@ def write(experiment: str, out: Path) -> Path:
     return page
 
 
-def _page(experiment: str, tables: Mapping[str, Sequence[Row]], out: Path) -> str:
-    rows = [row for table in tables.values() for row in table]
+def _page(experiment: str, rows: Sequence[Row], out: Path) -> str:
     reference = next(
         (row for row in rows if row.run.data.params.get("method") == REFERENCE_METHOD), rows[0]
     )
     lines = [f"# {experiment}", "", _about(reference), ""]
-    for title, table in tables.items():
-        lines += [f"## {title}", "", *_recognition_table(table, reference), ""]
-        lines += [*_identity_table(table, reference), ""]
-    lines += _legend(reference)
-    for title, table in tables.items():
-        lines += [f"## Commands: {title}", "", *_commands(table), ""]
+    lines += ["## Recognition", "", *_recognition_table(rows, reference), ""]
+    lines += ["## Identity in the code", "", *_identity_table(rows, reference), ""]
+    lines += [*_legend(reference), "## Commands", "", *_commands(rows), ""]
     for row in _pictured(rows, reference):
         lines += [f"## {row.name}", ""]
         lines += _pictures(row, out)

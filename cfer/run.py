@@ -748,7 +748,6 @@ def create_tracked_run(
     description: Description,
     parent: Parent | None,
     role: str = "run",
-    tags: Mapping[str, str] | None = None,
 ) -> str:
     """A run in MLflow, with all that one needs to do it again → its id."""
     parameters = {SHORT_NAMES.get(name, name): value for name, value in asdict(config).items()}
@@ -765,7 +764,6 @@ def create_tracked_run(
             "cfer.role": role if parent is None else "fold",
             "cfer.command": f"python -m cfer.train {command_of(config)}",
             "cfer.figures": "of the last epoch; no model selection on held-out subjects",
-            **(tags or {}),
         },
         dataset={
             "name": description.name,

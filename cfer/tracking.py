@@ -205,6 +205,8 @@ class NoTracker(Tracker):
 
 def _export(recogniser: Recogniser, description: Mapping[str, Any], path: Path) -> None:
     predictor = Predictor(copy.deepcopy(recogniser).cpu()).eval()
+    # What is stored does not depend on the layout that was the fastest in training.
+    predictor.to(memory_format=torch.contiguous_format)
     # Two of each: an example with one clip or one frame would fix that number in the program.
     shape = (2, 2, *_planes_shape(description))
     any_number = torch.export.Dim.DYNAMIC

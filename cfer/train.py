@@ -63,7 +63,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "afew": {"split": "column", "seeds": "0,1,2"},
     "ravdess": {"folds": "6"},
     "crema-d": {"folds": "5"},
-    "synthetic": {"folds": "5", "seeds": "0,1,2"},
+    "synthetic": {"folds": "10"},
     "loso": {"folds": LOSO},
 }
 
@@ -108,7 +108,6 @@ def train_all(
     configs: Sequence[TrainConfig],
     seeds: Sequence[int],
     parallel: int = 0,
-    tables: Sequence[str] = (),
 ) -> list[Summary]:
     """Run the protocol of each configuration; what was finished before is not done again.
 
@@ -116,7 +115,6 @@ def train_all(
         configs: each of its own `run` name; `folds` or `split` says what its runs are.
         seeds: every fold is run with each of them; each cuts its own folds.
         parallel: runs at a time; 0: as many as the cluster has room for.
-        tables: of the report that each configuration's row is to stand in.
 
     Raises:
         InputError: a configuration that can't be run, or runs that failed.
@@ -124,10 +122,7 @@ def train_all(
     join_cluster(for_training=True)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     tracking.connect()
-    protocols = [
-        _prepare(config, seeds, table)
-        for config, table in zip(configs, tables or ["Methods"] * len(configs), strict=True)
-    ]
+    protocols = [_prepare(config, seeds) for config in configs]
     jobs = [job for protocol in protocols for job in protocol.jobs]
     left = [job for job in jobs if read_results(_location(job.config)) is None]
     if len(left) < len(jobs):
@@ -137,7 +132,7 @@ def train_all(
     return [_summarise(protocol) for protocol in protocols]
 
 
-def _prepare(config: TrainConfig, seeds: Sequence[int], table: str) -> _Protocol:
+def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
     description = read_description(config.data)
     index = read_index(config.data)
     config = without_effectless(config, index)
@@ -151,9 +146,7 @@ def _prepare(config: TrainConfig, seeds: Sequence[int], table: str) -> _Protocol
             "config": asdict(config),
             "classes": description.classes,
             "data_digest": description.digest,
-            "mlflow_run_id": create_tracked_run(
-                config, description, None, "protocol", {"cfer.table": table}
-            ),
+            "mlflow_run_id": create_tracked_run(config, description, None, "protocol"),
         }
         folder.write(PARENT_NAME, (json.dumps(record, indent=1) + "\n").encode())
     jobs = []

@@ -76,7 +76,7 @@ class Settings:
     """What decides the content of the shards. The comment of each field is its help text."""
 
     size: int = 112  # side of the face crop, pixels, even
-    gop_size: int = 12  # frames from one I-frame to the next, at least 2
+    gop_size: int = 24  # frames from one I-frame to the next, at least 2
     quantiser: int | None = None  # fixed quantiser, 1 (finest) to 31 (2, unless --bit-rate)
     bit_rate: int | None = None  # bits per second, in place of a quantiser
     motion_search: bool = True
@@ -654,7 +654,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, help="where --dataset was unpacked; of csv, the file")
     parser.add_argument("--out", required=True, help="folder or URI (s3://…) to write")
     parser.add_argument("--size", type=int, help="side of the face crop, pixels (112)")
-    parser.add_argument("--gop-size", type=int, help="frames per GOP (12)")
+    parser.add_argument("--gop-size", type=int, help="frames per GOP (24)")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--quantiser", type=int, help="fixed, 1 (finest) to 31 (2)")
     rate.add_argument("--bit-rate", type=int, help="bits per second, in place of a quantiser")
