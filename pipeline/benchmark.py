@@ -73,7 +73,7 @@ SEARCH = [
     Row("lambda 1", (), (("method", "min-min"), ("identity_weight", 1.0))),
     Row("lambda 5", (), (("method", "min-min"), ("identity_weight", 5.0))),
     Row(
-        "lambda 5, estimator-steps 5",
+        "lambda 5 estimator-steps 5",
         (),
         (("method", "min-min"), ("identity_weight", 5.0), ("estimator_steps", 5)),
     ),
@@ -95,6 +95,20 @@ def data_rows(rows: Sequence[Row], index: ClipIndex) -> list[Row]:
         else:
             kept.append(row)
     return kept
+
+
+def chosen_rows(rows: Sequence[Row], names: str | None) -> list[Row]:
+    """The rows of these names, commas between; all, where none is given. Raises InputError."""
+    if names is None:
+        return list(rows)
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = sorted(set(wanted) - {row.name for row in rows})
+    if unknown:
+        raise InputError(
+            f"--rows {names}: no row {', '.join(unknown)}; there are "
+            f"{', '.join(row.name for row in rows)}"
+        )
+    return [row for row in rows if row.name in wanted]
 
 
 def unpacked(root: Path, out: Path) -> Path:
@@ -144,14 +158,14 @@ def benchmark(options: argparse.Namespace) -> Path:
     if options.epochs:
         settings["epochs"] = options.epochs
 
-    rows = SEARCH if options.search else OPPONENTS
+    rows = chosen_rows(SEARCH if options.search else OPPONENTS, options.rows)
     experiment = options.experiment or ("recipe" if options.search else "benchmark")
     shards = {
         codec: _extracted(codec, source, out, options)
         for codec in dict.fromkeys(row.codec for row in rows)
     }
     configs: list[TrainConfig] = []
-    for row in data_rows(rows, read_index(shards[()])):
+    for row in data_rows(rows, read_index(shards[rows[0].codec])):
         given = {**settings, **dict(row.training), "run": row.name}
         config = config_of({**given, "data": shards[row.codec]})
         configs.append(
@@ -206,6 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--search", action="store_true", help="the rows of the recipe search, not the methods"
     )
+    parser.add_argument("--rows", help="only these rows of the table, commas between")
     parser.add_argument("--subjects", type=int, help=f"people to draw ({NUM_SUBJECTS})")
     parser.add_argument("--seeds", help="of the protocol, commas between")
     parser.add_argument("--epochs", type=int, help="of each run")

@@ -742,6 +742,11 @@ def _log_to(out: str) -> None:
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     log.setLevel(logging.DEBUG)
     log.propagate = False
+    # A process may extract several times, each into its own log.
+    for old in list(log.handlers):
+        log.removeHandler(old)
+        logging.getLogger("cfer").removeHandler(old)
+        old.close()
     for handler in handlers:
         handler.setFormatter(form)
         log.addHandler(handler)

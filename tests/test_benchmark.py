@@ -1,0 +1,81 @@
+"""From a data set to the table by one command."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cfer.config import METHODS
+from cfer.data import ClipIndex
+from cfer.errors import InputError
+from pipeline.benchmark import OPPONENTS, SEARCH, chosen_rows, data_rows, main, unpacked
+
+
+def test_one_command_from_nothing_to_the_table_and_again(
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    arguments = ["--dataset", "synthetic", "--out", "bench", "--quick", "--subjects", "4"]
+    arguments += ["--identity", "dlib", "--epochs", "1", "--rows", "cross-entropy,min-min"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "4 runs, 2 at a time" in said
+    table = (tmp_path / "bench" / "report" / "report.md").read_text()
+    assert "| **cross-entropy** | " in table
+    assert "| **min-min** | " in table
+    assert (tmp_path / "bench" / "report" / "report.html").exists()
+    assert main(arguments) == 0
+    assert "4 of 4 runs are finished already" in capsys.readouterr().err
+
+
+def test_every_method_is_a_row_and_names_are_unique() -> None:
+    assert {row.name for row in OPPONENTS} > set(METHODS)
+    for rows in (OPPONENTS, SEARCH):
+        assert len({row.name for row in rows}) == len(rows)
+        assert not any("," in row.name or "/" in row.name for row in rows)
+    assert [row.name for row in chosen_rows(OPPONENTS, "min-max,min-min")] == ["min-min", "min-max"]
+    with pytest.raises(InputError, match="no row max-max"):
+        chosen_rows(OPPONENTS, "max-max")
+
+
+def test_what_a_data_set_cannot_be_trained_for_is_left_out_with_its_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    index = ClipIndex(["a", "b"], [None, None], [0, 1], ["train", "val"], 0, 0)
+    names = {row.name for row in OPPONENTS} - {row.name for row in data_rows(OPPONENTS, index)}
+    assert names == {"gradient-reversal", "min-min+apex"}
+    said = capsys.readouterr().err
+    assert "left out: gradient-reversal (no clip has a subject)" in said
+    assert "left out: min-min+apex (no clip has its apex annotated)" in said
+
+
+def test_archives_are_unpacked_once(tmp_path: Path) -> None:
+    root, out = tmp_path / "downloads", tmp_path / "out"
+    root.mkdir()
+    out.mkdir()
+    for actor in ("01", "02"):
+        with zipfile.ZipFile(root / f"Video_Speech_Actor_{actor}.ZIP", "w") as archive:
+            archive.writestr(f"Actor_{actor}/clip.mp4", actor)
+    assert unpacked(root, out) == out
+    assert (out / "Actor_02" / "clip.mp4").read_text() == "02"
+    (out / "Actor_01" / "clip.mp4").unlink()
+    unpacked(root, out)
+    assert not (out / "Actor_01" / "clip.mp4").exists(), "it was unpacked a second time"
+    assert unpacked(out, tmp_path) == out, "a folder without archives is the data set itself"
+
+    with zipfile.ZipFile(root / "z.zip", "w") as archive:
+        archive.writestr("../outside.txt", "x")
+    with pytest.raises(InputError, match=r"z\.zip: \.\./outside\.txt would be written outside"):
+        unpacked(root, out)
+    assert not (tmp_path / "outside.txt").exists()
+    (root / "z.zip").write_bytes(b"PK broken")
+    with pytest.raises(InputError, match=r"z\.zip: .*download it again"):
+        unpacked(root, out)
+    with pytest.raises(InputError, match="no such folder"):
+        unpacked(tmp_path / "nowhere", out)
