@@ -63,7 +63,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "afew": {"split": "column", "seeds": "0,1,2"},
     "ravdess": {"folds": "6"},
     "crema-d": {"folds": "5"},
-    "synthetic": {"folds": "10"},
+    "synthetic": {"folds": "5", "seeds": "0,1,2"},
     "loso": {"folds": LOSO},
 }
 
