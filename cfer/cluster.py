@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import ray
+import ray.data
 
 
 def join_cluster(for_training: bool) -> None:
@@ -12,6 +13,7 @@ def join_cluster(for_training: bool) -> None:
 
     Ray Train prints its workers' progress through the driver, and its cleaner asks the dashboard.
     Other jobs do without both: a dashboard's processes take longer to start than a small job runs.
+    Ray Data keeps quiet: what a job has to say of its progress, it says itself.
     """
     if not ray.is_initialized():
         ray.init(
@@ -19,3 +21,7 @@ def join_cluster(for_training: bool) -> None:
             log_to_driver=for_training,
             logging_level=logging.ERROR,
         )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -247,9 +247,7 @@ def read_clips(
         rows = [_chosen(row, what, draws_later) for row in kept.to_pylist()]
         return pa.Table.from_pylist(rows, schema=_CHOSEN_SCHEMA)
 
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     paths = read_description(directory).shard_paths(directory)
     rows = ray.data.read_parquet(paths, columns=list(COLUMNS))
     return rows.map_batches(choose, batch_format="pyarrow", batch_size=None)

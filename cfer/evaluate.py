@@ -28,6 +28,7 @@ import numpy as np
 from mlflow.entities import Run
 
 from cfer import tracking
+from cfer.cluster import join_cluster
 from cfer.data import read_clips, read_index, unpack_frames
 from cfer.errors import InputError, exit_with_message
 from cfer.predict import input_of
@@ -488,6 +489,7 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
             f"{known['size']}; extract the data set with the model's settings"
         )
     index = read_index(data)
+    join_cluster(for_training=False)
     confusion = np.zeros((len(known["classes"]),) * 2, np.int64)
     for row in read_clips(data, index.clip_ids, input_of(known), for_training=False).iter_rows():
         predicted = predict(unpack_frames(row)[None]).argmax()

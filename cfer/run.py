@@ -605,7 +605,6 @@ def run(
         return results
 
     join_cluster(for_training=True)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Ray Train looks every 2 s whether its workers have ended.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     placement = place_workers(

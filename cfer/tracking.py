@@ -245,7 +245,13 @@ def load_model(uri: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, 
     """
     connect()
     if "/" not in uri and not Path(uri).is_dir():
-        uri = model_uri(find_run(uri))
+        run = find_run(uri)
+        if run.data.tags.get("cfer.role") == "protocol":
+            raise InputError(
+                f"--model {uri}: a protocol of several runs, each with a model of its own; give "
+                "the id of one of them (mlflow ui shows them below it)"
+            )
+        uri = model_uri(run)
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
         description = json.loads((folder / "artifacts" / DESCRIPTION_NAME).read_text())

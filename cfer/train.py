@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections import defaultdict
@@ -120,7 +119,6 @@ def train_all(
         InputError: a configuration that can't be run, or runs that failed.
     """
     join_cluster(for_training=True)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     tracking.connect()
     protocols = [_prepare(config, seeds) for config in configs]
     jobs = [job for protocol in protocols for job in protocol.jobs]

@@ -503,10 +503,6 @@ def _run(
             f"({gpus} GPUs, {cpus} CPUs); give fewer, or leave --actors out"
         )
     actors = min(num_actors or room, len(left))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [
         {"index": s.index, "digest": s.digest, "entries": _pack_entries(s.entries)} for s in left
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,6 +50,18 @@ def run_module(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         check=False,
         **options,
     )
+
+
+def kill_with_children(process: subprocess.Popen[bytes]) -> None:
+    """As a machine that goes down does: Ray's processes too, at once."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        try:
+            member.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    psutil.wait_procs(family, timeout=20)
 
 
 @pytest.fixture(scope="session")

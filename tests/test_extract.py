@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from conftest import REPOSITORY, run_module
+from conftest import REPOSITORY, kill_with_children, run_module
 
 from cfer.codec import encode
 from cfer.errors import InputError
@@ -248,17 +247,6 @@ def test_other_settings_are_refused(six_videos, undisturbed, option, message):
     with pytest.raises(InputError, match=re.escape(message)):
         main(["--videos", str(six_videos), "--out", str(undisturbed), *OPTIONS, *option])
     assert verify(undisturbed) == []
-
-
-def kill_with_children(process: subprocess.Popen[bytes]) -> None:
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        try:
-            member.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
-    psutil.wait_procs(family, timeout=20)
 
 
 def start(videos: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:

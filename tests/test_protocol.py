@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, kill_with_children
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from scipy import stats
@@ -43,9 +42,7 @@ def swept(drawn_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         assert killed.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    time.sleep(3)  # what had been started of it ends with it
+    kill_with_children(killed)
     before = {path: path.read_bytes() for path in folder.glob("runs/*/*/results.json")}
     assert 1 <= len(before) < 4
     done = subprocess.run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import run_module
+from conftest import kill_with_children, run_module
 from mlflow.tracking import MlflowClient
 
 from cfer import evaluate, shards, tracking
@@ -258,8 +257,7 @@ def test_killed_and_started_again_ends_as_undisturbed(
         assert killed.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    kill_with_children(killed)
     assert not (folder / "results.json").exists()
     done_before = _last_state(folder)["history"]
 
