@@ -760,8 +760,14 @@ def create_tracked_run(
         config.run if parent is None else parent.name,
         parameters,
         tags={
-            "cfer.role": role if parent is None else "fold",
-            "cfer.command": f"python -m cfer.train {command_of(config)}",
+            **(
+                {"cfer.role": "fold"}
+                if parent
+                else {
+                    "cfer.role": role,
+                    "cfer.command": f"python -m cfer.train {command_of(config)}",
+                }
+            ),
             "cfer.figures": "of the last epoch; no model selection on held-out subjects",
         },
         dataset={
