@@ -18,8 +18,8 @@ import argparse
 import json
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -102,11 +102,13 @@ class _Protocol:
     config: TrainConfig
     jobs: list[_Job]
 
+    @property
+    def parent_id(self) -> str:
+        return self.jobs[0].parent.run_id
+
 
 def train_all(
-    configs: Sequence[TrainConfig],
-    seeds: Sequence[int],
-    parallel: int = 0,
+    configs: Sequence[TrainConfig], seeds: Sequence[int], parallel: int = 0
 ) -> list[Summary]:
     """Run the protocol of each configuration; what was finished before is not done again.
 
@@ -125,9 +127,19 @@ def train_all(
     left = [job for job in jobs if read_results(_location(job.config)) is None]
     if len(left) < len(jobs):
         _say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
-    if left:
-        _run_jobs(left, parallel)
-    return [_summarise(protocol) for protocol in protocols]
+    by_parent = {protocol.parent_id: protocol for protocol in protocols}
+    unfinished = Counter(job.parent.run_id for job in left)
+    summaries = {
+        protocol.parent_id: _summarise(protocol)
+        for protocol in protocols
+        if not unfinished[protocol.parent_id]
+    }
+    for job in _run_jobs(left, parallel) if left else ():
+        parent_id = job.parent.run_id
+        unfinished[parent_id] -= 1
+        if not unfinished[parent_id]:
+            summaries[parent_id] = _summarise(by_parent[parent_id])
+    return [summaries[protocol.parent_id] for protocol in protocols]
 
 
 def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
@@ -180,8 +192,12 @@ def _room(config: TrainConfig, parallel: int, num_jobs: int) -> tuple[int, Place
     )
 
 
-def _run_jobs(jobs: Sequence[_Job], parallel: int) -> None:
-    """Ray tasks, each a run in a process of its own; the processes are used again and again."""
+def _run_jobs(jobs: Sequence[_Job], parallel: int) -> Iterator[_Job]:
+    """Each as it is done. They are Ray tasks, in processes that are used again and again.
+
+    Raises:
+        InputError: at the end, where some failed.
+    """
     at_once, placement = _room(jobs[0].config, parallel, len(jobs))
     _say(f"{len(jobs)} runs, {at_once} at a time{_forecast(jobs, at_once, placement)}")
     started = time.monotonic()
@@ -192,8 +208,11 @@ def _run_jobs(jobs: Sequence[_Job], parallel: int) -> None:
         num_gpus=1 if placement.use_gpu and alone else 0,
         max_retries=1,
     )
+    # Runs that read the same clips in the same way come together, and share their rows.
+    inputs = list(dict.fromkeys((job.config.data, job.config.what) for job in jobs))
+    waiting = sorted(jobs, key=lambda job: inputs.index((job.config.data, job.config.what)))
+    waiting.reverse()
     rows: dict[tuple[str, Input], ray.ObjectRef] = {}
-    waiting = list(reversed(jobs))
     running: dict[ray.ObjectRef, _Job] = {}
     failed: list[tuple[_Job, str]] = []
     done = 0
@@ -202,7 +221,6 @@ def _run_jobs(jobs: Sequence[_Job], parallel: int) -> None:
             job = waiting.pop()
             key = (job.config.data, job.config.what)
             if alone and key not in rows:
-                # The jobs come sorted by what they read, so the rows of those before can go.
                 rows = {key: ray.put(read_all_rows(job.config))}
             reference = task.remote(
                 replace(
@@ -231,6 +249,7 @@ def _run_jobs(jobs: Sequence[_Job], parallel: int) -> None:
             f"UAR {figures['held_out/uar']:.3f}  ({spent:.0f} s, about "
             f"{spent / done * (len(jobs) - done):.0f} s left)"
         )
+        yield job
     if failed:
         for parent_id in {job.parent.run_id for job, _ in failed}:
             tracking.end_run(parent_id, succeeded=False)
@@ -281,7 +300,7 @@ def _summarise(protocol: _Protocol) -> Summary:
         runs[job.parent.name] = results
         for name, value in results.figures.items():
             values[name].append(value)
-    parent_id = protocol.jobs[0].parent.run_id
+    parent_id = protocol.parent_id
     summary = Summary(
         config=protocol.config,
         runs=runs,
