@@ -24,8 +24,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "min-min+apex": {"identity_weight": 1.0, "apex_weight": 1.0},
     "min-max": {"game": "min-max", "identity_weight": 0.1},
     "gradient-reversal": {"game": "gradient-reversal", "identity_weight": 0.1},
-    "direct": {"input": "direct"},
-    "direct+min-min": {"input": "direct", "identity_weight": 1.0},
+    # One direct residual is the change of one frame: a clip takes several.
+    "direct": {"input": "direct", "frames": "4"},
+    "direct+min-min": {"input": "direct", "frames": "4", "identity_weight": 1.0},
     "motion": {"input": "motion"},
     "residual+motion": {"input": "accumulated+motion"},
     "stills-apex": {"input": "pictures"},
