@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -12,6 +15,7 @@ from cfer.evaluate import (
     check_classes,
     confusion_matrix,
     cross_entropy,
+    fitted_vclub,
     identity_r2,
     recognition,
     subject_probes,
@@ -79,6 +83,42 @@ def test_r2_of_identity_is_cross_validated_by_subject() -> None:
     numbered = np.repeat(generator.normal(size=(NUM_SUBJECTS, 8)), NUM_CLASSES, axis=0)
     assert identity_r2(numbered, z_I, SUBJECTS) < 0.1
     assert np.isnan(identity_r2(z_I[:14], z_I[:14], SUBJECTS[:14]))
+
+
+def test_fitted_vclub_is_high_where_the_code_holds_the_identity_and_near_zero_elsewhere() -> None:
+    generator = np.random.default_rng(2)
+
+    def clips(rho: float, count: int) -> Predictions:
+        z_R = generator.normal(size=(count, 6))
+        noise = generator.normal(size=(count, 6))
+        z_I = rho * z_R + np.sqrt(1 - rho**2) * noise
+        labels = np.zeros(count, int)
+        return Predictions(labels, z_R[:, :2], z_R, z_I, [None] * count, [str(count)] * count)
+
+    for rho in (0.0, 0.5, 0.8):
+        # The closed form for Gaussians, as in test_mi.py.
+        expected = rho**2 / (1 - rho**2)
+        found = fitted_vclub(clips(rho, 4000), clips(rho, 4000))
+        assert found == pytest.approx(expected, abs=0.02, rel=0.05)
+    # Few clips and nothing to find: no false alarm.
+    assert abs(fitted_vclub(clips(0.0, 60), clips(0.0, 20))) < 0.05
+
+
+def test_stored_predictions_are_read_back(tmp_path: Path) -> None:
+    clips = Predictions(
+        labels=np.array([0, 1]),
+        logits=np.eye(2),
+        z_R=np.ones((2, 3)),
+        z_I=np.zeros((2, 4)),
+        subjects=["S1", None],
+        clip_ids=["a", "b"],
+    )
+    arrays: dict[str, Any] = clips.arrays()
+    np.savez_compressed(tmp_path / "clips.npz", **arrays)
+    again = Predictions.of_arrays(np.load(tmp_path / "clips.npz"))
+    assert (again.subjects, again.clip_ids) == (clips.subjects, clips.clip_ids)
+    for name in ("labels", "logits", "z_R", "z_I"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(clips, name))
 
 
 def test_predictions_of_workers_come_back_in_one_order() -> None:
