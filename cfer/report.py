@@ -48,17 +48,15 @@ class Row:
     figures: dict[str, dict[str, float]]
     run_ids: dict[str, str]
 
-    def cell(self, metric: str, digits: int = 3) -> str:
+    def cell(self, metric: str) -> str:
         """Mean ± standard deviation."""
         values = [f[metric] for f in self.figures.values() if metric in f]
-        if not values:
-            return "–"
-        mean = f"{np.mean(values):,.{digits}f}"
-        return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):,.{digits}f}"
+        mean = self.mean(metric, 3)
+        return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.3f}"
 
-    def mean(self, metric: str) -> str:
+    def mean(self, metric: str, digits: int) -> str:
         values = [f[metric] for f in self.figures.values() if metric in f]
-        return f"{np.mean(values):,.0f}" if values else "–"
+        return f"{np.mean(values):,.{digits}f}".replace("-", "−") if values else "–"
 
 
 def difference(row: Row, reference: Row, metric: str) -> tuple[float, float, int] | None:
@@ -90,7 +88,7 @@ def _against(row: Row, reference: Row, metric: str) -> str:
     if found is None:
         return "–"
     change, p, _ = found
-    return f"{change:+.3f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+    return f"{change:+.3f}".replace("-", "−") + f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
 
 
 def read_rows(experiment: str) -> list[Row]:
@@ -168,7 +166,7 @@ def _about(row: Row) -> str:
     codec = ", ".join(
         f"{name.removeprefix('codec_')} {value}"
         for name, value in sorted(params.items())
-        if name.startswith("codec_")
+        if name.startswith("codec_") and value != "None"
     )
     runs = len(row.figures)
     return (
@@ -189,8 +187,8 @@ def _recognition_table(table: Sequence[Row], reference: Row) -> list[str]:
             row.cell("held_out/accuracy"),
             row.cell("held_out/uar"),
             _against(row, reference, "held_out/accuracy"),
-            row.mean("cost/parameters"),
-            row.mean("cost/bytes_per_clip"),
+            row.mean("cost/parameters", 0),
+            row.mean("cost/bytes_per_clip", 0),
         ]
         for row in table
     ]
@@ -218,8 +216,8 @@ def _identity_table(table: Sequence[Row], reference: Row) -> list[str]:
             row.cell("leakage/linear_held_out"),
             row.cell("leakage/linear_train"),
             row.cell("leakage/knn_held_out"),
-            row.cell("leakage/r2"),
-            row.cell("leakage/vclub", 4),
+            row.mean("leakage/r2", 3),
+            row.mean("leakage/vclub", 3),
         ]
         for row in table
     ]
@@ -230,8 +228,8 @@ def _legend(reference: Row) -> list[str]:
     return [
         '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across classes '
         "(0.5 is chance); the strict probe is a linear classifier that names the subject, trained "
-        f"on some classes and tested on others (chance {reference.cell('leakage/chance_held_out')} "
-        f"on held-out subjects, {reference.cell('leakage/chance_train')} on training subjects); "
+        f"on some classes and tested on others (chance {reference.mean('leakage/chance_held_out', 3)} "
+        f"on held-out subjects, {reference.mean('leakage/chance_train', 3)} on training subjects); "
         "1-NN has the same chance; R² of a ridge regression to the face recogniser's embedding "
         "(0 or less: nothing); vCLUB in nats per dimension, by an estimator fitted anew. Lower is "
         "less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
@@ -298,7 +296,7 @@ def _with_pictures(body: str, out: Path) -> str:
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
-main { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+main { max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left;

@@ -173,7 +173,8 @@ def test_the_table_and_the_page(
     line = next(x for x in text.splitlines() if x.startswith("| **game-lambda=1.0** |"))
     assert expected in line
     zero = [one.figures["held_out/accuracy"] for one in results_of(folder, "0.0")]
-    assert f"{np.mean(accuracy) - np.mean(zero):+.3f} (p" in line
+    change = f"{np.mean(accuracy) - np.mean(zero):+.3f}".replace("-", "−")
+    assert f"{change} (p" in line
     assert "--lambda 1" in text
     html = page.read_text()
     assert html.count("<table>") == 3
