@@ -228,8 +228,9 @@ def _legend(reference: Row) -> list[str]:
     return [
         '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across classes '
         "(0.5 is chance); the strict probe is a linear classifier that names the subject, trained "
-        f"on some classes and tested on others (chance {reference.mean('leakage/chance_held_out', 3)} "
-        f"on held-out subjects, {reference.mean('leakage/chance_train', 3)} on training subjects); "
+        "on some classes and tested on others (chance "
+        f"{reference.mean('leakage/chance_held_out', 3)} on held-out subjects, "
+        f"{reference.mean('leakage/chance_train', 3)} on training subjects); "
         "1-NN has the same chance; R² of a ridge regression to the face recogniser's embedding "
         "(0 or less: nothing); vCLUB in nats per dimension, by an estimator fitted anew. Lower is "
         "less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
