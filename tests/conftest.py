@@ -22,6 +22,14 @@ os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def no_store_is_left_behind() -> Iterator[None]:
+    """MLflow puts the store that a process connects to into its environment: the next test's
+    subprocesses would write there."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(scope="session")
 def faces_dir() -> Path:
     """Real face videos, where there are some: ../shared/faces, or the folder in CFER_FACES."""
