@@ -402,7 +402,9 @@ def summary_table(runs: Sequence[Run]) -> str:
                 cells.append(f"{metrics[name]:,.0f}")
             else:
                 spread = metrics.get(f"{name}_sd")
-                cells.append(f"{metrics[name]:.3f}" + (f" ± {spread:.3f}" if spread else ""))
+                cells.append(
+                    f"{metrics[name]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+                )
         rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
