@@ -165,7 +165,7 @@ def demo(arguments: argparse.Namespace) -> int:
         (
             f"Train on {subjects - len(held_out)} of them: the min-min game",
             "-m cfer.train --data shards --workers 2 --experiment demo --run demo --lambda 1 "
-            f"--mu 0.1 --val-subjects {','.join(held_out)}",
+            f"--mu 0.1 --epochs 30 --val-subjects {','.join(held_out)}",
         ),
         (
             f"The {len(held_out)} people that it has never seen",

@@ -66,7 +66,7 @@ class TrainConfig:
     storage: str = "runs"  # folder or URI for checkpoints; shared by all nodes of a cluster
     experiment: str = "cfer"  # MLflow experiment
     method: str = ""  # sets --game, --lambda, --mu, --input, --frames; what you give beside wins
-    epochs: int = 30  # passes over the training clips
+    epochs: int = 90  # passes over the training clips
     batch_size: int = 16  # clips per step, over all workers
     lr: float = 2e-3  # player 2's highest learning rate (AdamW: 5 % warm-up, then cosine to 0)
     estimator_lr: float = 2e-3  # player 1's learning rate

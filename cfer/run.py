@@ -600,6 +600,8 @@ def run(
     record = _read_record(location, config, description)
     results = None if record is None else read_results(location)
     if results is not None:
+        tracking.connect()
+        tracking.mark_finished(results.mlflow_run_id)
         if parent is None:
             _say(f"run {config.run} is finished already; nothing to do (give another --run)")
         return results

@@ -129,6 +129,12 @@ def end_run(run_id: str, *, succeeded: bool) -> None:
     MlflowClient().set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
 
 
+def mark_finished(run_id: str) -> None:
+    """For a run whose results are there, and whose process was killed before it could say so."""
+    if MlflowClient().get_run(run_id).info.status != "FINISHED":
+        end_run(run_id, succeeded=True)
+
+
 class Tracker:
     """Writes into one run of the connected store."""
 
