@@ -108,8 +108,6 @@ def create_run(
     """
     client = MlflowClient()
     experiment_id = mlflow.set_experiment(experiment).experiment_id
-    # So that the UI shows what training runs have, and not what chats have.
-    client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
     nested = {} if parent_id is None else {MLFLOW_PARENT_RUN_ID: parent_id}
     run_id = client.create_run(
         experiment_id, run_name=name, tags={**code_version(), **tags, **nested}
