@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         width = config.width
         self.gain = config.gain
         self.pooling = config.pooling
-        # Halving at once costs no accuracy that could be measured, and a third of the time.
+        # Most of the time would go into a first stage at full size.
         self.stem = nn.Conv2d(config.num_planes, width, 5, 2, 2)
         self.stages = nn.Sequential(
             _Block(width, width, 1),
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
             _Block(2 * width, 4 * width, 2),
         )
         self.code = nn.Linear(4 * width * GRID**2, config.code_dim)
-        # A quarter faster on CPUs than the default layout.
+        # The layout that convolutions on CPUs are fastest in.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, planes: Tensor, mask: Tensor) -> Tensor:
