@@ -57,22 +57,28 @@ OPPONENTS = [
     Row("no-motion-search+min-min", ("--no-motion-search",), (("method", "min-min"),)),
 ]
 
+CROSS_ENTROPY = ("method", "cross-entropy")
+MIN_MIN = ("method", "min-min")
 # Each changes one thing of the recommended recipe; the first is the recipe itself.
 SEARCH = [
-    Row("recommended", (), (("method", "cross-entropy"),)),
-    Row("gop-size 12", ("--gop-size", "12"), (("method", "cross-entropy"),)),
-    Row("quantiser 6", ("--quantiser", "6"), (("method", "cross-entropy"),)),
-    Row("size 64", ("--size", "64"), (("method", "cross-entropy"),)),
-    Row("planes luma", (), (("method", "cross-entropy"), ("planes", "luma"))),
-    Row("gain-jitter 0", (), (("method", "cross-entropy"), ("gain_jitter", 0.0))),
-    Row("shift-pixels 8", (), (("method", "cross-entropy"), ("shift_pixels", 8))),
-    Row("lambda 0.3", (), (("method", "min-min"), ("identity_weight", 0.3))),
-    Row("lambda 1", (), (("method", "min-min"), ("identity_weight", 1.0))),
-    Row("lambda 5", (), (("method", "min-min"), ("identity_weight", 5.0))),
+    Row("recommended", (), (CROSS_ENTROPY,)),
+    Row("gop-size 12", ("--gop-size", "12"), (CROSS_ENTROPY,)),
+    *(Row(f"quantiser {q}", ("--quantiser", str(q)), (CROSS_ENTROPY,)) for q in (6, 10, 16)),
+    Row("size 64", ("--size", "64"), (CROSS_ENTROPY,)),
+    Row("planes luma", (), (CROSS_ENTROPY, ("planes", "luma"))),
+    Row("frames 4", (), (CROSS_ENTROPY, ("frames", "4"))),
+    Row("frames 4 pooling max", (), (CROSS_ENTROPY, ("frames", "4"), ("pooling", "max"))),
+    Row("gain-jitter 0", (), (CROSS_ENTROPY, ("gain_jitter", 0.0))),
+    Row("shift-pixels 8", (), (CROSS_ENTROPY, ("shift_pixels", 8))),
+    Row("width 8", (), (CROSS_ENTROPY, ("width", 8))),
+    Row("width 32", (), (CROSS_ENTROPY, ("width", 32))),
+    Row("lambda 0.3", (), (MIN_MIN, ("identity_weight", 0.3))),
+    Row("lambda 1", (), (MIN_MIN, ("identity_weight", 1.0))),
+    Row("lambda 5", (), (MIN_MIN, ("identity_weight", 5.0))),
     Row(
         "lambda 5 estimator-steps 5",
         (),
-        (("method", "min-min"), ("identity_weight", 5.0), ("estimator_steps", 5)),
+        (MIN_MIN, ("identity_weight", 5.0), ("estimator_steps", 5)),
     ),
 ]
 
