@@ -1,9 +1,10 @@
 """The console command `cfer`.
 
     cfer demo                                  # draw → extract → train → evaluate → predict
-    cfer predict VIDEO --model NAME            # the expressions of a video
+    cfer predict VIDEO                         # the expressions of a video, a folder, a stream
+    cfer look VIDEO PICTURE.png                # what the method sees of it, in one picture
+    cfer models list                           # and show, export, import
     cfer encode VIDEO CLIP.mp4                 # the face of a video, as a fixed-GOP bitstream
-    cfer show CLIP.mp4 PICTURE.png             # an I-frame and its residuals
     cfer report EXPERIMENT                     # its methods in one page, Markdown and HTML
 
 Training, evaluation and the look at shards are modules: `python -m cfer.train`, `cfer.evaluate`,
@@ -18,11 +19,20 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cfer.errors import InputError, exit_with_message
 
+if TYPE_CHECKING:
+    from cfer.predict import Prediction, Recognizer
+
 DEMO_CLASSES = 7
+MODEL_HELP = (
+    "`default`, a .safetensors file, the name or id of a training run, runs:/ID/model, or "
+    "models:/NAME/VERSION"
+)
 
 
 def main() -> None:
@@ -46,15 +56,64 @@ def build_parser() -> argparse.ArgumentParser:
     demo_.add_argument("--subjects", type=int, default=40, help="people to draw (40)")
     demo_.set_defaults(command=demo)
 
-    predict_ = commands.add_parser("predict", help="the expressions of a video")
-    predict_.add_argument("video", type=Path, help="a video, or a folder of numbered pictures")
+    predict_ = commands.add_parser("predict", help="the expressions of videos")
     predict_.add_argument(
-        "--model",
-        required=True,
-        help="name or id of a training run, runs:/ID/model, or a model's folder",
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a video; a folder of numbered pictures, of videos, or of shards; `-` for a video "
+        "that is piped in (MPEG-TS, Matroska, fragmented MP4)",
     )
-    predict_.add_argument("--json", action="store_true", help="print JSON, one object per window")
+    predict_.add_argument("--model", default="default", help=f"{MODEL_HELP} (default)")
+    predict_.add_argument(
+        "--faces", choices=("one", "all"), default="one", help="of several in view (one)"
+    )
+    predict_.add_argument(
+        "--window-gops",
+        type=int,
+        metavar="N",
+        help="GOPs that a prediction looks at, 1 for the finest in time (as in training; of a "
+        "stream, 1)",
+    )
+    predict_.add_argument(
+        "--follow",
+        type=float,
+        metavar="SECONDS",
+        help="the video is still being written: its end is where nothing came for so long",
+    )
+    predict_.add_argument("--json", action="store_true", help="print a JSON object per window")
+    predict_.add_argument("--csv", type=Path, metavar="FILE", help="write a row per window")
+    predict_.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw the probabilities over time; of one video"
+    )
+    predict_.add_argument(
+        "--annotate", type=Path, metavar="MP4", help="write the video with labels and bars in it"
+    )
     predict_.set_defaults(command=predict)
+
+    look_ = commands.add_parser("look", help="one picture of what the method sees of a video")
+    look_.add_argument("source", help="a video, a folder of numbered pictures, or of shards")
+    look_.add_argument("picture", type=Path, help="the PNG to write")
+    look_.add_argument("--clip", metavar="ID", help="of a folder of shards, this clip")
+    look_.add_argument("--gop", type=int, default=0, help="which GOP to show (0)")
+    look_.add_argument("--model", default="default", help=f"{MODEL_HELP} (default)")
+    look_.set_defaults(command=look)
+
+    models_ = commands.add_parser("models", help="list, show, export and import models")
+    actions = models_.add_subparsers(required=True, metavar="ACTION")
+    list_ = actions.add_parser("list", help="the shipped model, and those of the MLflow store")
+    list_.set_defaults(command=list_models)
+    shown = actions.add_parser("show", help="classes, input, figures and origin of a model")
+    shown.add_argument("model", help=MODEL_HELP)
+    shown.set_defaults(command=show_model)
+    exported = actions.add_parser("export", help="write a model for another program")
+    exported.add_argument("model", help=MODEL_HELP)
+    exported.add_argument("file", type=Path, help="ends in .safetensors, .onnx, .pt2 or .ts")
+    exported.set_defaults(command=export_model)
+    imported = actions.add_parser("import", help="put a model file into the MLflow registry")
+    imported.add_argument("file", type=Path, help="a .safetensors file of `cfer models export`")
+    imported.add_argument("--name", required=True, help="what to call it there")
+    imported.set_defaults(command=import_model)
 
     encode_ = commands.add_parser("encode", help="the face of a video as a fixed-GOP bitstream")
     encode_.add_argument("video", type=Path, help="a video, or a folder of numbered pictures")
@@ -65,11 +124,6 @@ def build_parser() -> argparse.ArgumentParser:
     encode_.add_argument("--no-motion-search", action="store_true", help="all vectors zero")
     encode_.set_defaults(command=encode)
 
-    show_ = commands.add_parser("show", help="a picture of an I-frame and its residuals")
-    show_.add_argument("clip", type=Path, help="an MPEG-4 Part 2 video, as `cfer encode` writes it")
-    show_.add_argument("picture", type=Path, help="the PNG to write")
-    show_.set_defaults(command=show)
-
     report_ = commands.add_parser("report", help="a page about an experiment's protocols")
     report_.add_argument("experiment", help="MLflow experiment")
     report_.add_argument("--out", type=Path, default=Path("report"), help="folder (report)")
@@ -78,39 +132,189 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    from cfer.predict import predict_video
-    from cfer.tracking import load_model
+    """Print each window as it is known; a source that can't be predicted is named at the end."""
+    from cfer import timeline
+    from cfer.models import DEFAULT, DEFAULT_LIMITS
+    from cfer.predict import Recognizer
 
-    if not arguments.video.exists():
-        raise InputError(f"{arguments.video}: there is no such file or folder")
-    model, description = load_model(arguments.model)
-    predictions = predict_video(arguments.video, model, description)
-    for prediction in predictions:
-        if arguments.json:
-            print(
-                json.dumps(
-                    {
-                        "start_seconds": round(prediction.start_seconds, 3),
-                        "end_seconds": round(prediction.end_seconds, 3),
-                        "num_frames": prediction.num_frames,
-                        "label": prediction.label,
-                        "probabilities": prediction.probabilities,
-                    }
-                )
-            )
-            continue
-        print(
-            f"{prediction.start_seconds:.2f} to {prediction.end_seconds:.2f} s, from "
-            f"{prediction.num_frames} P-frames: {prediction.label}"
+    sources = expand_sources(arguments.sources)
+    for option in ("plot", "annotate"):
+        if getattr(arguments, option) and (len(sources) > 1 or not is_one_video(sources[0])):
+            raise InputError(f"--{option}: of one video at a time; give one video file")
+    if arguments.plot:
+        checked_picture(arguments.plot)
+    recognizer = Recognizer.from_pretrained(arguments.model)
+    if arguments.model == DEFAULT:
+        print(f"note: {DEFAULT_LIMITS}", file=sys.stderr)
+    found: list[Prediction] = []
+    failures = []
+    printer = print_json if arguments.json else TablePrinter(recognizer.card.classes, sources)
+    for source in sources:
+        try:
+            for prediction in _predictions(recognizer, source, arguments):
+                printer(prediction)
+                found.append(prediction)
+        except InputError as error:
+            if len(sources) == 1:
+                raise
+            failures.append(error)
+            print(f"error: {error}", file=sys.stderr)
+    if arguments.csv:
+        timeline.write_csv(arguments.csv, found, recognizer.card.classes)
+    if arguments.plot:
+        timeline.plot(Path(sources[0]), found, recognizer.card.classes).savefig(
+            arguments.plot, dpi=110
         )
-        for name, probability in prediction.probabilities.items():
-            print(f"  {name:16s} {probability:.4f} {'#' * round(40 * probability)}")
+    if arguments.annotate:
+        timeline.annotate(Path(sources[0]), found, arguments.annotate)
+    if failures:
+        print(f"{len(failures)} of {len(sources)} sources failed", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def expand_sources(given: Sequence[str]) -> list[str]:
+    """A folder of clips is its clips; what is a clip or a stream itself stays.
+
+    Raises:
+        InputError: nothing there, or a folder without a video.
+    """
+    from cfer.clips import clips_below, is_picture_folder
+    from cfer.shards import DESCRIPTION_NAME
+
+    sources: list[str] = []
+    for name in given:
+        path = Path(name)
+        if (
+            name == "-"
+            or path.is_file()
+            or (path / DESCRIPTION_NAME).is_file()
+            or is_picture_folder(path)
+        ):
+            sources.append(name)
+        elif path.is_dir():
+            clips = [str(clip) for clip in clips_below(path)]
+            if not clips:
+                raise InputError(f"{name}: no video and no numbered picture in this folder")
+            sources += clips
+        else:
+            raise InputError(f"{name}: there is no such file or folder")
+    return sources
+
+
+def is_one_video(source: str) -> bool:
+    from cfer.shards import DESCRIPTION_NAME
+
+    return source != "-" and not (Path(source) / DESCRIPTION_NAME).is_file()
+
+
+def _predictions(
+    recognizer: Recognizer, source: str, arguments: argparse.Namespace
+) -> Iterator[Prediction]:
+    from cfer.clips import GrowingFile
+
+    options = {"faces": arguments.faces, "window_gops": arguments.window_gops}
+    streamed = {"faces": arguments.faces, "window_gops": arguments.window_gops or 1}
+    if source == "-":
+        return recognizer.predict_stream(sys.stdin.buffer, "standard input", **streamed)
+    if arguments.follow is not None:
+        return recognizer.predict_stream(
+            GrowingFile(Path(source), arguments.follow), source, **streamed
+        )
+    if not is_one_video(source):
+        return recognizer.predict_shards(source, window_gops=arguments.window_gops)
+    return recognizer.predict_windows(source, **options)
+
+
+class TablePrinter:
+    """A line per window under a head of class names, with the source's name where there are some"""
+
+    def __init__(self, classes: Sequence[str], sources: Sequence[str]) -> None:
+        self._classes = classes
+        self._names_sources = len(sources) > 1 or not is_one_video(sources[0])
+        self._source = ""
+        self._head_is_printed = False
+
+    def __call__(self, prediction: Prediction) -> None:
+        widths = [max(len(name), 5) for name in self._classes]
+        if not self._head_is_printed:
+            columns = "  ".join(
+                f"{name:>{width}s}" for name, width in zip(self._classes, widths, strict=True)
+            )
+            label_width = max(map(len, self._classes))
+            print(f"{'from':>8s} {'to':>8s}  face  {'label':{label_width}s}  {columns}")
+            self._head_is_printed = True
+        if self._names_sources and prediction.source != self._source:
+            print(f"{prediction.source}:")
+            self._source = prediction.source
+        columns = "  ".join(
+            f"{prediction.probabilities.get(name, float('nan')):{width}.3f}"
+            for name, width in zip(self._classes, widths, strict=True)
+        )
+        label_width = max(map(len, self._classes))
+        print(
+            f"{prediction.start_seconds:7.2f}s {prediction.end_seconds:7.2f}s  "
+            f"{prediction.face or '-':>4}  {prediction.label or 'no face':{label_width}s}  "
+            f"{columns if prediction.label else ''}".rstrip(),
+            flush=True,
+        )
+
+
+def print_json(prediction: Prediction) -> None:
+    from cfer.timeline import as_json
+
+    print(json.dumps(as_json(prediction)), flush=True)
+
+
+def checked_picture(path: Path) -> None:
+    """Before any work: can a PNG be written there?"""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: give a file that ends in .png")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def look(arguments: argparse.Namespace) -> int:
+    from cfer.look import look
+
+    checked_picture(arguments.picture)
+    look(arguments.source, arguments.clip, arguments.gop, arguments.model).savefig(
+        arguments.picture, dpi=110
+    )
+    print(arguments.picture)
+    return 0
+
+
+def list_models(arguments: argparse.Namespace) -> int:
+    from cfer.models import table
+
+    print(table())
+    return 0
+
+
+def show_model(arguments: argparse.Namespace) -> int:
+    from cfer.models import describe
+
+    print(describe(arguments.model))
+    return 0
+
+
+def export_model(arguments: argparse.Namespace) -> int:
+    from cfer.models import export
+
+    print(export(arguments.model, arguments.file))
+    return 0
+
+
+def import_model(arguments: argparse.Namespace) -> int:
+    from cfer.models import import_file
+
+    print(import_file(arguments.file, arguments.name))
     return 0
 
 
 def encode(arguments: argparse.Namespace) -> int:
     from cfer.codec import CodecSettings
-    from cfer.predict import face_bitstreams
+    from cfer.predict import face_bitstream
 
     if arguments.size < 16 or arguments.size % 2:
         raise InputError(f"--size {arguments.size}: must be an even number of at least 16 pixels")
@@ -119,21 +323,12 @@ def encode(arguments: argparse.Namespace) -> int:
         quantiser=arguments.quantiser,
         motion_search=not arguments.no_motion_search,
     )
-    ((_, bitstream),) = face_bitstreams(arguments.video, arguments.size, settings, None)
+    bitstream = face_bitstream(arguments.video, arguments.size, settings)
     bitstream.save(arguments.clip)
     print(
         f"{arguments.clip}: {len(bitstream.packets)} frames in {len(bitstream.gops)} GOPs, "
         f"{len(bitstream.data):,} bytes"
     )
-    return 0
-
-
-def show(arguments: argparse.Namespace) -> int:
-    from cfer.codec import Bitstream
-    from cfer.show import save
-
-    save(Bitstream.open(arguments.clip), arguments.picture)
-    print(arguments.picture)
     return 0
 
 
@@ -175,7 +370,7 @@ def demo(arguments: argparse.Namespace) -> int:
             "The face of one of them, as a fixed-GOP clip; and its residuals as a picture",
             f"-m cfer.cli encode {clip} clip.mp4",
         ),
-        ("", "-m cfer.cli show clip.mp4 residuals.png"),
+        ("", "-m cfer.cli look clip.mp4 residuals.png --model demo"),
         (
             "Its expression, from the P-frames alone",
             "-m cfer.cli predict clip.mp4 --model demo",

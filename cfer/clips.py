@@ -4,7 +4,8 @@
     for picture in pictures:            # decodes; a second loop decodes again
         ...                             # RGB, uint8 (H, W, 3)
 
-A video is never held in memory whole. A clip is read completely or it is an error: a video that is
+`StreamPictures` are those of a pipe, or of a file that is still being written: they come once. A
+video is never held in memory whole. A clip is read completely or it is an error: a video that is
 damaged half-way is not shortened, since what is missing may be the expression.
 """
 
@@ -13,9 +14,11 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from collections.abc import Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import av
 import av.error
@@ -26,6 +29,9 @@ from PIL import Image
 from cfer.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+VIDEO_SUFFIXES = (
+    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".mts",
+)  # fmt: skip
 # A folder of pictures does not say how fast they were taken.
 FOLDER_FPS = Fraction(25)
 
@@ -102,18 +108,12 @@ class VideoPictures(Pictures):
         super().__init__(source, Fraction(rate))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        shape: tuple[int, ...] | None = None
-        for number, frame in enumerate(self._frames()):
-            picture = self._upright(frame)
-            if shape is None:
-                shape = picture.shape
-            _check_shape(self.source, f"frame {number}", picture.shape, shape)
-            yield picture
+        yield from _of_one_size(self.source, self._frames(), self._pixel_aspect)
 
     def select(self, numbers: Collection[int]) -> Iterator[np.ndarray]:
         for number, frame in enumerate(self._frames()):
             if number in numbers:
-                yield self._upright(frame)
+                yield _upright(frame, self._pixel_aspect)
             if number >= max(numbers):
                 return
 
@@ -145,17 +145,6 @@ class VideoPictures(Pictures):
                 self.source, "decode", "there is no frame in it; record or copy it again"
             )
 
-    def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        picture: np.ndarray = frame.to_ndarray(format="rgb24")
-        if self._pixel_aspect != 1:
-            height, width = picture.shape[:2]
-            size = (max(round(width * self._pixel_aspect), 1), height)
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
-        # The metadata counts quarter turns counter-clockwise, as rot90 does.
-        if frame.rotation % 360 in (90, 180, 270):
-            picture = np.ascontiguousarray(np.rot90(picture, frame.rotation % 360 // 90))
-        return picture
-
     def _damaged(self, frame: int, why: str) -> ClipError:
         return ClipError(
             self.source,
@@ -163,6 +152,80 @@ class VideoPictures(Pictures):
             f"damaged or cut off at frame {frame} ({why}); copy it again, or cut the damaged part "
             "out and give the rest as a clip of its own",
         )
+
+
+class StreamPictures(Pictures):
+    """The video of a pipe, or of a file that grows: each picture once, as soon as it is there.
+
+    Args:
+        file: something to read bytes from; it need not be able to seek.
+        name: what messages call it.
+
+    Raises:
+        ClipError: what comes first is no video in a form that can be read while it is written
+            (MPEG-TS, Matroska, fragmented MP4, AVI).
+    """
+
+    def __init__(self, file: SupportsRead, name: str) -> None:
+        try:
+            self._container = av.open(_ReadOnly(file), "r")
+        except av.error.FFmpegError as error:
+            raise ClipError(
+                name,
+                "open",
+                f"not a video that can be read while it is written ({error.strerror}); write it as "
+                "MPEG-TS (-f mpegts), Matroska or fragmented MP4",
+            ) from error
+        if not self._container.streams.video:
+            raise ClipError(name, "open", "there is no video stream in it; give a video")
+        stream = self._container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        rate = stream.average_rate or stream.guessed_rate or FOLDER_FPS
+        self._pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
+        super().__init__(Path(name), Fraction(rate))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        yield from _of_one_size(self.source, self._frames(), self._pixel_aspect)
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
+        with self._container as container:
+            try:
+                for frame in container.decode(video=0):
+                    # Who joins a broadcast sees damage up to the first I-frame.
+                    if not frame.is_corrupt:
+                        yield frame
+            except av.error.FFmpegError as error:
+                raise ClipError(
+                    self.source, "decode", f"the stream broke off ({error.strerror})"
+                ) from error
+
+
+class SupportsRead(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _ReadOnly:
+    """PyAV would try to seek in whatever has a method for it."""
+
+    def __init__(self, file: SupportsRead) -> None:
+        self.read = file.read
+
+
+class GrowingFile:
+    """A file that another program is still writing: its end is where nothing more has come for
+    `patience_seconds`."""
+
+    def __init__(self, path: Path, patience_seconds: float) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115  # for as long as this object lives
+        self._patience_seconds = patience_seconds
+
+    def read(self, size: int, /) -> bytes:
+        deadline = time.monotonic() + self._patience_seconds
+        while not (data := self._file.read(size)):
+            if time.monotonic() > deadline:
+                return b""
+            time.sleep(0.05)
+        return data
 
 
 class FolderPictures(Pictures):
@@ -263,6 +326,25 @@ def is_numbered_picture(name: str) -> bool:
     return suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".") and stem[-1:].isdecimal()
 
 
+def is_video(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return path.suffix.lower() in VIDEO_SUFFIXES and not hidden and path.is_file()
+
+
+def is_picture_folder(path: Path) -> bool:
+    return path.is_dir() and any(is_numbered_picture(entry.name) for entry in os.scandir(path))
+
+
+def clips_below(folder: Path) -> Iterator[Path]:
+    """Videos and folders of numbered pictures, in this folder and all below it, in order."""
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(where)
+        if any(map(is_numbered_picture, files)):
+            yield here
+        yield from (here / name for name in sorted(files) if is_video(here / name))
+
+
 def windows(num_frames: int, window_frames: int | None) -> list[range]:
     """Cut a clip into consecutive windows of `window_frames` frames; None leaves it whole.
 
@@ -276,6 +358,30 @@ def windows(num_frames: int, window_frames: int | None) -> list[range]:
         starts.pop()
     ends = [*starts[1:], num_frames]
     return [range(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _of_one_size(
+    source: Path, frames: Iterator[av.VideoFrame], pixel_aspect: Fraction
+) -> Iterator[np.ndarray]:
+    shape: tuple[int, ...] | None = None
+    for number, frame in enumerate(frames):
+        picture = _upright(frame, pixel_aspect)
+        if shape is None:
+            shape = picture.shape
+        _check_shape(source, f"frame {number}", picture.shape, shape)
+        yield picture
+
+
+def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> np.ndarray:
+    picture: np.ndarray = frame.to_ndarray(format="rgb24")
+    if pixel_aspect != 1:
+        height, width = picture.shape[:2]
+        size = (max(round(width * pixel_aspect), 1), height)
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    # The metadata counts quarter turns counter-clockwise, as rot90 does.
+    if frame.rotation % 360 in (90, 180, 270):
+        picture = np.ascontiguousarray(np.rot90(picture, frame.rotation % 360 // 90))
+    return picture
 
 
 def _open_video(source: Path) -> av.container.InputContainer:

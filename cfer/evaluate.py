@@ -31,7 +31,7 @@ from cfer import tracking
 from cfer.cluster import join_cluster
 from cfer.data import read_clips, read_index, unpack_frames
 from cfer.errors import InputError, exit_with_message
-from cfer.predict import input_of
+from cfer.predict import Recognizer
 from cfer.shards import read_description
 
 # matplotlib and scikit-learn are imported where they are used: every training process imports this
@@ -476,21 +476,22 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     Raises:
         InputError: another number of pixels, or other classes.
     """
-    predict, known = tracking.load_model(model)
+    recognizer = Recognizer.from_pretrained(model)
+    known = recognizer.card
     description = read_description(data)
-    check_classes(model, known["classes"], data, description.classes)
-    if known["size"] != description.codec["size"]:
+    check_classes(model, known.classes, data, description.classes)
+    if known.size != description.codec["size"]:
         raise InputError(
             f"{data}: its size is {description.codec['size']}, and {model} was trained on "
-            f"{known['size']}; extract the data set with the model's settings"
+            f"{known.size}; extract the data set with the model's settings"
         )
     index = read_index(data)
     join_cluster(for_training=False)
-    confusion = np.zeros((len(known["classes"]),) * 2, np.int64)
-    for row in read_clips(data, index.clip_ids, input_of(known), for_training=False).iter_rows():
-        predicted = predict(unpack_frames(row)[None]).argmax()
+    confusion = np.zeros((len(known.classes),) * 2, np.int64)
+    for row in read_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
+        predicted = recognizer.probabilities(unpack_frames(row)[None]).argmax()
         confusion[row["label"], int(predicted)] += 1
-    return confusion, list(known["classes"])
+    return confusion, list(known.classes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,13 +14,16 @@ face would put motion into the residuals that the face did not make. The rule:
 
     for window in face_clip("clip.mp4", size=112, detector=FaceDetector()):
         window.pictures             # RGB, uint8 (112, 112, 3)
+
+With `every=True` there is a square for each person of rule 2, and a face keeps its number from one
+window to the next where its squares overlap (`SAME_PERSON`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -63,9 +66,10 @@ class FaceWindow:
     """One window of a clip, cropped; or why it could not be.
 
     Attributes:
-        number, num_windows: which one, from 1, of how many.
+        number, num_windows: which one, from 1, of how many (0: not known yet, of a stream).
         frames: the clip's frame numbers.
         fps: frames per second.
+        face: whose: 1, or the number that the person has throughout the clip.
         square: where the face was found.
         pictures: RGB, uint8 (size, size, 3), one per frame; none where there is an error.
         error: no face was found.
@@ -75,6 +79,7 @@ class FaceWindow:
     num_windows: int
     frames: range
     fps: Fraction
+    face: int = 1
     square: Square | None = None
     pictures: list[np.ndarray] = field(default_factory=list, repr=False)
     error: ClipError | None = None
@@ -118,21 +123,24 @@ class FaceDetector:
             if probability >= MIN_PROBABILITY
         ]
 
-    def find(self, pictures: Sequence[np.ndarray]) -> Square | None:
-        """The square of the face in a few pictures of one clip, by rules 1 to 4; None without one.
+    def find(self, pictures: Sequence[np.ndarray]) -> list[Square]:
+        """The squares of the persons in a few pictures of one clip; the first is the one of rule 3.
 
         Args:
             pictures: RGB, uint8 (H, W, 3), all of one size.
         """
-        return choose([self.faces(picture) for picture in pictures], pictures[0].shape[:2])
+        return squares_of([self.faces(picture) for picture in pictures], pictures[0].shape[:2])
 
 
-def choose(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> Square | None:
-    """Rules 2 to 4: from the faces of each frame that was looked at to one square.
+def squares_of(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> list[Square]:
+    """Rules 2 to 4: from the faces of each frame that was looked at to a square for each person.
 
     Args:
         faces: for each frame, its faces.
         shape: height and width of the pictures, in pixels.
+
+    Returns:
+        The square of the person of rule 3, then the others', the largest first.
     """
     persons: list[list[_Face]] = []
     for face in (face for frame in faces for face in frame):
@@ -142,17 +150,22 @@ def choose(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> Square |
         else:
             persons.append([face])
     if not persons:
-        return None
+        return []
     most = max(map(len, persons))
     persons = [person for person in persons if 2 * len(person) >= most]
-    areas = [float(np.median([face.area for face in person])) for person in persons]
-    large = [
-        person
-        for person, area in zip(persons, areas, strict=True)
-        if area >= (1 - SAME_SIZE) * max(areas)
-    ]
+    persons.sort(key=_area, reverse=True)
+    large = [person for person in persons if _area(person) >= (1 - SAME_SIZE) * _area(persons[0])]
     center = np.array([shape[1] / 2, shape[0] / 2])
-    person = min(large, key=lambda p: float(np.linalg.norm(_center(_median_box(p)) - center)))
+    nearest = min(large, key=lambda p: float(np.linalg.norm(_center(_median_box(p)) - center)))
+    others = [person for person in persons if person is not nearest]
+    return [_square(person, len(persons)) for person in (nearest, *others)]
+
+
+def _area(person: Sequence[_Face]) -> float:
+    return float(np.median([face.area for face in person]))
+
+
+def _square(person: Sequence[_Face], num_persons: int) -> Square:
     box = _median_box(person)
     side = max(box[2] - box[0], box[3] - box[1]) * (1 + MARGIN)
     x, y = _center(box) - side / 2
@@ -161,7 +174,7 @@ def choose(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> Square |
         y=round(y),
         side=max(round(side), 2),
         probability=min(face.probability for face in person),
-        num_persons=len(persons),
+        num_persons=num_persons,
     )
 
 
@@ -191,6 +204,7 @@ def face_clip(
     detector: FaceDetector,
     window_frames: int | None = None,
     fps: Fraction | None = None,
+    every: bool = False,
 ) -> Iterator[FaceWindow]:
     """A clip's face pictures, ready to be encoded, one window after the other.
 
@@ -202,6 +216,7 @@ def face_clip(
         size: side of the crops in pixels.
         window_frames: longer clips are cut into windows of so many frames; None leaves them whole.
         fps: overrides the clip's own frame rate.
+        every: all persons of a window, one `FaceWindow` each, and not one of them.
 
     Raises:
         ClipError: the source cannot be read to its end, or has only one frame. A window without a
@@ -210,39 +225,121 @@ def face_clip(
     pictures = open_pictures(source, fps)
     num_frames = pictures.count()
     if num_frames < 2:
-        raise ClipError(
-            source, "decode", "only one frame, so there is no change to see; give 2 or more frames"
-        )
+        raise _one_frame(source)
     spans = windows(num_frames, window_frames)
-    squares = _find_squares(pictures, spans, detector)
+    looks = pictures.select({frame for span in spans for frame in _looks(span)})
+    found = [detector.find(list(islice(looks, len(_looks(span))))) for span in spans]
+    tracks = _Tracks()
     stream = iter(pictures)
-    for number, (span, square) in enumerate(zip(spans, squares, strict=True), start=1):
-        if square is None:
-            for _ in islice(stream, len(span)):
-                pass
-            where = f"frames {span[0]} to {span[-1]}"
-            error = ClipError(
-                source,
-                "face",
-                f"no face found in {where} (looked at {len(_looks(span))} of them); the face has "
-                f"to be upright, and at least 1/{LOOK_SIZE // MIN_FACE} of the picture's longer "
-                "side: cut the video so that one is in view",
-            )
-            yield FaceWindow(number, len(spans), span, pictures.fps, error=error)
-            continue
-        crops = [crop(picture, square, size) for picture in islice(stream, len(span))]
-        yield FaceWindow(number, len(spans), span, pictures.fps, square, crops)
+    for number, (span, there) in enumerate(zip(spans, found, strict=True), start=1):
+        window = FaceWindow(number, len(spans), span, pictures.fps)
+        kept = _kept(there, every, tracks)
+        yield from _cropped(source, window, islice(stream, len(span)), kept, size)
 
 
-def _find_squares(
-    pictures: Pictures, spans: Sequence[range], detector: FaceDetector
-) -> list[Square | None]:
-    selected = pictures.select({frame for span in spans for frame in _looks(span)})
-    squares = []
-    for span in spans:
-        seen = list(islice(selected, len(_looks(span))))
-        squares.append(detector.find(seen))
-    return squares
+def face_stream(
+    pictures: Pictures,
+    size: int,
+    detector: FaceDetector,
+    window_frames: int,
+    every: bool = False,
+) -> Iterator[FaceWindow]:
+    """As `face_clip`, of pictures that come once (`cfer.clips.StreamPictures`): a window's faces as
+    soon as two frames more are there. One window of whole pictures is held in memory.
+
+    Raises:
+        ClipError: as `face_clip` does.
+    """
+    tracks = _Tracks()
+    held: list[np.ndarray] = []
+    first, number = 0, 0
+
+    def window(count: int) -> Iterator[FaceWindow]:
+        nonlocal first, number
+        number += 1
+        span = range(first, first + count)
+        first += count
+        now = [held.pop(0) for _ in range(count)]
+        there = detector.find([now[frame - span[0]] for frame in _looks(span)])
+        empty = FaceWindow(number, 0, span, pictures.fps)
+        yield from _cropped(pictures.source, empty, now, _kept(there, every, tracks), size)
+
+    for picture in pictures:
+        held.append(picture)
+        # A single frame left over belongs to the window before it.
+        if len(held) == window_frames + 2:
+            yield from window(window_frames)
+    if first == 0 and len(held) < 2:
+        raise _one_frame(pictures.source)
+    if held:
+        yield from window(len(held))
+
+
+class _Tracks:
+    """Gives persons numbers that they keep from one window to the next."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, Square] = {}  # where each face was seen last
+
+    def number(self, there: Sequence[Square]) -> dict[int, Square]:
+        """A number for each square: a known face's that it overlaps, best pairs first; else new."""
+        pairs = sorted(
+            (
+                (-_overlap(_corners(square), _corners(known)), face, position)
+                for position, square in enumerate(there)
+                for face, known in self._last.items()
+            ),
+        )
+        numbers: dict[int, int] = {}
+        for overlap, face, position in pairs:
+            taken = position in numbers or face in numbers.values()
+            if -overlap >= SAME_PERSON and not taken:
+                numbers[position] = face
+        named = {}
+        for position, square in enumerate(there):
+            face = numbers.get(position) or len(self._last) + 1
+            named[face] = self._last[face] = square
+        return named
+
+
+def _kept(there: Sequence[Square], every: bool, tracks: _Tracks) -> dict[int, Square]:
+    return tracks.number(there) if every else dict(enumerate(there[:1], start=1))
+
+
+def _corners(square: Square) -> np.ndarray:
+    return np.array([square.x, square.y, square.x + square.side, square.y + square.side])
+
+
+def _cropped(
+    source: str | Path,
+    window: FaceWindow,
+    pictures: Iterable[np.ndarray],
+    kept: Mapping[int, Square],
+    size: int,
+) -> Iterator[FaceWindow]:
+    """The window, once for each face that is in it; or with an error, where there is none."""
+    crops: dict[int, list[np.ndarray]] = {face: [] for face in kept}
+    for picture in pictures:
+        for face, square in kept.items():
+            crops[face].append(crop(picture, square, size))
+    for face, square in kept.items():
+        yield replace(window, face=face, square=square, pictures=crops[face])
+    if not kept:
+        span = window.frames
+        error = ClipError(
+            source,
+            "face",
+            f"no face found in frames {span[0]} to {span[-1]} (looked at {len(_looks(span))} of "
+            f"them); the face has to be upright, and at least 1/{LOOK_SIZE // MIN_FACE} of the "
+            "picture's longer side: cut the video so that one is in view",
+        )
+        yield replace(window, error=error)
+
+
+def _one_frame(source: str | Path) -> ClipError:
+    return ClipError(
+        source, "decode", "only one frame, so there is no change to see; give 2 or more frames"
+    )
 
 
 def _looks(span: range) -> list[int]:

@@ -154,10 +154,18 @@ class Predictor(nn.Module):
     It has E and C only: no identity, no apex.
     """
 
-    def __init__(self, recogniser: Recogniser) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = recogniser.encoder
-        self.classifier = recogniser.classifier
+        self.encoder = Encoder(config)
+        self.classifier = nn.Linear(config.code_dim, config.num_classes)
+
+    @classmethod
+    def of(cls, recogniser: Recogniser, config: ModelConfig) -> Predictor:
+        """A copy of a trained recogniser's E and C, on the CPU, in evaluation mode."""
+        predictor = cls(config)
+        predictor.encoder.load_state_dict(recogniser.encoder.state_dict())
+        predictor.classifier.load_state_dict(recogniser.classifier.state_dict())
+        return predictor.eval()
 
     def forward(self, planes: Tensor) -> Tensor:
         """uint8 (N, T, C, S/2, S/2) → float32 (N, num_classes), rows that sum to 1."""

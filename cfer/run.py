@@ -55,7 +55,8 @@ from cfer.errors import InputError
 from cfer.evaluate import Predictions
 from cfer.game import PLAYERS, Batch, Weights, play_turn
 from cfer.inputs import LAST
-from cfer.model import APEX_SIZE, ModelConfig, Recogniser
+from cfer.model import APEX_SIZE, ModelConfig, Predictor, Recogniser
+from cfer.model_file import ModelCard
 from cfer.shards import Description, read_description
 from cfer.storage import Folder, absolute_location
 
@@ -206,9 +207,7 @@ def train_worker(setup: dict[str, Any]) -> None:
     num_steps = -(-setup["largest_share"] // batch_size)
 
     identity_dim = setup["identity_dim"]
-    recogniser = Recogniser(
-        model_config(config, len(setup["classes"]), identity_dim), config.apex_weight > 0
-    )
+    recogniser = Recogniser(setup["card"].network, config.apex_weight > 0)
     num_subjects = len(setup["train_subjects"])
     player = PLAYERS[config.game](config.code_dim, identity_dim, num_subjects)
     wrapped_recogniser = prepare_model(recogniser)
@@ -467,9 +466,11 @@ def _finish(
     tracker.log_figure(evaluate.curves_figure(history), "curves.png")
     tracker.log_figure(evaluate.embedding_figure(validation, classes), "embedding.png")
     tracker.log_predictions(training, validation)
-    tracker.log_model(recogniser, setup["description"])
+    kept = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
+    card = replace(setup["card"], figures=kept)
+    tracker.log_model(Predictor.of(recogniser, card.network), card)
     results = Results(
-        {name: float(value) for name, value in figures.items() if np.isfinite(value)},
+        kept,
         confusion.tolist(),
         setup["run_id"],
     )
@@ -814,19 +815,23 @@ def _fit(
         "smallest_share": int(shares_of_training.min()),
         "train_subjects": sorted({s for c in split.train if (s := subjects[c]) is not None}),
         "class_weights": _class_weights(config, index, split, len(description.classes)),
-        "description": {
-            "classes": description.classes,
-            "input": config.input,
-            "planes": config.planes,
-            "num_planes": config.what.num_planes,
-            "frames": config.frames,
-            **description.codec,
-            "window_gops": description.settings["window_gops"],
-            "identity_network": description.identity["name"],
-            "data_set": description.name,
-            "data_digest": description.digest,
-            "cfer_version": tracking.code_version()["cfer_version"],
-        },
+        "card": ModelCard(
+            classes=tuple(description.classes),
+            size=description.codec["size"],
+            codec=description.codec_settings,
+            window_gops=description.settings["window_gops"],
+            what=config.what,
+            network=model_config(
+                config, len(description.classes), int(description.identity["dimension"])
+            ),
+            origin={
+                "command": f"python -m cfer.train {command_of(config)}",
+                "data_set": description.name,
+                "data_digest": description.digest,
+                "identity_network": description.identity["name"],
+                **tracking.code_version(),
+            },
+        ),
     }
     if in_process:
         # It says at every run that it is one of this kind.

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cfer.codec import Bitstream, CodecError
+from cfer.codec import Bitstream, CodecError, CodecSettings
 from cfer.errors import InputError, exit_with_message
 from cfer.storage import Folder
 
@@ -185,6 +185,10 @@ class Description:
     software: dict[str, str]
     schema_version: int = SCHEMA_VERSION
     counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def codec_settings(self) -> CodecSettings:
+        return CodecSettings(**{k: v for k, v in self.codec.items() if k != "size"})
 
     @property
     def digest(self) -> str:

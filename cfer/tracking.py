@@ -5,14 +5,12 @@ directory. Look at them with
 
     mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-A stored model needs `mlflow.pyfunc.load_model(uri)` alone, and not `cfer`; beside it lies
-`description.json`: classes, size, codec settings, frame rule and the rest that one must know to
-make its input.
+A stored model needs `mlflow.pyfunc.load_model(uri)` alone, and not `cfer`. Beside it lies the model
+file (`cfer.model_file`), which is what `cfer` itself reads.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import json
 import logging
@@ -22,7 +20,8 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +35,10 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from cfer.codec import GRAY
 from cfer.errors import InputError
-from cfer.model import Predictor, Recogniser
+from cfer.export import export_program
+from cfer.model import Predictor
+from cfer.model_file import SUFFIX, ModelCard, write_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from cfer.evaluate import Predictions
 
 MODEL_NAME = "model"
+IMPORTED = "imported"  # experiment of models that were trained elsewhere
 PREDICTIONS_NAME = "predictions"
-DESCRIPTION_NAME = "description.json"
+MODEL_FILE_NAME = f"model{SUFFIX}"
 _QUIET = ("alembic", "mlflow", "mlflow.store.db.utils", "mlflow.pyfunc", "mlflow.utils")
 
 
@@ -162,19 +163,19 @@ class Tracker:
                 np.savez_compressed(path, **arrays)
                 self._client.log_artifact(self.run_id, str(path), PREDICTIONS_NAME)
 
-    def log_model(self, recogniser: Recogniser, description: Mapping[str, Any]) -> None:
-        """Store the encoder and the classifier, with `description.json` beside them."""
+    def log_model(self, predictor: Predictor, card: ModelCard) -> None:
+        """Store the model as one file of cfer's, and as what MLflow alone can run."""
         with tempfile.TemporaryDirectory() as folder:
-            network = Path(folder) / "network.pt2"
-            _export(recogniser, description, network)
-            described = Path(folder) / DESCRIPTION_NAME
-            described.write_text(json.dumps(dict(description), indent=1) + "\n")
+            network, file = Path(folder) / "network.pt2", Path(folder) / MODEL_FILE_NAME
+            export_program(predictor, card, network)
+            write_model(file, predictor, card)
             with mlflow.start_run(run_id=self.run_id):
                 mlflow.pyfunc.log_model(
                     name=MODEL_NAME,
                     python_model=str(Path(__file__).with_name("stored_model.py")),
-                    artifacts={"network": str(network), "description": str(described)},
-                    signature=_signature(description),
+                    artifacts={"network": str(network), "model": str(file)},
+                    signature=_signature(card),
+                    metadata={"classes": list(card.classes)},
                     # Given, since MLflow would otherwise load the model in a fresh process to see
                     # what it imports.
                     pip_requirements=[
@@ -205,46 +206,22 @@ class NoTracker(Tracker):
     def log_predictions(self, train: Predictions, held_out: Predictions) -> None:
         pass
 
-    def log_model(self, recogniser: Recogniser, description: Mapping[str, Any]) -> None:
+    def log_model(self, predictor: Predictor, card: ModelCard) -> None:
         pass
 
 
-def _export(recogniser: Recogniser, description: Mapping[str, Any], path: Path) -> None:
-    predictor = Predictor(copy.deepcopy(recogniser).cpu()).eval()
-    # What is stored does not depend on the layout that was the fastest in training.
-    predictor.to(memory_format=torch.contiguous_format)
-    # Two of each: an example with one clip or one frame would fix that number in the program.
-    shape = (2, 2, *_planes_shape(description))
-    any_number = torch.export.Dim.DYNAMIC
-    program = torch.export.export(
-        predictor,
-        (torch.full(shape, GRAY, dtype=torch.uint8),),
-        dynamic_shapes=({0: any_number, 1: any_number},),
-    )
-    torch.export.save(program, str(path))
-
-
-def _planes_shape(description: Mapping[str, Any]) -> tuple[int, int, int]:
-    side = int(description["size"]) // 2
-    return int(description["num_planes"]), side, side
-
-
-def _signature(description: Mapping[str, Any]) -> ModelSignature:
-    planes = TensorSpec(np.dtype(np.uint8), (-1, -1, *_planes_shape(description)))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(description["classes"])))
+def _signature(card: ModelCard) -> ModelSignature:
+    planes = TensorSpec(np.dtype(np.uint8), (-1, -1, *card.planes_shape))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(card.classes)))
     return ModelSignature(inputs=Schema([planes]), outputs=Schema([probabilities]))
 
 
-def load_model(uri: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
-    """A stored model, and its description.
+def model_file(uri: str) -> Path:
+    """The model file of a run, on this disk.
 
     Args:
         uri: what MLflow takes (`runs:/ID/model`, `models:/NAME/1`, a folder), or the id or name of
             a training run in the connected store.
-
-    Returns:
-        A function from the planes of `cfer.inputs`, uint8 (N, T, C, S/2, S/2), to probabilities,
-        float32 (N, number of classes); and `description.json`.
 
     Raises:
         InputError: no such model, or not one of cfer's.
@@ -259,20 +236,73 @@ def load_model(uri: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, 
             )
         uri = model_uri(run)
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
-        description = json.loads((folder / "artifacts" / DESCRIPTION_NAME).read_text())
-        model = mlflow.pyfunc.load_model(str(folder))
+        file = Path(mlflow.artifacts.download_artifacts(uri)) / "artifacts" / MODEL_FILE_NAME
     except (MlflowException, OSError, ValueError) as error:
         raise InputError(
             f"--model {uri}: no cfer model there ({str(error).splitlines()[0]}); give the name or "
-            "id of a training run, `runs:/ID/model`, or a model's folder, and MLFLOW_TRACKING_URI "
-            "where the store is not ./mlflow.db"
+            "id of a training run, `runs:/ID/model`, a model file or a model's folder, and "
+            "MLFLOW_TRACKING_URI where the store is not ./mlflow.db"
         ) from error
+    if not file.exists():
+        raise InputError(
+            f"--model {uri}: no {MODEL_FILE_NAME} in it; it is another program's, or of a cfer "
+            "before model files: train it again"
+        )
+    return file
 
-    def predict(planes: np.ndarray) -> np.ndarray:
-        return model.predict(planes)
 
-    return predict, description
+@dataclass(frozen=True)
+class StoredModelEntry:
+    """A model of the store: what to call it, where it is from, its run's last figures."""
+
+    name: str
+    what: str
+    figures: dict[str, float]
+
+
+def models() -> list[StoredModelEntry]:
+    """The registry's models, then those of finished training runs, newest first."""
+    client = connect()
+    entries = []
+    for version in client.search_model_versions():
+        run = client.get_run(version.run_id) if version.run_id else None
+        entries.append(
+            StoredModelEntry(
+                f"models:/{version.name}/{version.version}",
+                f"registered, of run {run.info.run_name if run else '?'}",
+                dict(run.data.metrics) if run else {},
+            )
+        )
+    experiments = {e.experiment_id: e.name for e in client.search_experiments()}
+    runs = client.search_runs(list(experiments), "status = 'FINISHED'", max_results=1000)
+    for run in runs:
+        # A protocol holds runs and no model; a run within one is known by its id alone.
+        has_model = run.outputs is not None and run.outputs.model_outputs
+        if run.data.tags.get("cfer.role") == "protocol" or not has_model:
+            continue
+        nested = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
+        entries.append(
+            StoredModelEntry(
+                run.info.run_id if nested else run.info.run_name or run.info.run_id,
+                f"run of experiment {experiments[run.info.experiment_id]}"
+                + (f": {run.info.run_name}" if nested else ""),
+                dict(run.data.metrics),
+            )
+        )
+    return entries
+
+
+def register_model(predictor: Predictor, card: ModelCard, name: str) -> str:
+    """Store a model that was not trained here, and register it → `models:/NAME/VERSION`."""
+    client = connect()
+    experiment_id = mlflow.set_experiment(IMPORTED).experiment_id
+    run = client.create_run(experiment_id, run_name=name, tags={"cfer.role": "import"})
+    tracker = Tracker(run.info.run_id)
+    tracker.log_metrics(card.figures, 0)
+    tracker.log_model(predictor, card)
+    end_run(run.info.run_id, succeeded=True)
+    version = mlflow.register_model(f"runs:/{run.info.run_id}/{MODEL_NAME}", name)
+    return f"models:/{name}/{version.version}"
 
 
 def model_uri(run: Run) -> str:

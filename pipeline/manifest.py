@@ -19,12 +19,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from cfer.clips import is_numbered_picture
+from cfer.clips import VIDEO_SUFFIXES, clips_below, is_picture_folder, is_video
 from cfer.errors import InputError
 
-VIDEO_SUFFIXES = (
-    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".mts",
-)  # fmt: skip
 COLUMNS = ("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps")
 
 
@@ -66,12 +63,12 @@ def read_manifest(videos: str) -> list[Entry]:
     """
     path = Path(videos)
     if path.is_dir():
-        entries = _from_paths(list(_clips_below(path)), path, path.resolve().name)
+        entries = _from_paths(list(clips_below(path)), path, path.resolve().name)
     elif path.suffix.lower() == ".csv":
         entries = read_csv(path)
     else:
         found = [Path(p) for p in glob.glob(videos, recursive=True)]
-        clips = [p for p in found if _is_video(p) or _is_picture_folder(p)]
+        clips = [p for p in found if is_video(p) or is_picture_folder(p)]
         base = Path(os.path.commonpath([p.parent for p in clips])) if clips else path
         entries = _from_paths(clips, base, base.resolve().name)
     if not entries:
@@ -124,24 +121,6 @@ def class_names(entries: Sequence[Entry], given: Sequence[str] | None = None) ->
     return list(given)
 
 
-def _is_video(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.suffix.lower() in VIDEO_SUFFIXES and not hidden and path.is_file()
-
-
-def _is_picture_folder(path: Path) -> bool:
-    return path.is_dir() and any(is_numbered_picture(entry.name) for entry in os.scandir(path))
-
-
-def _clips_below(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(where)
-        if any(map(is_numbered_picture, files)):
-            yield here
-        yield from (here / name for name in sorted(files) if _is_video(here / name))
-
-
 def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
     entries = []
     taken: dict[str, Path] = {}
@@ -158,8 +137,8 @@ def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
 
 def without_suffix(path: Path) -> str:
     """A path without a video's ending, the parts joined by `/`."""
-    is_video = path.suffix.lower() in VIDEO_SUFFIXES
-    return (path.with_suffix("") if is_video else path).as_posix()
+    has_one = path.suffix.lower() in VIDEO_SUFFIXES
+    return (path.with_suffix("") if has_one else path).as_posix()
 
 
 def read_csv(path: Path) -> list[Entry]:

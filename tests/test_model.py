@@ -65,7 +65,7 @@ def test_predictor_gives_the_recognisers_probabilities(num_clips: int, num_frame
     torch.manual_seed(0)
     recogniser = Recogniser(CONFIG, with_apex=True).eval()
     planes = random_planes(num_clips, num_frames)
-    probabilities = Predictor(recogniser)(planes)
+    probabilities = Predictor.of(recogniser, CONFIG).eval()(planes)
     mask = torch.ones(num_clips, num_frames, dtype=torch.bool)
     _, logits, _ = recogniser(scale_planes(planes), mask, torch.zeros(num_clips, 128))
     torch.testing.assert_close(probabilities, logits.softmax(1))

@@ -22,6 +22,7 @@ from cfer.codec import Bitstream
 from cfer.config import TrainConfig, command_of, config_of
 from cfer.errors import InputError
 from cfer.inputs import Input
+from cfer.predict import Recognizer
 from cfer.run import (
     SEAL_NAME,
     STATE_NAME,
@@ -112,11 +113,15 @@ def test_stored_model_needs_mlflow_alone(
     here: Path, game_run: tuple, drawn_shards: Path, tmp_path: Path
 ) -> None:
     _, run_id = game_run
-    predict, description = tracking.load_model("game")
-    assert description["classes"] == shards.read_description(drawn_shards).classes
-    assert description["frames"] == "last"
-    assert description["size"] == 64
-    assert description["input"] == "accumulated"
+    recognizer = Recognizer.from_pretrained("game")
+    predict, card = recognizer.probabilities, recognizer.card
+    assert list(card.classes) == shards.read_description(drawn_shards).classes
+    assert card.what == Input("accumulated")
+    assert card.size == 64
+    assert card.codec == shards.read_description(drawn_shards).codec_settings
+    results = read_results(str(here / "runs" / "game"))
+    assert results is not None
+    assert card.figures == results.figures
     clips = [clip for clip, _ in zip(shards.read_clips(drawn_shards), range(5), strict=False)]
     packed = np.stack([planes_of(clip) for clip in clips])
     probabilities = predict(packed)
@@ -160,7 +165,7 @@ def test_stored_model_predicts_what_training_measured(
     _, run_id = game_run
     results = read_results(str(here / "runs" / "game"))
     assert results is not None
-    predict, _ = tracking.load_model(run_id)
+    predict = Recognizer.from_pretrained(run_id).probabilities
     from cfer.data import read_index
     from cfer.run import split_clips
 

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from cfer.clips import VIDEO_SUFFIXES
 from cfer.errors import InputError
-from pipeline.manifest import VIDEO_SUFFIXES, Entry, checked, class_names, read_csv
+from pipeline.manifest import Entry, checked, class_names, read_csv
 
 # One vocabulary over all data sets, and what their owners call it.
 EMOTIONS = {

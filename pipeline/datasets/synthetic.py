@@ -331,9 +331,9 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
         for picture in (pictures[0], pictures[len(pictures) // 2], pictures[-1]):
             looked += 1
             found += len(detector.faces(picture)) == 1
-        square = detector.find(pictures[:1])
-        if square is not None:
-            crops.append(crop(pictures[0], square, 160))
+        squares = detector.find(pictures[:1])
+        if squares:
+            crops.append(crop(pictures[0], squares[0], 160))
             kept.append(row["subject"])
     codes = open_recogniser(recogniser_name, None, "cpu").embed(crops)
     plain = [cv2.resize(c, (24, 24), interpolation=cv2.INTER_AREA).ravel() for c in crops]
