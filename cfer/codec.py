@@ -309,11 +309,12 @@ class Bitstream:
 
     def i_frames(self) -> list[np.ndarray]:
         """The I-frame of every GOP as RGB, uint8 (H, W, 3)."""
-        pictures = []
-        for gop in self.gops:
-            (frame,) = self._decode([self._i_packet(gop)])
-            pictures.append(frame.to_ndarray(format="rgb24"))
-        return pictures
+        return [self.i_frame(number) for number in range(len(self.gops))]
+
+    def i_frame(self, gop: int) -> np.ndarray:
+        """The I-frame of one GOP as RGB, uint8 (H, W, 3)."""
+        (frame,) = self._decode([self._i_packet(self.gops[gop])])
+        return frame.to_ndarray(format="rgb24")
 
     def direct_residual(self, frame: int) -> Residual:
         """What the bitstream transmits for one P-frame; only that frame's packet is read.
@@ -425,6 +426,61 @@ class Bitstream:
                 "re-encode it (cfer encode), or encode with -bf 0"
             )
         return kind if kind == "I" or self._layer.is_coded(packet[start + 4 :]) else "N"
+
+
+@dataclass(frozen=True)
+class Gop:
+    """A group of pictures; each property decodes what it needs, and nothing else.
+
+    Attributes:
+        bitstream: which it is of.
+        number: its place there, from 0.
+    """
+
+    bitstream: Bitstream
+    number: int
+
+    @property
+    def frames(self) -> range:
+        """Frame numbers; the first is the I-frame's."""
+        return self.bitstream.gops[self.number]
+
+    @property
+    def i_frame(self) -> np.ndarray:
+        """RGB, uint8 (H, W, 3)."""
+        return self.bitstream.i_frame(self.number)
+
+    @property
+    def direct_residuals(self) -> list[Residual]:
+        """What each P-frame transmits."""
+        return [self.bitstream.direct_residual(frame) for frame in self.frames[1:]]
+
+    @property
+    def accumulated_residuals(self) -> list[Residual]:
+        """Each P-frame's change since the I-frame, less what motion explains."""
+        return self.bitstream.accumulated_residuals(self.number)
+
+
+def read_gops(path: str | Path) -> list[Gop]:
+    """The GOPs of an MPEG-4 Part 2 video; `cfer encode VIDEO CLIP.mp4` makes one of any video.
+
+    Raises:
+        CodecError: another codec, a B-frame, or a coding tool that cannot be read exactly.
+    """
+    bitstream = Bitstream.open(path)
+    return [Gop(bitstream, number) for number in range(len(bitstream.gops))]
+
+
+def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]:
+    """The residual of every P-frame, in order; `kind` is "accumulated" or "direct".
+
+    Raises:
+        CodecError: see `read_gops`; or a kind of another name.
+    """
+    if kind not in ("accumulated", "direct"):
+        raise CodecError(f"residuals of kind {kind!r}: give accumulated or direct")
+    for gop in read_gops(path):
+        yield from gop.accumulated_residuals if kind == "accumulated" else gop.direct_residuals
 
 
 def _planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

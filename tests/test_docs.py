@@ -1,0 +1,111 @@
+"""Every Python example of the README and of docs/ runs as it stands, one after the other."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, run_module
+
+import cfer
+from cfer.codec import Bitstream, CodecError
+from cfer.dataset import NO_LABEL
+from cfer.inputs import Input
+from cfer.shards import read_clips
+
+PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, drawn_videos, drawn_shards) -> Path:
+    """What the pages say is there: video.mp4, clip.mp4, shards."""
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copy(drawn_videos / "videos" / "S003" / "surprise_1.mp4", folder / "video.mp4")
+    shutil.copytree(drawn_shards, folder / "shards")
+    done = run_module(
+        "cfer.cli", "encode", str(folder / "video.mp4"), str(folder / "clip.mp4"), "--gop-size", "8"
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def examples() -> list[tuple[str, str]]:
+    return [
+        (page.name, code)
+        for page in PAGES
+        for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    ]
+
+
+@pytest.mark.parametrize(("page", "code"), examples())
+def test_an_example_runs(folder, page, code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if "print(" in code:
+        assert done.stdout.strip()
+
+
+def test_there_are_examples_and_no_dead_links():
+    assert len(examples()) >= 4
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_names_of_the_package_are_there():
+    for name in cfer.__all__:
+        assert getattr(cfer, name).__name__ == name
+    with pytest.raises(AttributeError, match="nosuchname"):
+        _ = cfer.nosuchname
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, cfer; assert not {'torch', 'ray', 'av', 'mlflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gops_and_residuals_are_the_bitstreams(folder):
+    bitstream = Bitstream.open(folder / "clip.mp4")
+    gops = cfer.read_gops(folder / "clip.mp4")
+    assert [gop.frames for gop in gops] == [range(8), range(8, 16), range(16, 24)]
+    assert np.array_equal(gops[1].i_frame, bitstream.i_frames()[1])
+    accumulated = list(cfer.residuals(folder / "clip.mp4"))
+    assert [r.frame for r in accumulated] == [n for gop in gops for n in gop.frames[1:]]
+    assert np.array_equal(accumulated[13].y, bitstream.accumulated_residuals(1)[6].y)
+    direct = list(cfer.residuals(folder / "clip.mp4", "direct"))
+    assert np.array_equal(direct[13].y, bitstream.direct_residual(15).y)
+    assert not np.array_equal(direct[13].y, accumulated[13].y)
+    with pytest.raises(CodecError, match="give accumulated or direct"):
+        next(cfer.residuals(folder / "clip.mp4", "motion"))
+
+
+def test_a_dataset_of_every_clip_without_ray(drawn_shards):
+    clips = cfer.open_dataset(drawn_shards)
+    wanted = list(read_clips(drawn_shards))
+    assert len(clips) == len(wanted) == 56
+    assert clips.clip_ids == [clip.clip_id for clip in wanted]
+    assert clips.labels == [NO_LABEL if clip.label is None else clip.label for clip in wanted]
+    # Also in the loader's own processes, and in order.
+    loader = torch.utils.data.DataLoader(clips, batch_size=16, num_workers=2)
+    batches = list(loader)
+    planes = torch.cat([batch["planes"] for batch in batches])
+    assert planes.shape == (56, 2, 6, 32, 32)
+    assert torch.cat([batch["label"] for batch in batches]).tolist() == clips.labels
+    clip = wanted[17]
+    read = Input().read(Bitstream(clip.bitstream, clip.clip_id), range(2))
+    assert np.array_equal(planes[17], read)
+    torch.testing.assert_close(clips[17]["identity"], torch.tensor(clip.identity.mean(0)))
+    code = f"""
+import sys, cfer
+cfer.open_dataset({str(drawn_shards)!r}, frames=3)[5]
+assert "ray" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
