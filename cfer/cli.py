@@ -4,8 +4,10 @@
     cfer predict VIDEO                         # the expressions of a video, a folder, a stream
     cfer look VIDEO PICTURE.png                # what the method sees of it, in one picture
     cfer models list                           # and show, export, import
+    cfer serve                                 # predictions over HTTP, and a page to try them
     cfer encode VIDEO CLIP.mp4                 # the face of a video, as a fixed-GOP bitstream
     cfer report EXPERIMENT                     # its methods in one page, Markdown and HTML
+    cfer completion bash                       # for the shell: eval "$(cfer completion bash)"
 
 Training, evaluation and the look at shards are modules: `python -m cfer.train`, `cfer.evaluate`,
 `cfer.shards`; the extraction is `python -m pipeline.extract`.
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from cfer.predict import Prediction, Recognizer
 
 DEMO_CLASSES = 7
+MOST_FRAMES_A_SECOND = 60  # of a video that the server takes
 MODEL_HELP = (
     "`default`, a .safetensors file, the name or id of a training run, runs:/ID/model, or "
     "models:/NAME/VERSION"
@@ -115,6 +118,23 @@ def build_parser() -> argparse.ArgumentParser:
     imported.add_argument("--name", required=True, help="what to call it there")
     imported.set_defaults(command=import_model)
 
+    serve_ = commands.add_parser("serve", help="predictions over HTTP, and a page to try them")
+    serve_.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    serve_.add_argument("--port", type=int, default=8000, help="(8000)")
+    serve_.add_argument("--model", default="default", help=f"{MODEL_HELP} (default)")
+    serve_.add_argument("--readers", type=int, default=1, help="videos worked on at a time (1)")
+    serve_.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="links may point below this location, such as s3://bucket/videos; may be repeated",
+    )
+    serve_.add_argument("--max-megabytes", type=int, default=64, help="of a video file (64)")
+    serve_.add_argument("--max-seconds", type=int, default=60, help="of a video (60)")
+    serve_.add_argument("--time-limit", type=int, default=120, help="seconds for an answer (120)")
+    serve_.set_defaults(command=serve)
+
     encode_ = commands.add_parser("encode", help="the face of a video as a fixed-GOP bitstream")
     encode_.add_argument("video", type=Path, help="a video, or a folder of numbered pictures")
     encode_.add_argument("clip", type=Path, help="the MP4 to write")
@@ -128,7 +148,18 @@ def build_parser() -> argparse.ArgumentParser:
     report_.add_argument("experiment", help="MLflow experiment")
     report_.add_argument("--out", type=Path, default=Path("report"), help="folder (report)")
     report_.set_defaults(command=report)
+
+    completion_ = commands.add_parser("completion", help="print what completes commands by Tab")
+    completion_.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion_.set_defaults(command=completion)
     return parser
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(build_parser(), arguments.shell))
+    return 0
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -310,6 +341,25 @@ def import_model(arguments: argparse.Namespace) -> int:
 
     print(import_file(arguments.file, arguments.name))
     return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    from cfer.serve import Limits, run
+
+    limits = Limits(
+        megabytes=arguments.max_megabytes,
+        seconds=arguments.max_seconds,
+        frames=arguments.max_seconds * MOST_FRAMES_A_SECOND,
+        work_seconds=arguments.time_limit,
+    )
+    return run(
+        arguments.host,
+        arguments.port,
+        arguments.model,
+        arguments.readers,
+        arguments.allow,
+        limits,
+    )
 
 
 def encode(arguments: argparse.Namespace) -> int:

@@ -286,7 +286,18 @@ def look(source: str | Path, clip_id: str | None, gop: int, model_name: str) -> 
     Raises:
         InputError: no such source, clip, GOP or model; a GOP without a P-frame.
     """
-    predictor, card = open_model(model_name)
+    return look_with(source, clip_id, gop, model_name, *open_model(model_name))
+
+
+def look_with(
+    source: str | Path,
+    clip_id: str | None,
+    gop: int,
+    model_name: str,
+    predictor: Predictor,
+    card: ModelCard,
+) -> Figure:
+    """As `look`, with a model that is open already; `model_name` is what the picture calls it."""
     recognizer = Recognizer(predictor, card)
     clip: Clip | None = None
     if "://" in str(source) or (Path(source) / DESCRIPTION_NAME).is_file():

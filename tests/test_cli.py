@@ -79,6 +79,18 @@ def test_a_demo_whose_step_fails_stops_there(tmp_path):
     assert not (tmp_path / "shards").exists()
 
 
+def test_the_shell_completes_commands_and_options():
+    command = Path(sys.executable).with_name("cfer")
+    script = (
+        f'PATH="{command.parent}:$PATH"; eval "$(cfer completion bash)"; '
+        "COMP_WORDS=(cfer predict --fa); COMP_CWORD=2; "
+        "$(complete -p cfer | sed 's/.*-F \\([^ ]*\\).*/\\1/') cfer --fa predict; "
+        'echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["--faces"], done.stderr
+
+
 def test_the_command_is_installed():
     command = Path(sys.executable).with_name("cfer")
     done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
