@@ -218,11 +218,13 @@ class GrowingFile:
     def __init__(self, path: Path, patience_seconds: float) -> None:
         self._file = open(path, "rb")  # noqa: SIM115  # for as long as this object lives
         self._patience_seconds = patience_seconds
+        self._has_ended = False  # FFmpeg asks again, and would wait again
 
     def read(self, size: int, /) -> bytes:
         deadline = time.monotonic() + self._patience_seconds
         while not (data := self._file.read(size)):
-            if time.monotonic() > deadline:
+            self._has_ended |= time.monotonic() > deadline
+            if self._has_ended:
                 return b""
             time.sleep(0.05)
         return data

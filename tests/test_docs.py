@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,12 @@ def folder(tmp_path_factory, drawn_videos, drawn_shards) -> Path:
         "cfer.cli", "encode", str(folder / "video.mp4"), str(folder / "clip.mp4"), "--gop-size", "8"
     )
     assert done.returncode == 0, done.stderr
+    with av.open(str(folder / "video.mp4")) as video, av.open(str(folder / "live.ts"), "w") as live:
+        stream = live.add_stream_from_template(video.streams.video[0])
+        for packet in video.demux(video.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                live.mux(packet)
     return folder
 
 
@@ -51,6 +59,43 @@ def test_an_example_runs(folder, page, code):
     assert done.returncode == 0, done.stderr
     if "print(" in code:
         assert done.stdout.strip()
+
+
+def commands() -> list[str]:
+    """The README's commands that look and predict, without what they say of themselves."""
+    section = (REPOSITORY / "README.md").read_text().split("\n## Looking and predicting\n")[1]
+    (block,) = re.findall(r"^```sh\n(.*?)^```", section.split("\n## ")[0], re.M | re.S)
+    return [line.split("  # ")[0].split("   # ")[0].rstrip() for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_readme_runs(folder, command):
+    """As it stands; only what this machine can't have stands for something: camera, model name."""
+    if command == "cfer serve":
+        pytest.skip("tests/test_serve.py runs it")
+    if command.startswith("ffmpeg") and not shutil.which("ffmpeg"):
+        pytest.skip("no ffmpeg here")
+    (folder / "videos").mkdir(exist_ok=True)
+    shutil.copy(folder / "video.mp4", folder / "videos")
+    default = REPOSITORY / "cfer" / "default.safetensors"
+    shutil.copy(default, folder / "model.safetensors")
+    given = command.replace("/dev/video0", "video.mp4").replace(" NAME ", " default ")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    before = set(folder.iterdir())
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", given],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    named = {
+        folder / word for word in given.split() if re.fullmatch(r"\w+\.(png|csv|mp4|onnx)", word)
+    }
+    assert named <= set(folder.iterdir()), "every file that it names is there"
+    assert done.stdout.strip() or named - before
 
 
 def test_there_are_examples_and_no_dead_links():
