@@ -6,10 +6,11 @@ only the sum. Give it a flat mid-gray picture as the reference: any motion-compe
 from a constant is that constant, at any sub-pel position and with either rounding, so what comes
 out is `clip(128 + residual)`, the transmitted residual itself. The gray picture is an I-VOP that
 this module writes, bit by bit, for the stream's own header (`_gray_vop`), so that it works for any
-encoder's stream.
+encoder's stream. FFmpeg takes the very same picture for an I-frame that is missing, so mostly not
+even that needs decoding (`_missing_is_gray`).
 
     bitstream = encode(pictures, CodecSettings(gop_size=12), fps=25)      # or Bitstream.open(path)
-    bitstream.direct_residual(7)             # frame 7 alone: two packets are decoded
+    bitstream.direct_residual(7)             # frame 7 alone: one packet is decoded
     bitstream.accumulated_residuals(0)       # the first GOP's P-frames, each since its I-frame
 
 `python -m cfer.bench codec` measures speed and exactness on clips of your own.
@@ -21,6 +22,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache, cached_property
 from pathlib import Path
 
 import av
@@ -88,8 +90,8 @@ class Residual:
 
     Attributes:
         frame: frame number in the bitstream, from 0.
-        y: luma, uint8 (H, W), 128 = zero: `clip(128 + residual, 0, 255)`.
-        u, v: chroma, uint8 (ceil(H/2), ceil(W/2)), 128 = zero.
+        y: luma, read-only uint8 (H, W), 128 = zero: `clip(128 + residual, 0, 255)`.
+        u, v: chroma, read-only uint8 (ceil(H/2), ceil(W/2)), 128 = zero.
         motion_vectors: the frame's vectors, a structured array of FFmpeg's AVMotionVector: `dst_x`,
             `dst_y` the block's centre, `w`, `h` its size, `motion_x / motion_scale` and
             `motion_y / motion_scale` samples from the block to its reference. Intra blocks have
@@ -262,7 +264,6 @@ class Bitstream:
         starts = [n for n, kind in enumerate(self.frame_types) if kind == "I"]
         ends = [*starts[1:], len(self.packets)]
         self.gops = [range(start, end) for start, end in zip(starts, ends, strict=True)]
-        self._gray = self._header + _gray_vop(self._layer)
         self._decoder = self._new_decoder()
 
     @classmethod
@@ -326,7 +327,7 @@ class Bitstream:
             raise ValueError(f"frame {frame} is not one of the P-frames of {self!r}")
         if self.frame_types[frame] == "N":
             return self._zero_residual(frame)
-        decoded = self._decode([self._gray, self.packets[frame]])[-1]
+        (decoded,) = self._decode([self.packets[frame]], self._reference)
         return self._residual(frame, decoded)
 
     def accumulated_residuals(self, gop: int) -> list[Residual]:
@@ -338,7 +339,7 @@ class Bitstream:
         """
         numbers = self.gops[gop][1:]
         coded = [n for n in numbers if self.frame_types[n] == "P"]
-        frames = self._decode([self._gray, *(self.packets[n] for n in coded)])[1:]
+        frames = self._decode([self.packets[n] for n in coded], self._reference)
         decoded = dict(zip(coded, frames, strict=True))
         residuals: list[Residual] = []
         for number in numbers:
@@ -358,29 +359,48 @@ class Bitstream:
         decoder.thread_count = 1
         # Damaged data is an error of ours to report, not something to conceal.
         decoder.options = {"flags2": "+export_mvs", "err_detect": "explode"}
+        decoder.extradata = self._header
         return decoder
 
-    def _decode(self, packets: list[bytes]) -> list[av.VideoFrame]:
-        """Decode packets that begin with an I-frame, apart from all that came before."""
+    @cached_property
+    def _reference(self) -> list[bytes]:
+        """What the decoder is given in place of an I-frame, to see residuals."""
+        # FFmpeg fills what is visible, and motion may point into the rest of a macroblock beyond it;
+        # and where pictures may come out later than they went in, its filling comes out too.
+        whole = self.width % MACROBLOCK == 0 and self.height % MACROBLOCK == 0
+        if whole and self._layer.low_delay and _missing_is_gray():
+            return []
+        return [self._gray]
+
+    @property
+    def _gray(self) -> bytes:
+        return self._header + _gray_vop(self._layer)
+
+    def _decode(
+        self, packets: list[bytes], reference: list[bytes] | None = None
+    ) -> list[av.VideoFrame]:
+        """Decode packets apart from all that came before: a GOP, or P-frames on a reference."""
+        before = reference or []
         frames = []
         try:
-            for data in packets:
+            for data in before + packets:
                 # `av.Packet(data)` would lend the decoder a buffer without the padding that it
                 # reads beyond the end: wrong frames, and different ones in every process.
                 packet = av.Packet(len(data))
                 packet.update(data)
                 frames += self._decoder.decode(packet)
-            frames += self._decoder.decode(None)
+            if len(frames) < len(before) + len(packets):
+                frames += self._decoder.decode(None)
         except av.error.FFmpegError as error:
             raise CodecError(f"{self.name}: a damaged frame ({error}); cut it out") from error
         finally:
             self._decoder.flush_buffers()
-        if len(frames) != len(packets):
+        if len(frames) != len(before) + len(packets):
             raise CodecError(
-                f"{self.name}: {len(packets)} frames went into the decoder and {len(frames)} came "
-                "out; the file is damaged"
+                f"{self.name}: {len(before) + len(packets)} frames went into the decoder and "
+                f"{len(frames)} came out; the file is damaged"
             )
-        return frames
+        return frames[len(before) :]
 
     def _i_packet(self, gop: range) -> bytes:
         packet = self.packets[gop[0]]
@@ -389,9 +409,8 @@ class Bitstream:
     def _residual(self, number: int, frame: av.VideoFrame) -> Residual:
         y, u, v = _planes(frame)
         vectors = frame.side_data.get("MOTION_VECTORS")
-        return Residual(
-            number, y, u, v, self._no_vectors() if vectors is None else vectors.to_ndarray()
-        )
+        known = b"" if vectors is None else vectors
+        return Residual(number, y, u, v, np.frombuffer(known, MOTION_VECTOR_DTYPE))
 
     def _zero_residual(self, number: int) -> Residual:
         chroma = (-(-self.height // 2), -(-self.width // 2))
@@ -484,29 +503,47 @@ def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]
 
 
 def _planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three planes of a 4:2:0 frame, copied out of the decoder's buffers."""
+    """The three planes of a 4:2:0 frame: views of the decoder's buffers, which they keep alive."""
     arrays = []
     for plane in frame.planes:
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        arrays.append(rows[: plane.height, : plane.width].copy())
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        # The decoder may still refer to this picture.
+        rows.flags.writeable = False
+        arrays.append(rows[: plane.height, : plane.width])
     y, u, v = arrays
     return y, u, v
+
+
+@cache
+def _missing_is_gray() -> bool:
+    """Whether this FFmpeg takes a picture of 128 for an I-frame that a P-frame needs and lacks.
+
+    Every version did so far (`mpegvideo`'s dummy pictures), but it promises nothing: so each
+    process looks once.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    probe = encode(noise, CodecSettings(), 25)
+    packets = [probe.packets[1]]
+    try:
+        (missing,) = probe._decode(packets)
+    except CodecError:
+        return False
+    (gray,) = probe._decode(packets, [probe._gray])
+    return all(map(np.array_equal, _planes(missing), _planes(gray)))
 
 
 class _BitReader:
     """Bits of a header, most significant first."""
 
     def __init__(self, data: bytes) -> None:
-        self._bits = "".join(f"{byte:08b}" for byte in data)
-        self._position = 0
+        self._value = int.from_bytes(data, "big")
+        self._left = 8 * len(data)
 
     def take(self, count: int) -> int:
-        end = self._position + count
-        if end > len(self._bits):
+        if count > self._left:
             raise ValueError("the header ends too early")
-        value = int(self._bits[self._position : end], 2) if count else 0
-        self._position = end
-        return value
+        self._left -= count
+        return (self._value >> self._left) & ((1 << count) - 1)
 
 
 @dataclass(frozen=True)
@@ -517,6 +554,7 @@ class _VideoObjectLayer:
     height: int
     time_bits: int
     interlaced: bool
+    low_delay: bool
 
     @classmethod
     def parse(cls, header: bytes, name: str) -> _VideoObjectLayer:
@@ -547,8 +585,10 @@ class _VideoObjectLayer:
             bits.take(3)
         if bits.take(4) == 15:  # extended aspect ratio
             bits.take(16)
+        low_delay = False
         if bits.take(1):  # control parameters
-            bits.take(2 + 1)
+            bits.take(2)
+            low_delay = bool(bits.take(1))
             if bits.take(1):  # buffer verifier
                 bits.take(79)
         if bits.take(2) != 0:
@@ -591,7 +631,7 @@ class _VideoObjectLayer:
                 raise ValueError("it has reduced-resolution pictures")
         if bits.take(1):
             raise ValueError("it is scalable")
-        return cls(width, height, time_bits, interlaced)
+        return cls(width, height, time_bits, interlaced, low_delay)
 
     def is_coded(self, vop: bytes) -> bool:
         """Whether a VOP (what follows its start code) is coded, or repeats the one before it."""

@@ -389,6 +389,29 @@ def test_someone_elses_file(tmp_path, suffix, gop, options):
         assert ((prediction <= surround) & (prediction >= beneath)).mean() > 0.995
 
 
+@pytest.mark.parametrize("side", [(96, 128), (112, 112), (95, 127), (100, 64), (2, 2)])
+@pytest.mark.parametrize(
+    "options", [{}, {"flags": "+mv4+aic"}, {"flags": "+qpel"}, {"flags": "+ilme+ildct"}]
+)
+def test_a_missing_i_frame_is_gray(tmp_path, side, options):
+    """With nothing before them, P-frames decode as they do on the gray I-VOP of the standard."""
+    pictures = moving_texture(14, *side)
+    path = someone_elses(pictures, tmp_path / "a.mp4", 12, qmin="2", qmax="2", **options)
+    residuals = Bitstream.open(path)
+    on_gray = Bitstream.open(path)
+    on_gray._reference = [on_gray._gray]
+    if side[0] % 16 == 0 and side[1] % 16 == 0:
+        assert residuals._reference == []
+    for gop in range(2):
+        read = residuals.accumulated_residuals(gop), on_gray.accumulated_residuals(gop)
+        for one, other in zip(*read, strict=True):
+            directs = residuals.direct_residual(one.frame), on_gray.direct_residual(one.frame)
+            for left, right in ((one, other), directs):
+                for plane in "yuv":
+                    assert np.array_equal(getattr(left, plane), getattr(right, plane))
+                assert np.array_equal(left.motion_vectors, right.motion_vectors)
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg command on this machine")
 def test_ffmpeg_commands_file(tmp_path):
     raw = b"".join(p.tobytes() for p in moving_texture(40))
