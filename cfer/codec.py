@@ -365,8 +365,8 @@ class Bitstream:
     @cached_property
     def _reference(self) -> list[bytes]:
         """What the decoder is given in place of an I-frame, to see residuals."""
-        # FFmpeg fills what is visible, and motion may point into the rest of a macroblock beyond it;
-        # and where pictures may come out later than they went in, its filling comes out too.
+        # FFmpeg fills what is visible; motion may point into the rest of a macroblock beyond it.
+        # And where pictures may come out later than they went in, its filling comes out too.
         whole = self.width % MACROBLOCK == 0 and self.height % MACROBLOCK == 0
         if whole and self._layer.low_delay and _missing_is_gray():
             return []
