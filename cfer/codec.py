@@ -409,7 +409,7 @@ class Bitstream:
     def _residual(self, number: int, frame: av.VideoFrame) -> Residual:
         y, u, v = _planes(frame)
         vectors = frame.side_data.get("MOTION_VECTORS")
-        known = b"" if vectors is None else vectors
+        known = memoryview(b"" if vectors is None else vectors)
         return Residual(number, y, u, v, np.frombuffer(known, MOTION_VECTOR_DTYPE))
 
     def _zero_residual(self, number: int) -> Residual:
@@ -506,7 +506,7 @@ def _planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The three planes of a 4:2:0 frame: views of the decoder's buffers, which they keep alive."""
     arrays = []
     for plane in frame.planes:
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         # The decoder may still refer to this picture.
         rows.flags.writeable = False
         arrays.append(rows[: plane.height, : plane.width])
