@@ -139,8 +139,14 @@ def build_parser() -> argparse.ArgumentParser:
     encode_.add_argument("video", type=Path, help="a video, or a folder of numbered pictures")
     encode_.add_argument("clip", type=Path, help="the MP4 to write")
     encode_.add_argument("--size", type=int, default=112, help="side of the crop, pixels (112)")
-    encode_.add_argument("--gop-size", type=int, default=24, help="frames per GOP (24)")
-    encode_.add_argument("--quantiser", type=int, default=2, help="1 (finest) to 31 (2)")
+    encode_.add_argument("--gop-size", type=int, default=3, help="frames per GOP (3)")
+    encode_.add_argument(
+        "--gop-span",
+        type=int,
+        default=24,
+        help="frames of the video that a GOP stands for; as many as --gop-size: every one (24)",
+    )
+    encode_.add_argument("--quantiser", type=int, default=4, help="1 (finest) to 31 (4)")
     encode_.add_argument("--no-motion-search", action="store_true", help="all vectors zero")
     encode_.set_defaults(command=encode)
 
@@ -370,6 +376,7 @@ def encode(arguments: argparse.Namespace) -> int:
         raise InputError(f"--size {arguments.size}: must be an even number of at least 16 pixels")
     settings = CodecSettings(
         gop_size=arguments.gop_size,
+        gop_span=arguments.gop_span,
         quantiser=arguments.quantiser,
         motion_search=not arguments.no_motion_search,
     )

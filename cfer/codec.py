@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -60,6 +61,8 @@ class CodecSettings:
 
     Attributes:
         gop_size: frames from one I-frame to the next, at least 1.
+        gop_span: how many frames of the video a GOP stands for, at least `gop_size`: its first one,
+            its last one, and others evenly between are encoded. None: every frame is.
         quantiser: fixed quantiser, 1 (finest) to 31; exclusive with `bit_rate`.
         bit_rate: bits per second; exclusive with `quantiser`.
         motion_search: False makes every motion vector zero: the accumulated residual is then the
@@ -70,10 +73,16 @@ class CodecSettings:
     quantiser: int | None = 2
     bit_rate: int | None = None
     motion_search: bool = True
+    gop_span: int | None = None
 
     def __post_init__(self) -> None:
         if self.gop_size < 1:
             raise CodecError(f"GOP size {self.gop_size}: must be 1 or more frames")
+        if self.span < self.gop_size:
+            raise CodecError(
+                f"GOP span {self.span}: a GOP of {self.gop_size} frames stands for as many of the "
+                "video, or for more"
+            )
         if (self.quantiser is None) == (self.bit_rate is None):
             raise CodecError(
                 f"quantiser {self.quantiser} and bit rate {self.bit_rate}: give exactly one of them"
@@ -82,6 +91,20 @@ class CodecSettings:
             raise CodecError(f"quantiser {self.quantiser}: must be from 1 (finest) to 31")
         if self.bit_rate is not None and self.bit_rate < 1000:
             raise CodecError(f"bit rate {self.bit_rate}: must be at least 1000 bits per second")
+
+    @property
+    def span(self) -> int:
+        """Frames of the video that a GOP stands for."""
+        return self.gop_size if self.gop_span is None else self.gop_span
+
+    def encoded_frames(self, num_frames: int) -> list[int]:
+        """Which frames of a video of `num_frames` are encoded, ascending."""
+        kept: list[int] = []
+        for start in range(0, num_frames, self.span):
+            last = min(start + self.span, num_frames) - 1
+            count = min(self.gop_size, last - start + 1)
+            kept += np.linspace(start, last, count).round().astype(int).tolist()
+        return kept
 
 
 @dataclass(frozen=True)
@@ -155,10 +178,14 @@ def encode(
 ) -> Bitstream:
     """Encode RGB pictures, uint8 (H, W, 3), all of one size, as I P P P … I P P P ….
 
+    Args:
+        pictures: every frame of the video; `settings.gop_span` says which ones are taken.
+        fps: of these; that of the bitstream is less where some are left out.
+
     Raises:
         CodecError: no picture, or pictures of different shapes.
     """
-    rate = _encodable_rate(fps)
+    rate = _encodable_rate(Fraction(fps) * settings.gop_size / settings.span)
     options = {
         "g": str(settings.gop_size),
         "bf": "0",
@@ -184,7 +211,7 @@ def encode(
         stream.codec_context.thread_count = 1
         if settings.bit_rate is not None:
             stream.bit_rate = settings.bit_rate
-        for number, picture in enumerate(pictures):
+        for number, picture in enumerate(_encoded(pictures, settings)):
             if shape is None:
                 shape = picture.shape
                 _check_picture(picture)
@@ -200,6 +227,16 @@ def encode(
             raise CodecError("no picture to encode")
         container.mux(stream.encode(None))
     return Bitstream(output.getvalue(), "encoded clip")
+
+
+def _encoded(pictures: Iterable[np.ndarray], settings: CodecSettings) -> Iterator[np.ndarray]:
+    """The pictures that are encoded; no more than a GOP's are held in memory."""
+    if settings.span == settings.gop_size:
+        yield from pictures
+        return
+    stream = iter(pictures)
+    while held := list(islice(stream, settings.span)):
+        yield from (held[frame] for frame in settings.encoded_frames(len(held)))
 
 
 def _check_picture(picture: np.ndarray) -> None:

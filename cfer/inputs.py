@@ -233,7 +233,7 @@ def traced_motion(residuals: Sequence[Residual]) -> list[np.ndarray]:
     traced = np.zeros((2, rows, columns), np.float32)
     fields = []
     for residual in residuals:
-        own = _block_motion(residual.motion_vectors, rows, columns)
+        own = block_motion(residual.motion_vectors, rows, columns)
         source = [
             np.clip(np.floor(((at + 0.5) * BLOCK + part) / BLOCK), 0, last - 1).astype(int)
             for at, part, last in ((row, own[0], rows), (column, own[1], columns))
@@ -243,7 +243,7 @@ def traced_motion(residuals: Sequence[Residual]) -> list[np.ndarray]:
     return fields
 
 
-def _block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """A frame's exported vectors, laid out over its blocks; zero where a block has none."""
     field = np.zeros((2, rows, columns), np.float32)
     if not len(vectors):

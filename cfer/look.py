@@ -792,7 +792,8 @@ def _draw_no_prediction(page: _Page, shown: _Shown, box: _Box) -> None:
     lengths = [len(gop) for gop in bitstream.gops[:-1] or bitstream.gops]
     shortest, longest = min(lengths), max(lengths)
     gops = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    options = f"--size {card.size} --gop-size {card.codec.gop_size}"
+    codec = card.codec
+    options = f"--size {card.size} --gop-size {codec.gop_size} --gop-span {codec.span}"
     if shown.clip is None:
         advice = "Have its face found and encoded anew, and look at that:"
         command = f"cfer encode VIDEO CLIP.mp4 {options}"
@@ -803,7 +804,7 @@ def _draw_no_prediction(page: _Page, shown: _Shown, box: _Box) -> None:
         box.left,
         box.top + 0.1,
         f"The model {shown.model_name!r} takes {card.size} × {card.size} in GOPs of "
-        f"{card.codec.gop_size}.\n"
+        f"{codec.gop_size}.\n"
         f"This is {bitstream.width} × {bitstream.height} in GOPs of {gops}.\n\n{advice}",
         11,
     )

@@ -85,7 +85,8 @@ def describe(name: str) -> str:
         f"sees       {card.what.kind} residuals, {card.what.planes}, frames: {card.what.frames}"
         if card.what.kind in ("accumulated", "direct")
         else f"sees       {card.what.kind}, {card.what.planes}, frames: {card.what.frames}",
-        f"of         a {card.size} × {card.size} crop of the face, GOP {codec.gop_size}, {quality}"
+        f"of         a {card.size} × {card.size} crop of the face, GOPs of {codec.gop_size} frames "
+        f"in {codec.span} of the video, {quality}"
         f"{'' if codec.motion_search else ', no motion search'}, "
         f"windows of {card.window_gops} GOPs",
         f"weights    {sum(p.numel() for p in predictor.parameters()):,}",

@@ -131,7 +131,7 @@ class Recognizer:
             path,
             self.card.size,
             self._detector,
-            num_gops * self.card.codec.gop_size,
+            num_gops * self.card.codec.span,
             every=_checked_faces(faces) == "all",
         )
         yield from self._predict_faces(str(source), windows)
@@ -162,7 +162,7 @@ class Recognizer:
             StreamPictures(file, name),
             self.card.size,
             self._detector,
-            self._window_gops(window_gops) * self.card.codec.gop_size,
+            self._window_gops(window_gops) * self.card.codec.span,
             every=_checked_faces(faces) == "all",
         )
         yield from self._predict_faces(name, windows)
@@ -223,10 +223,10 @@ class Recognizer:
     def _predict_faces(self, name: str, windows: Iterator[FaceWindow]) -> Iterator[Prediction]:
         for window in windows:
             start_seconds = float(window.frames[0] / window.fps)
+            end_seconds = float((window.frames[-1] + 1) / window.fps)
             if window.error is not None:
                 if window.num_windows == 1:
                     raise window.error
-                end_seconds = float((window.frames[-1] + 1) / window.fps)
                 yield Prediction(name, start_seconds, end_seconds, {}, 0, face=0)
                 continue
             bitstream = encode(window.pictures, self.card.codec, window.fps)
@@ -235,7 +235,7 @@ class Recognizer:
                     prediction,
                     source=name,
                     start_seconds=start_seconds,
-                    end_seconds=start_seconds + prediction.end_seconds,
+                    end_seconds=end_seconds,
                     face=window.face,
                     square=window.square,
                 )

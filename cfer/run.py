@@ -178,7 +178,7 @@ def train_worker(setup: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device()
     if device.type == "cpu":
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
         processes = context.get_local_world_size() * setup["parallel_runs"]
         torch.set_num_threads(max(1, cores // processes))
     torch.manual_seed(config.seed)

@@ -4,10 +4,10 @@
     python pipeline/benchmark.py --dataset synthetic --out quick --quick    # the same, in minutes
     python pipeline/benchmark.py --dataset ravdess --root ARCHIVES --out bench
 
-Every method (`cfer.config.METHODS`) is trained on the same clips, folds, epochs and seeds; two more
-rows are trained on clips that were encoded without motion search. With `--search` the rows are
-another table's: the recommended recipe, with one setting of the encoder or of the training changed
-in each. Killed and started again, it goes on where it was. The table is in `OUT/report`.
+Every method (`cfer.config.METHODS`) is trained on the same clips, folds, epochs and seeds; more
+rows are trained on clips that were encoded without motion search, or with every frame. With
+`--search` the rows are another table's: the recommended recipe, with one setting of the encoder or
+of the training changed in each. Killed and started again, it goes on where it was. The table is in `OUT/report`.
 """
 
 from __future__ import annotations
@@ -51,23 +51,36 @@ class Row:
     training: tuple[tuple[str, Any], ...] = ()
 
 
-OPPONENTS = [
-    *(Row(name, (), (("method", name),)) for name in METHODS),
-    Row("no-motion-search", ("--no-motion-search",), (("method", "cross-entropy"),)),
-    Row("no-motion-search+min-min", ("--no-motion-search",), (("method", "min-min"),)),
-]
-
 CROSS_ENTROPY = ("method", "cross-entropy")
 MIN_MIN = ("method", "min-min")
+# Of a GOP that encodes few of its frames, direct residuals are little else than accumulated ones.
+EVERY_FRAME = ("--gop-size", "24")
+NO_SEARCH = ("--no-motion-search",)
+
+OPPONENTS = [
+    *(Row(name, (), (("method", name),)) for name in METHODS if "direct" not in name),
+    Row("no-motion-search", NO_SEARCH, (CROSS_ENTROPY,)),
+    Row("no-motion-search+min-min", NO_SEARCH, (MIN_MIN,)),
+    Row("every-frame", EVERY_FRAME, (CROSS_ENTROPY,)),
+    Row("every-frame+min-min", EVERY_FRAME, (MIN_MIN,)),
+    Row("every-frame+difference", EVERY_FRAME, (("method", "frame-difference"),)),
+    *(Row(name, EVERY_FRAME, (("method", name),)) for name in METHODS if "direct" in name),
+]
+
 # Each changes one thing of the recommended recipe; the first is the recipe itself.
 SEARCH = [
     Row("recommended", (), (CROSS_ENTROPY,)),
-    Row("gop-size 12", ("--gop-size", "12"), (CROSS_ENTROPY,)),
-    *(Row(f"quantiser {q}", ("--quantiser", str(q)), (CROSS_ENTROPY,)) for q in (6, 10, 16)),
-    Row("size 64", ("--size", "64"), (CROSS_ENTROPY,)),
+    *(Row(f"gop-size {n}", ("--gop-size", str(n)), (CROSS_ENTROPY,)) for n in (2, 6, 24)),
+    Row("gop-span 12", ("--gop-span", "12"), (CROSS_ENTROPY,)),
+    *(Row(f"quantiser {q}", ("--quantiser", str(q)), (CROSS_ENTROPY,)) for q in (2, 6, 10)),
+    *(Row(f"size {n}", ("--size", str(n)), (CROSS_ENTROPY,)) for n in (64, 160)),
     Row("planes luma", (), (CROSS_ENTROPY, ("planes", "luma"))),
-    Row("frames 4", (), (CROSS_ENTROPY, ("frames", "4"))),
-    Row("frames 4 pooling max", (), (CROSS_ENTROPY, ("frames", "4"), ("pooling", "max"))),
+    Row("frames 4", ("--gop-size", "6"), (CROSS_ENTROPY, ("frames", "4"))),
+    Row(
+        "frames 4 pooling max",
+        ("--gop-size", "6"),
+        (CROSS_ENTROPY, ("frames", "4"), ("pooling", "max")),
+    ),
     Row("gain-jitter 0", (), (CROSS_ENTROPY, ("gain_jitter", 0.0))),
     Row("shift-pixels 8", (), (CROSS_ENTROPY, ("shift_pixels", 8))),
     Row("width 8", (), (CROSS_ENTROPY, ("width", 8))),

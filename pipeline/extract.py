@@ -76,8 +76,9 @@ class Settings:
     """What decides the content of the shards. The comment of each field is its help text."""
 
     size: int = 112  # side of the face crop, pixels, even
-    gop_size: int = 24  # frames from one I-frame to the next, at least 2
-    quantiser: int | None = None  # fixed quantiser, 1 (finest) to 31 (2, unless --bit-rate)
+    gop_size: int = 3  # frames from one I-frame to the next, at least 2
+    gop_span: int = 24  # frames of the video that a GOP stands for: gop_size of them are encoded
+    quantiser: int | None = None  # fixed quantiser, 1 (finest) to 31 (4, unless --bit-rate)
     bit_rate: int | None = None  # bits per second, in place of a quantiser
     motion_search: bool = True
     identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had
@@ -91,6 +92,11 @@ class Settings:
             raise InputError(
                 f"--gop-size {self.gop_size}: give 2 or more; a GOP of 1 has no residual"
             )
+        if self.gop_span < self.gop_size:
+            raise InputError(
+                f"--gop-size {self.gop_size} --gop-span {self.gop_span}: a GOP stands for at least "
+                "as many frames of the video as it has; give the same twice to encode every frame"
+            )
         for name in ("window_gops", "clips_per_shard"):
             if getattr(self, name) < 1:
                 raise InputError(
@@ -102,17 +108,19 @@ class Settings:
     def codec(self) -> CodecSettings:
         quantiser = self.quantiser
         if quantiser is None and self.bit_rate is None:
-            quantiser = 2
-        return CodecSettings(self.gop_size, quantiser, self.bit_rate, self.motion_search)
+            quantiser = 4
+        return CodecSettings(
+            self.gop_size, quantiser, self.bit_rate, self.motion_search, self.gop_span
+        )
 
     @property
     def window_frames(self) -> int:
-        return self.window_gops * self.gop_size
+        return self.window_gops * self.gop_span
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Section 4 of the paper: GOP 12, the encoder's own motion search, 224 × 224 crops.
-    "paper": {"size": 224, "gop_size": 12, "motion_search": True},
+    "paper": {"size": 224, "gop_size": 12, "gop_span": 12, "motion_search": True},
 }
 
 
@@ -171,9 +179,13 @@ def _clip(
         for residual in bitstream.accumulated_residuals(gop)
     ]
     i_frames = bitstream.i_frames()
-    apex_frame = None
+    apex_frame = apex = None
     if entry.apex_frame is not None and entry.apex_frame in window.frames:
-        apex_frame = entry.apex_frame - window.frames[0]
+        position = entry.apex_frame - window.frames[0]
+        apex = window.pictures[position]
+        # Where not every frame is encoded, the one nearest to the apex.
+        encoded = np.array(settings.codec.encoded_frames(len(window.pictures)))
+        apex_frame = int(np.abs(encoded - position).argmin())
     return Clip(
         clip_id=clip_id,
         dataset=entry.dataset,
@@ -182,8 +194,8 @@ def _clip(
         label=None if entry.label is None else classes.index(entry.label),
         label_name=entry.label,
         split=entry.split,
-        num_frames=len(window.pictures),
-        fps=float(window.fps),
+        num_frames=len(bitstream.packets),
+        fps=float(bitstream.fps),
         size=settings.size,
         gop_size=settings.gop_size,
         i_frames=i_frames,
@@ -192,7 +204,7 @@ def _clip(
         residual_frames=[residual.frame for residual in residuals],
         identity=recogniser.embed(i_frames),
         apex_frame=apex_frame,
-        apex=None if apex_frame is None else window.pictures[apex_frame],
+        apex=apex,
         intra_fraction=float(np.mean([r.intra_fraction for r in residuals])),
         saturated_fraction=float(np.mean([r.saturated_fraction for r in residuals])),
     )
@@ -652,7 +664,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, help="side of the face crop, pixels (112)")
     parser.add_argument("--gop-size", type=int, help="frames per GOP (24)")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--quantiser", type=int, help="fixed, 1 (finest) to 31 (2)")
+    rate.add_argument("--quantiser", type=int, help="fixed, 1 (finest) to 31 (4)")
     rate.add_argument("--bit-rate", type=int, help="bits per second, in place of a quantiser")
     parser.add_argument(
         "--no-motion-search",

@@ -445,6 +445,22 @@ def test_gop_structure(gop, frames):
         assert [r.frame for r in residuals] == list(expected)[1:]
 
 
+def test_a_gop_that_stands_for_more_frames_than_it_has():
+    settings = CodecSettings(gop_size=3, gop_span=8)
+    # First and last of each eight; the last GOP stands for what is left.
+    assert settings.encoded_frames(21) == [0, 4, 7, 8, 12, 15, 16, 18, 20]
+    assert settings.encoded_frames(18) == [0, 4, 7, 8, 12, 15, 16, 17]
+    assert settings.encoded_frames(17) == [0, 4, 7, 8, 12, 15, 16]
+    assert CodecSettings(gop_size=12).encoded_frames(30) == list(range(30))
+    pictures = moving_texture(21)
+    sparse = encode(iter(pictures), settings, 24)
+    chosen = [pictures[n] for n in (0, 4, 7, 8, 12, 15, 16, 18, 20)]
+    assert sparse.data == encode(chosen, CodecSettings(gop_size=3), 9).data
+    assert sparse.fps == 9
+    with pytest.raises(CodecError, match="GOP span 2: a GOP of 3 frames"):
+        CodecSettings(gop_size=3, gop_span=2)
+
+
 def test_a_cut_does_not_start_a_gop():
     pictures = moving_texture(10) + moving_texture(10, seed=3)
     assert encode(pictures, CodecSettings(gop_size=20), 25).frame_types == "I" + "P" * 19

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from conftest import REPOSITORY, kill_with_children, run_module
 
-from cfer.codec import encode
+from cfer.codec import CodecSettings, encode
 from cfer.errors import InputError
 from cfer.faces import FaceDetector
 from cfer.identity import open_recogniser
@@ -103,7 +103,9 @@ def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards):
     clip = next(read_clips(drawn_shards))
     source = drawn_videos / clip.source
     (window,) = face_clip(source, 64, FaceDetector())
-    bitstream = encode(window.pictures, Settings(size=64, gop_size=12).codec, window.fps)
+    bitstream = encode(
+        window.pictures, Settings(size=64, gop_size=12, gop_span=12).codec, window.fps
+    )
     assert clip.bitstream == bitstream.data
     assert np.array_equal(clip.apex, window.pictures[clip.apex_frame])
     assert np.abs(clip.i_frames[0].astype(int) - window.pictures[0]).mean() < 4
@@ -111,7 +113,7 @@ def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards):
 
 def test_windows_and_apex(drawn_videos, tmp_path):
     video = drawn_videos / "videos" / "S002" / "fear_1.mp4"
-    settings = Settings(size=64, gop_size=4, identity="dlib", window_gops=3)
+    settings = Settings(size=64, gop_size=4, gop_span=4, identity="dlib", window_gops=3)
     entry = Entry(video, "a", "a.mp4", subject="S2", label="fear", apex_frame=23)
     clips, failures = extract_clip(
         entry, settings, ["anger", "fear"], FaceDetector(), open_recogniser("dlib")
@@ -123,6 +125,26 @@ def test_windows_and_apex(drawn_videos, tmp_path):
     assert [clip.label for clip in clips] == [1, 1]
     for clip in clips:
         assert clip.residual_frames == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+
+
+def test_some_frames_of_a_span_are_encoded(drawn_videos):
+    from cfer.faces import face_clip
+
+    video = drawn_videos / "videos" / "S002" / "fear_1.mp4"
+    settings = Settings(size=64, gop_size=3, gop_span=8, identity="dlib", window_gops=2)
+    entry = Entry(video, "a", "a.mp4", apex_frame=20)
+    clips, failures = extract_clip(entry, settings, [], FaceDetector(), open_recogniser("dlib"))
+    assert failures == []
+    assert [clip.num_frames for clip in clips] == [6, 3]
+    assert [clip.i_frame_numbers for clip in clips] == [[0, 3], [0]]
+    assert [clip.fps for clip in clips] == [pytest.approx(25 * 3 / 8)] * 2
+    # The second window is frames 16 to 23, of which 16, 20 and 23 are encoded.
+    assert [clip.apex_frame for clip in clips] == [None, 1]
+    windows = list(face_clip(video, 64, FaceDetector(), 16))
+    assert np.array_equal(clips[1].apex, windows[1].pictures[4])
+    pictures = [windows[1].pictures[frame] for frame in (0, 4, 7)]
+    every = encode(pictures, CodecSettings(gop_size=3), 25 * 3 / 8)
+    assert clips[1].bitstream == every.data
 
 
 def test_a_folder_of_pictures_is_a_clip(drawn_videos, tmp_path):
@@ -239,7 +261,7 @@ def test_a_second_run_does_nothing_and_says_so(six_videos, undisturbed):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--gop-size", "6"), "begun with gop_size 24, and now gop_size is 6"),
+        (("--gop-size", "6"), "begun with gop_size 2, and now gop_size is 6"),
         (("--classes", "a,b"), "begun with classes [], and now classes is ['a', 'b']"),
     ],
 )
@@ -425,6 +447,7 @@ def test_ray_job_submit(ray_cluster, six_videos, undisturbed, tmp_path):
     [
         (("--size", "63"), "--size 63: give an even number"),
         (("--gop-size", "1"), "--gop-size 1: give 2 or more"),
+        (("--gop-size", "30"), "--gop-size 30 --gop-span 24: a GOP stands for at least"),
         (("--quantiser", "40"), "quantiser 40: must be from 1"),
         (("--clips-per-shard", "0"), "--clips-per-shard 0: give 1 or more"),
         (("--identity-weights", "w.pt", "--identity", "facenet"), "w.pt: cannot be read"),

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from cfer.bench import moving_texture
+from cfer.bench.material import moving_texture
 from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, Residual, encode
 from cfer.errors import InputError
 from cfer.inputs import (

@@ -1,0 +1,163 @@
+"""Videos → clips, stage by stage, beside decoding and encoding them with nothing else.
+
+What `pipeline/extract.py` does to a clip, in one process and on one core, with a clock around each
+stage; Ray's part is left out. The *floor* decodes each video once, scales each frame in FFmpeg, and
+encodes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from cfer.bench.measure import Measurement, Ratio, measurement_of
+from cfer.codec import CodecSettings, encode
+from cfer.errors import InputError
+from cfer.faces import FaceDetector, FaceWindow, Square, face_clip
+from cfer.identity import open_recogniser
+from cfer.shards import Clip, shard_name, write_shard
+
+READ, FACES, ENCODE = "decode and crop", "find the face", "encode"
+RESIDUALS, IDENTITY, WRITE = "read residuals", "embed the I-frames", "write the shard"
+STAGES = (READ, FACES, ENCODE, RESIDUALS, IDENTITY, WRITE)
+NETWORKS = (FACES, IDENTITY)
+FLOOR, WHOLE = "decode and encode alone", "everything"
+REST, NETWORKS_ALONE = "everything but the networks", "the networks alone"
+
+
+class _Clock:
+    """Seconds of each stage of one round."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys((*STAGES, FLOOR), 0.0)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.spent[name] += time.perf_counter() - started
+
+
+class _ClockedDetector(FaceDetector):
+    clock = _Clock()
+
+    def find(self, pictures: Sequence[np.ndarray]) -> list[Square]:
+        with self.clock.stage(FACES):
+            return super().find(pictures)
+
+
+def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Measurement:
+    """Time the extraction of real videos with a face in each; identity by dlib.
+
+    Raises:
+        InputError: no video, or one without a face.
+    """
+    if not videos:
+        raise InputError("extract: give videos with faces; there is nothing to find in a texture")
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    settings = CodecSettings(gop_size=gop_size)
+    detector = _ClockedDetector()
+    recogniser = open_recogniser("dlib", None, "cpu")
+
+    def clip_of(window: FaceWindow, clock: _Clock) -> Clip:
+        if window.error is not None:
+            raise window.error
+        with clock.stage(ENCODE):
+            bitstream = encode(window.pictures, settings, window.fps)
+        with clock.stage(RESIDUALS):
+            gops = range(len(bitstream.gops))
+            residuals = [r for g in gops for r in bitstream.accumulated_residuals(g)]
+            intra = float(np.mean([r.intra_fraction for r in residuals]))
+            saturated = float(np.mean([r.saturated_fraction for r in residuals]))
+            i_frames = bitstream.i_frames()
+        with clock.stage(IDENTITY):
+            identity = recogniser.embed(i_frames)
+        return Clip(
+            clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
+            split=None, num_frames=len(window.pictures), fps=float(window.fps), size=size,
+            gop_size=gop_size, i_frames=i_frames, i_frame_numbers=[g[0] for g in bitstream.gops],
+            bitstream=bitstream.data, residual_frames=[r.frame for r in residuals],
+            identity=identity, apex_frame=None, apex=None, intra_fraction=intra,
+            saturated_fraction=saturated,
+        )  # fmt: skip
+
+    def one_round(folder: Path) -> tuple[dict[str, float], int]:
+        detector.clock = clock = _Clock()
+        clips = []
+        for path in videos:
+            with clock.stage(READ):
+                windows = list(face_clip(path, size, detector))
+            clips += [clip_of(window, clock) for window in windows]
+        clock.spent[READ] -= clock.spent[FACES]  # which is done in the midst of it
+        with clock.stage(WRITE):
+            write_shard(folder, 0, clips, [], "")
+        with clock.stage(FLOOR):
+            count = sum(_decode_and_encode(path, size, gop_size) for path in videos)
+        rows = pq.read_table(folder / shard_name(0), columns=["num_frames"])["num_frames"]
+        if sum(rows.to_pylist()) != count:
+            raise AssertionError(f"the shard has {rows.to_pylist()} frames, the videos {count}")
+        return clock.spent, count
+
+    rates: dict[str, list[float]] = {FLOOR: [], REST: [], NETWORKS_ALONE: [], WHOLE: []}
+    shares: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    with tempfile.TemporaryDirectory() as folder:
+        one_round(Path(folder))
+        for _ in tqdm(range(rounds), "extract", unit="round", disable=None, leave=False):
+            spent, count = one_round(Path(folder))
+            whole = sum(spent[stage] for stage in STAGES)
+            networks = sum(spent[stage] for stage in NETWORKS)
+            for name, seconds in (
+                (FLOOR, spent[FLOOR]),
+                (REST, whole - networks),
+                (NETWORKS_ALONE, networks),
+                (WHOLE, whole),
+            ):
+                rates[name].append(count / seconds)
+            for stage in STAGES:
+                shares[stage].append(spent[stage] / whole)
+    measurement = measurement_of(
+        rates,
+        dict.fromkeys(rates, "frames"),
+        # At most 1.3 times the floor; and at most half of everything.
+        [Ratio(REST, FLOOR, 1 / 1.3), Ratio(NETWORKS_ALONE, WHOLE, 2.0), Ratio(WHOLE, FLOOR)],
+        "extract",
+        f"{count} frames of {len(videos)} videos: the shard has as many as the floor encodes",
+    )
+    measurement.figures = {
+        f"share of: {stage}": f"{statistics.median(values):.1%}" for stage, values in shares.items()
+    }
+    return measurement
+
+
+def _decode_and_encode(path: Path, size: int, gop_size: int) -> int:
+    """The least that any such pipeline does → how many frames."""
+    count = 0
+    encoder = av.CodecContext.create("mpeg4", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width = encoder.height = size
+    encoder.pix_fmt, encoder.gop_size, encoder.thread_count = "yuv420p", gop_size, 1
+    encoder.options = {"qmin": "2", "qmax": "2", "bf": "0"}
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        encoder.framerate = Fraction(25)
+        for frame in container.decode(stream):
+            scaled = frame.reformat(size, size, "yuv420p")
+            scaled.pts, scaled.time_base = count, Fraction(1, 25)
+            encoder.encode(scaled)
+            count += 1
+    encoder.encode(None)
+    return count

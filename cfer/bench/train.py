@@ -1,0 +1,166 @@
+"""Training steps, beside the same steps on batches that lie in memory already.
+
+*Tensors in memory* is a plain PyTorch loop: every batch was made before, so nothing is waited for.
+`cfer.train`'s own loop draws, augments and packs each batch from the clips' uint8 planes; what it
+is slower by is the wait for data. With `--data`, real runs of `cfer.train` follow, of one and of
+more workers, each worker with one core of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cfer.bench.measure import Measurement, Ratio, Spread, Work, side_by_side
+from cfer.config import TrainConfig
+from cfer.data import BatchMaker, Rows, Standardisation
+from cfer.errors import InputError
+from cfer.game import PLAYERS, Weights, play_turn
+from cfer.model import APEX_SIZE, Recogniser
+from cfer.run import model_config
+
+NUM_CLASSES, IDENTITY_DIM, NUM_SUBJECTS = 7, 128, 60
+LOOP, FLOOR, LOADER = "cfer's loop", "tensors in memory", "making the batches alone"
+EPOCHS_OF_A_RUN = 4
+
+
+def measure(
+    num_clips: int, side: int, device: torch.device, rounds: int, batch_size: int = 16
+) -> Measurement:
+    """Time epochs of the default model in the min-min game on random planes.
+
+    Args:
+        num_clips: of an epoch, one frame each (GOP as long as the clip).
+        side: of the face crop in pixels.
+    """
+    config = TrainConfig(data="", identity_weight=1.0, batch_size=batch_size)
+    draws = torch.Generator().manual_seed(0)
+    shape = (num_clips, 1, config.what.num_planes, side // 2, side // 2)
+    planes = torch.randint(96, 160, shape, generator=draws, dtype=torch.uint8).numpy()
+    rows = Rows(
+        frames=list(planes),
+        labels=torch.arange(num_clips) % NUM_CLASSES,
+        z_I=torch.randn(num_clips, IDENTITY_DIM, generator=draws),
+        apex=torch.zeros(num_clips, 3, APEX_SIZE, APEX_SIZE),
+        has_apex=torch.zeros(num_clips, dtype=torch.bool),
+        subjects=[str(n % NUM_SUBJECTS) for n in range(num_clips)],
+        clip_ids=[str(n) for n in range(num_clips)],
+        bytes_read=torch.zeros(num_clips, dtype=torch.int64),
+    )
+    unscaled = Standardisation(torch.zeros(IDENTITY_DIM), torch.ones(IDENTITY_DIM))
+    maker = BatchMaker(rows, config.what, unscaled, device)
+    num_steps = num_clips // config.batch_size
+    if num_steps < 1:
+        raise InputError(f"--clips {num_clips}: give at least a batch, {config.batch_size}")
+    network = model_config(config, NUM_CLASSES, IDENTITY_DIM)
+    recogniser = Recogniser(network, with_apex=False).to(device)
+    player = PLAYERS[config.game](config.code_dim, IDENTITY_DIM, NUM_SUBJECTS).to(device)
+    optimisers = [torch.optim.AdamW(part.parameters(), lr=1e-4) for part in (recogniser, player)]
+    weights = Weights(config.identity_weight)
+    steps = config.estimator_steps
+
+    def epoch(number: int) -> list:
+        return list(
+            maker.training_epoch(num_steps, config.batch_size, config.augmentation, 0, number, 0)
+        )
+
+    ready = epoch(0)
+    seen = torch.cat([batch.labels for batch in ready])
+    if len(seen) != num_steps * config.batch_size:
+        raise AssertionError(f"an epoch has {len(seen)} clips")
+    if sorted(seen.tolist()) != sorted((np.arange(num_clips) % NUM_CLASSES)[: len(seen)].tolist()):
+        raise AssertionError("an epoch does not have each clip once")
+
+    def play(batches) -> int:  # type: ignore[no-untyped-def]
+        for batch in batches:
+            play_turn(recogniser, player, optimisers[0], optimisers[1], batch, weights, steps)
+        _wait_for(device)
+        return num_steps * config.batch_size
+
+    def loop() -> int:
+        return play(
+            maker.training_epoch(num_steps, config.batch_size, config.augmentation, 0, 1, 0)
+        )
+
+    def loader() -> int:
+        epoch(1)
+        _wait_for(device)
+        return num_steps * config.batch_size
+
+    measurement = side_by_side(
+        [
+            Work(LOOP, loop, "clips"),
+            Work(FLOOR, lambda: play(ready), "clips"),
+            Work(LOADER, loader, "clips"),
+        ],
+        # Waiting for less than 5 % of a step on a CPU, 10 % on a GPU.
+        [Ratio(LOOP, FLOOR, 0.95 if device.type == "cpu" else 0.9), Ratio(LOADER, LOOP)],
+        rounds,
+        "train",
+        f"{num_clips} clips of {side} × {side}: each comes once in an epoch",
+    )
+    measurement.figures["device"] = f"{device}, batches of {config.batch_size}"
+    return measurement
+
+
+def measure_workers(
+    measurement: Measurement, data: str, workers: Sequence[int], rounds: int
+) -> None:
+    """Add real runs of `cfer.train` on these shards, with 1 worker and with more.
+
+    Raises:
+        InputError: a run failed, or the machine has fewer cores than workers.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if max(workers) > len(cores):
+        raise InputError(
+            f"--workers {max(workers)}: only {len(cores)} cores, one for each is asked"
+        )
+    seconds: dict[int, list[float]] = {number: [] for number in workers}
+    for _ in range(rounds):
+        for number in workers:
+            seconds[number].append(_epoch_seconds(data, number, cores[:number]))
+    for number in workers:
+        name = f"cfer.train, {number} worker{'s' * (number > 1)}"
+        measurement.rates[name] = Spread.of([1 / value for value in seconds[number]])
+        measurement.units[name] = "epochs"
+        if number != workers[0]:
+            ratio = f"{name} / {workers[0]}"
+            pairs = zip(seconds[workers[0]], seconds[number], strict=True)
+            measurement.ratios[ratio] = Spread.of([one / more for one, more in pairs])
+            if number == 2:
+                measurement.targets[ratio] = 1.7
+
+
+def _epoch_seconds(data: str, workers: int, cores: Sequence[int]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(sys.executable, "-m", "cfer.train", "--data", data, "--method", "min-min"),
+            *("--workers", str(workers), "--epochs", str(EPOCHS_OF_A_RUN), "--run", "bench"),
+            *("--storage", folder, "--device", "cpu"),
+        ]
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+        if done.returncode:
+            raise InputError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        results = json.loads(Path(folder, "bench", "results.json").read_text())
+        return float(results["figures"]["time/epoch_seconds"])
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
