@@ -7,7 +7,8 @@
 Every method (`cfer.config.METHODS`) is trained on the same clips, folds, epochs and seeds; more
 rows are trained on clips that were encoded without motion search, or with every frame. With
 `--search` the rows are another table's: the recommended recipe, with one setting of the encoder or
-of the training changed in each. Killed and started again, it goes on where it was. The table is in `OUT/report`.
+of the training changed in each. Killed and started again, it goes on where it was. The table is in
+`OUT/report`.
 """
 
 from __future__ import annotations

@@ -662,7 +662,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, help="where --dataset was unpacked; of csv, the file")
     parser.add_argument("--out", required=True, help="folder or URI (s3://…) to write")
     parser.add_argument("--size", type=int, help="side of the face crop, pixels (112)")
-    parser.add_argument("--gop-size", type=int, help="frames per GOP (24)")
+    parser.add_argument("--gop-size", type=int, help="frames per GOP (3)")
+    parser.add_argument(
+        "--gop-span",
+        type=int,
+        help="frames of the video that a GOP stands for; as many as --gop-size: every one (24)",
+    )
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--quantiser", type=int, help="fixed, 1 (finest) to 31 (4)")
     rate.add_argument("--bit-rate", type=int, help="bits per second, in place of a quantiser")

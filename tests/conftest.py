@@ -90,18 +90,8 @@ def drawn_shards(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -
     done = run_module(
         "pipeline.extract",
         *("--videos", str(drawn_videos / "manifest.csv"), "--out", str(folder)),
-        *(
-            "--size",
-            "64",
-            "--gop-size",
-            "12",
-            "--gop-span",
-            "12",
-            "--identity",
-            "dlib",
-            "--clips-per-shard",
-            "14",
-        ),
+        *("--size", "64", "--gop-size", "12", "--gop-span", "12", "--quantiser", "2"),
+        *("--identity", "dlib", "--clips-per-shard", "14"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
