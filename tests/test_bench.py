@@ -1,0 +1,115 @@
+"""The benches run, check what they time, and a ratio that fell is found."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from cfer.bench import measure
+from cfer.bench.__main__ import main
+from cfer.bench.codec import coviar_residuals
+from cfer.bench.material import moving_texture
+from cfer.bench.measure import Ratio, Spread, measurement_of
+from cfer.codec import Bitstream, CodecSettings, encode
+from cfer.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("bench", "ratio"),
+    [
+        ("codec", "residuals, direct / FFmpeg, decode only"),
+        ("train", "cfer's loop / tensors in memory"),
+        ("predict", "residuals / decoded pictures"),
+    ],
+)
+def test_the_quick_form(bench: str, ratio: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures, plot = tmp_path / "bench.json", tmp_path / "bench.png"
+    assert main([bench, "--quick", "--json", str(figures), "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(figures.read_text())
+    assert found["bench"] == bench
+    assert found["ratios"][ratio]["median"] > 0
+    assert found["targets"][ratio] > 0
+    assert ratio in printed
+    assert found["verified"] in printed
+    assert set(found["circumstances"]) >= {"command", "commit", "processor", "software"}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main(["compare", str(figures), str(figures)]) == 0
+
+
+def test_extraction_is_measured_stage_by_stage(
+    drawn_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    video = drawn_videos / "videos" / "S002" / "fear_1.mp4"
+    figures = tmp_path / "bench.json"
+    assert main(["extract", str(video), "--quick", "--json", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    assert found["verified"].startswith("24 frames of 1 videos")
+    shares = [float(text.rstrip("%")) for name, text in found["figures"].items() if "share" in name]
+    assert len(shares) == 6
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert all(share > 0 for share in shares)
+
+
+def test_ratios_are_taken_within_a_round():
+    rates = {"fast": [10.0, 40.0, 30.0], "slow": [5.0, 10.0, 15.0]}
+    found = measurement_of(
+        rates, dict.fromkeys(rates, "clips"), [Ratio("fast", "slow", 2.5)], "train", "nothing"
+    )
+    assert found.ratios == {"fast / slow": Spread(2.0, 2.0, 4.0)}
+    assert "target 2.5: MISSED" in found.table()
+    assert found.rates["slow"] == Spread(10.0, 5.0, 15.0)
+
+
+def test_a_ratio_that_fell_by_more_than_a_third_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def file(name: str, bench: str, **ratios: float) -> str:
+        content = {"bench": bench, "ratios": {n: {"median": r} for n, r in ratios.items()}}
+        (tmp_path / name).write_text(json.dumps(content))
+        return str(tmp_path / name)
+
+    before = file("before.json", "codec", one=3.0, two=1.0, gone=1.0)
+    assert main(["compare", before, file("same.json", "codec", one=2.01, two=5.0)]) == 0
+    assert "gone: only in one of the two" in capsys.readouterr().out
+    assert main(["compare", before, file("worse.json", "codec", one=1.99, two=1.0)]) == 1
+    assert "3 → 1.99   FELL" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"is of codec, .* of train"):
+        main(["compare", before, file("other.json", "train", one=1.0)])
+    with pytest.raises(InputError, match="no ratio in common"):
+        main(["compare", before, file("none.json", "codec", three=1.0)])
+    (tmp_path / "text.json").write_text("[]")
+    with pytest.raises(InputError, match=r"text\.json: not written by"):
+        measure.compare(Path(before), tmp_path / "text.json")
+    with pytest.raises(InputError, match=r"missing\.json: cannot be read"):
+        measure.compare(Path(before), tmp_path / "missing.json")
+
+
+def test_coviars_residual_is_the_difference_where_nothing_moves():
+    still = encode(moving_texture(9, 64), CodecSettings(gop_size=4, motion_search=False), 25)
+    found = list(coviar_residuals(still.data))
+    pictures = [
+        frame.to_ndarray(format="rgb24").astype(np.int16)
+        for frame in av.open(io.BytesIO(still.data)).decode(video=0)
+    ]
+    p_frames = [n for gop in still.gops for n in gop[1:]]
+    assert len(found) == len(p_frames) == 6
+    for residual, n in zip(found, p_frames, strict=True):
+        assert np.array_equal(residual, pictures[n] - pictures[n - 1])
+
+
+def test_coviars_residual_follows_whole_pixels():
+    """A texture that moves by whole pixels leaves less than its difference does."""
+    wide = moving_texture(1, 96)[0]
+    pictures = [wide[:64, 4 * n : 64 + 4 * n] for n in range(4)]
+    moved = encode(pictures, CodecSettings(gop_size=4), 25)
+    residuals = list(coviar_residuals(moved.data))
+    inner = [np.abs(r[16:48, 16:48]).mean() for r in residuals]
+    change = np.abs(pictures[1].astype(int) - pictures[0])[16:48, 16:48].mean()
+    assert max(inner) < change / 5
+    assert Bitstream(moved.data, "moved").frame_types == "IPPP"
