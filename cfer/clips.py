@@ -34,6 +34,7 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 # A folder of pictures does not say how fast they were taken.
 FOLDER_FPS = Fraction(25)
+HELD_BYTES = 256 << 20  # of decoded frames: about 190 of 1280 × 720
 
 
 class ClipError(InputError):
@@ -82,7 +83,7 @@ class Pictures:
         raise NotImplementedError
 
     def count(self) -> int:
-        """How many pictures there are. A video is decoded to its end for it.
+        """How many pictures there are; each is decoded for it, so that damage is found here.
 
         Raises:
             ClipError: as the loop over the pictures does.
@@ -101,6 +102,8 @@ class VideoPictures(Pictures):
             stream = container.streams.video[0]
             rate = fps or stream.average_rate or stream.guessed_rate
             self._pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
+        # A video is gone through several times; a short one is decoded but once.
+        self._decoded: list[av.VideoFrame] = []
         if not rate:
             raise ClipError(
                 source, "open", "it does not say its frame rate; give it in the manifest's fps"
@@ -108,19 +111,38 @@ class VideoPictures(Pictures):
         super().__init__(source, Fraction(rate))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        yield from _of_one_size(self.source, self._frames(), self._pixel_aspect)
+        return (_upright(frame, self._pixel_aspect) for frame in self._frames())
 
     def select(self, numbers: Collection[int]) -> Iterator[np.ndarray]:
+        last = max(numbers)
         for number, frame in enumerate(self._frames()):
             if number in numbers:
                 yield _upright(frame, self._pixel_aspect)
-            if number >= max(numbers):
+            if number >= last:
                 return
 
     def count(self) -> int:
         return sum(1 for _ in self._frames())
 
     def _frames(self) -> Iterator[av.VideoFrame]:
+        if self._decoded:
+            yield from self._decoded
+            return
+        held: list[av.VideoFrame] = []
+        num_bytes = 0
+        shape: tuple[int, int] | None = None
+        for number, frame in enumerate(self._decode()):
+            shape = shape or (frame.height, frame.width)
+            _check_shape(self.source, f"frame {number}", (frame.height, frame.width), shape)
+            num_bytes += sum(plane.buffer_size for plane in frame.planes)
+            if num_bytes <= HELD_BYTES:
+                held.append(frame)
+            else:
+                held.clear()
+            yield frame
+        self._decoded = held
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
         decoded = discarded = 0
         with _open_video(self.source) as container:
             stream = container.streams.video[0]
@@ -269,7 +291,7 @@ class FolderPictures(Pictures):
         return (self._read(self.files[number]) for number in sorted(numbers))
 
     def count(self) -> int:
-        return len(self.files)
+        return sum(1 for _ in self)
 
     def _read(self, file: Path) -> np.ndarray:
         try:

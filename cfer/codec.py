@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
-from itertools import islice
 from pathlib import Path
 
 import av
@@ -106,6 +105,10 @@ class CodecSettings:
             kept += np.linspace(start, last, count).round().astype(int).tolist()
         return kept
 
+    def encoded_fps(self, fps: Fraction) -> Fraction:
+        """Frames per second of what is encoded, of a video of `fps`."""
+        return fps * self.gop_size / self.span
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -179,13 +182,13 @@ def encode(
     """Encode RGB pictures, uint8 (H, W, 3), all of one size, as I P P P … I P P P ….
 
     Args:
-        pictures: every frame of the video; `settings.gop_span` says which ones are taken.
-        fps: of these; that of the bitstream is less where some are left out.
+        pictures: all are encoded; which ones of a video to give, `settings.encoded_frames` says.
+        fps: of these pictures, `settings.encoded_fps`.
 
     Raises:
         CodecError: no picture, or pictures of different shapes.
     """
-    rate = _encodable_rate(Fraction(fps) * settings.gop_size / settings.span)
+    rate = _encodable_rate(fps)
     options = {
         "g": str(settings.gop_size),
         "bf": "0",
@@ -211,7 +214,7 @@ def encode(
         stream.codec_context.thread_count = 1
         if settings.bit_rate is not None:
             stream.bit_rate = settings.bit_rate
-        for number, picture in enumerate(_encoded(pictures, settings)):
+        for number, picture in enumerate(pictures):
             if shape is None:
                 shape = picture.shape
                 _check_picture(picture)
@@ -227,16 +230,6 @@ def encode(
             raise CodecError("no picture to encode")
         container.mux(stream.encode(None))
     return Bitstream(output.getvalue(), "encoded clip")
-
-
-def _encoded(pictures: Iterable[np.ndarray], settings: CodecSettings) -> Iterator[np.ndarray]:
-    """The pictures that are encoded; no more than a GOP's are held in memory."""
-    if settings.span == settings.gop_size:
-        yield from pictures
-        return
-    stream = iter(pictures)
-    while held := list(islice(stream, settings.span)):
-        yield from (held[frame] for frame in settings.encoded_frames(len(held)))
 
 
 def _check_picture(picture: np.ndarray) -> None:

@@ -22,7 +22,7 @@ window to the next where its squares overlap (`SAME_PERSON`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
@@ -71,7 +71,8 @@ class FaceWindow:
         fps: frames per second.
         face: whose: 1, or the number that the person has throughout the clip.
         square: where the face was found.
-        pictures: RGB, uint8 (size, size, 3), one per frame; none where there is an error.
+        pictures: RGB, uint8 (size, size, 3), of the frames that were asked for; none where there is
+            an error.
         error: no face was found.
     """
 
@@ -205,16 +206,18 @@ def face_clip(
     window_frames: int | None = None,
     fps: Fraction | None = None,
     every: bool = False,
+    take: Callable[[int], Sequence[int]] = range,
 ) -> Iterator[FaceWindow]:
     """A clip's face pictures, ready to be encoded, one window after the other.
 
-    The source is read three times (to count, to look, to crop), so that no more than one window of
-    crops is ever held in memory.
+    The source is gone through three times (to count, to look, to crop), so that no more than one
+    window of crops is ever held in memory.
 
     Args:
         source: a video, or a folder of numbered pictures.
         size: side of the crops in pixels.
         window_frames: longer clips are cut into windows of so many frames; None leaves them whole.
+        take: which frames of a window of so many to crop (`CodecSettings.encoded_frames`); all.
         fps: overrides the clip's own frame rate.
         every: all persons of a window, one `FaceWindow` each, and not one of them.
 
@@ -230,11 +233,12 @@ def face_clip(
     looks = pictures.select({frame for span in spans for frame in _looks(span)})
     found = [detector.find(list(islice(looks, len(_looks(span))))) for span in spans]
     tracks = _Tracks()
-    stream = iter(pictures)
+    taken = [[span[frame] for frame in take(len(span))] for span in spans]
+    stream = pictures.select({frame for frames in taken for frame in frames})
     for number, (span, there) in enumerate(zip(spans, found, strict=True), start=1):
         window = FaceWindow(number, len(spans), span, pictures.fps)
         kept = _kept(there, every, tracks)
-        yield from _cropped(source, window, islice(stream, len(span)), kept, size)
+        yield from _cropped(source, window, islice(stream, len(taken[number - 1])), kept, size)
 
 
 def face_stream(
@@ -243,6 +247,7 @@ def face_stream(
     detector: FaceDetector,
     window_frames: int,
     every: bool = False,
+    take: Callable[[int], Sequence[int]] = range,
 ) -> Iterator[FaceWindow]:
     """As `face_clip`, of pictures that come once (`cfer.clips.StreamPictures`): a window's faces as
     soon as two frames more are there. One window of whole pictures is held in memory.
@@ -262,7 +267,8 @@ def face_stream(
         now = [held.pop(0) for _ in range(count)]
         there = detector.find([now[frame - span[0]] for frame in _looks(span)])
         empty = FaceWindow(number, 0, span, pictures.fps)
-        yield from _cropped(pictures.source, empty, now, _kept(there, every, tracks), size)
+        taken = [now[frame] for frame in take(count)]
+        yield from _cropped(pictures.source, empty, taken, _kept(there, every, tracks), size)
 
     for picture in pictures:
         held.append(picture)

@@ -133,6 +133,7 @@ class Recognizer:
             self._detector,
             num_gops * self.card.codec.span,
             every=_checked_faces(faces) == "all",
+            take=self.card.codec.encoded_frames,
         )
         yield from self._predict_faces(str(source), windows)
 
@@ -164,6 +165,7 @@ class Recognizer:
             self._detector,
             self._window_gops(window_gops) * self.card.codec.span,
             every=_checked_faces(faces) == "all",
+            take=self.card.codec.encoded_frames,
         )
         yield from self._predict_faces(name, windows)
 
@@ -229,7 +231,8 @@ class Recognizer:
                     raise window.error
                 yield Prediction(name, start_seconds, end_seconds, {}, 0, face=0)
                 continue
-            bitstream = encode(window.pictures, self.card.codec, window.fps)
+            codec = self.card.codec
+            bitstream = encode(window.pictures, codec, codec.encoded_fps(window.fps))
             for prediction in self.predict_bitstream(bitstream, window_gops=len(bitstream.gops)):
                 yield replace(
                     prediction,
@@ -266,7 +269,7 @@ def face_bitstream(source: Path, size: int, settings: CodecSettings) -> Bitstrea
     """
     from cfer.faces import FaceDetector, face_clip
 
-    (window,) = face_clip(source, size, FaceDetector())
+    (window,) = face_clip(source, size, FaceDetector(), take=settings.encoded_frames)
     if window.error is not None:
         raise window.error
-    return encode(window.pictures, settings, window.fps)
+    return encode(window.pictures, settings, settings.encoded_fps(window.fps))

@@ -140,7 +140,12 @@ def extract_clip(
     last_frame = -1
     try:
         for window in face_clip(
-            entry.path, settings.size, detector, settings.window_frames, entry.fps
+            entry.path,
+            settings.size,
+            detector,
+            settings.window_frames,
+            entry.fps,
+            take=settings.codec.encoded_frames,
         ):
             last_frame = window.frames[-1]
             clip_id = entry.clip_id
@@ -172,7 +177,8 @@ def _clip(
     classes: Sequence[str],
     recogniser: Recogniser,
 ) -> Clip:
-    bitstream = encode(window.pictures, settings.codec, window.fps)
+    codec = settings.codec
+    bitstream = encode(window.pictures, codec, codec.encoded_fps(window.fps))
     residuals = [
         residual
         for gop in range(len(bitstream.gops))
@@ -181,11 +187,10 @@ def _clip(
     i_frames = bitstream.i_frames()
     apex_frame = apex = None
     if entry.apex_frame is not None and entry.apex_frame in window.frames:
-        position = entry.apex_frame - window.frames[0]
-        apex = window.pictures[position]
-        # Where not every frame is encoded, the one nearest to the apex.
-        encoded = np.array(settings.codec.encoded_frames(len(window.pictures)))
-        apex_frame = int(np.abs(encoded - position).argmin())
+        # Where not every frame is encoded, the one nearest to the apex stands for it.
+        encoded = np.array(codec.encoded_frames(len(window.frames)))
+        apex_frame = int(np.abs(encoded - (entry.apex_frame - window.frames[0])).argmin())
+        apex = window.pictures[apex_frame]
     return Clip(
         clip_id=clip_id,
         dataset=entry.dataset,

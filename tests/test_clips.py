@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cfer import clips
 from cfer.clips import ClipError, FolderPictures, numbered_pictures, open_pictures, windows
 
 
@@ -100,6 +101,22 @@ def test_numbered_pictures_are_sorted_as_numbers(tmp_path):
     assert [picture[0, 0, 0] for picture in pictures] == [1, 9, 10, 100]
     assert [picture[0, 0, 0] for picture in pictures.select([3, 1])] == [9, 100]
     assert len(numbered_pictures(tmp_path)) == pictures.count() == 4
+
+
+def test_a_short_video_is_decoded_once(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    write_video(path, gray_ramp(12))
+    wanted = list(open_pictures(path).select({2, 11}))
+    pictures = open_pictures(path)
+    assert pictures.count() == 12
+    monkeypatch.setattr(clips, "HELD_BYTES", 64 * 96 * 5)
+    longer = open_pictures(path)
+    assert longer.count() == 12
+    assert np.array_equal(list(longer.select({2, 11})), wanted)
+    path.unlink()
+    assert np.array_equal(list(pictures.select({2, 11})), wanted)
+    with pytest.raises(OSError, match=r"a\.mp4"):
+        list(longer.select({2}))
 
 
 def test_gray_and_16_bit_pictures(tmp_path):

@@ -140,6 +140,7 @@ def test_some_frames_of_a_span_are_encoded(drawn_videos):
     # The second window is frames 16 to 23, of which 16, 20 and 23 are encoded.
     assert [clip.apex_frame for clip in clips] == [None, 1]
     windows = list(face_clip(video, 64, FaceDetector(), 16))
+    # The apex frame itself, 20, is one of them.
     assert np.array_equal(clips[1].apex, windows[1].pictures[4])
     pictures = [windows[1].pictures[frame] for frame in (0, 4, 7)]
     every = encode(pictures, CodecSettings(gop_size=3), 25 * 3 / 8)

@@ -76,7 +76,8 @@ def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Me
         if window.error is not None:
             raise window.error
         with clock.stage(ENCODE):
-            bitstream = encode(window.pictures, settings, window.fps)
+            rate = settings.encoded_fps(window.fps)
+            bitstream = encode(window.pictures, settings, rate)
         with clock.stage(RESIDUALS):
             gops = range(len(bitstream.gops))
             residuals = [r for g in gops for r in bitstream.accumulated_residuals(g)]
@@ -87,7 +88,7 @@ def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Me
             identity = recogniser.embed(i_frames)
         return Clip(
             clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
-            split=None, num_frames=len(window.pictures), fps=float(window.fps), size=size,
+            split=None, num_frames=len(window.pictures), fps=float(rate), size=size,
             gop_size=gop_size, i_frames=i_frames, i_frame_numbers=[g[0] for g in bitstream.gops],
             bitstream=bitstream.data, residual_frames=[r.frame for r in residuals],
             identity=identity, apex_frame=None, apex=None, intra_fraction=intra,
@@ -99,7 +100,7 @@ def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Me
         clips = []
         for path in videos:
             with clock.stage(READ):
-                windows = list(face_clip(path, size, detector))
+                windows = list(face_clip(path, size, detector, take=settings.encoded_frames))
             clips += [clip_of(window, clock) for window in windows]
         clock.spent[READ] -= clock.spent[FACES]  # which is done in the midst of it
         with clock.stage(WRITE):
