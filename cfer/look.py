@@ -506,7 +506,8 @@ def _draw(shown: _Shown) -> Figure:
             if column == 0:
                 page.heading(box, RESIDUALS[kind])
             _draw_residual(page, shown, kind, position, limit, box)
-        _draw_scale(page, limit, _Box(PAGE_WIDTH - MARGIN - 0.68, row_top, 0.13, aspect * cell))
+        scale = right + len(shown.positions) * (cell + column_gap)
+        _draw_scale(page, limit, _Box(scale, row_top, 0.13, aspect * cell))
     _draw_motion(page, shown, panels[0])
     _draw_types(page, shown, panels[1])
     if shown.activation is None:
