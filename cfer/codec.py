@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache, cached_property
 from pathlib import Path
@@ -118,10 +118,7 @@ class Residual:
         frame: frame number in the bitstream, from 0.
         y: luma, read-only uint8 (H, W), 128 = zero: `clip(128 + residual, 0, 255)`.
         u, v: chroma, read-only uint8 (ceil(H/2), ceil(W/2)), 128 = zero.
-        motion_vectors: the frame's vectors, a structured array of FFmpeg's AVMotionVector: `dst_x`,
-            `dst_y` the block's centre, `w`, `h` its size, `motion_x / motion_scale` and
-            `motion_y / motion_scale` samples from the block to its reference. Intra blocks have
-            none.
+        motion: its vectors, or the decoded frame that has them; `motion_vectors` reads them.
         is_coded: False where the bitstream only says that the picture stays (an N-VOP).
     """
 
@@ -129,8 +126,19 @@ class Residual:
     y: np.ndarray
     u: np.ndarray
     v: np.ndarray
-    motion_vectors: np.ndarray
+    motion: np.ndarray | av.VideoFrame = field(repr=False)
     is_coded: bool = True
+
+    @property
+    def motion_vectors(self) -> np.ndarray:
+        """The frame's vectors, a structured array of FFmpeg's AVMotionVector: `dst_x`, `dst_y` the
+        block's centre, `w`, `h` its size, `motion_x / motion_scale` and `motion_y / motion_scale`
+        samples from the block to its reference. Intra blocks have none."""
+        if isinstance(self.motion, np.ndarray):
+            return self.motion
+        exported = self.motion.side_data.get("MOTION_VECTORS")
+        known = memoryview(b"" if exported is None else exported)
+        return np.frombuffer(known, MOTION_VECTOR_DTYPE)
 
     @property
     def intra_fraction(self) -> float:
@@ -438,9 +446,7 @@ class Bitstream:
 
     def _residual(self, number: int, frame: av.VideoFrame) -> Residual:
         y, u, v = _planes(frame)
-        vectors = frame.side_data.get("MOTION_VECTORS")
-        known = memoryview(b"" if vectors is None else vectors)
-        return Residual(number, y, u, v, np.frombuffer(known, MOTION_VECTOR_DTYPE))
+        return Residual(number, y, u, v, frame)
 
     def _zero_residual(self, number: int) -> Residual:
         chroma = (-(-self.height // 2), -(-self.width // 2))
@@ -449,13 +455,9 @@ class Bitstream:
             y=np.full((self.height, self.width), GRAY, np.uint8),
             u=np.full(chroma, GRAY, np.uint8),
             v=np.full(chroma, GRAY, np.uint8),
-            motion_vectors=self._no_vectors(),
+            motion=np.zeros(0, MOTION_VECTOR_DTYPE),
             is_coded=False,
         )
-
-    @staticmethod
-    def _no_vectors() -> np.ndarray:
-        return np.zeros(0, dtype=MOTION_VECTOR_DTYPE)
 
     def _frame_type(self, number: int) -> str:
         packet = self.packets[number]

@@ -797,10 +797,10 @@ def _draw_no_prediction(page: _Page, shown: _Shown, box: _Box) -> None:
     options = f"--size {card.size} --gop-size {codec.gop_size} --gop-span {codec.span}"
     if shown.clip is None:
         advice = "Have its face found and encoded anew, and look at that:"
-        command = f"cfer encode VIDEO CLIP.mp4 {options}"
+        command = f"cfer encode VIDEO CLIP.mp4 \\\n  {options}"
     else:
         advice = "Give a model that was trained on this data set (--model), or extract anew:"
-        command = f"python -m pipeline.extract … {options}"
+        command = f"python -m pipeline.extract … \\\n  {options}"
     page.text(
         box.left,
         box.top + 0.1,

@@ -40,7 +40,7 @@ from cfer.models import open_model
 from cfer.predict import Recognizer
 from cfer.shards import Clip, Description, write_description, write_shard
 
-SIZE, GOP = 112, 24  # of the shipped model
+SIZE, GOP = 112, 24
 
 
 def shifting(frames: int, right: int, down: int, side: int = 96) -> list[np.ndarray]:
@@ -239,7 +239,7 @@ def test_a_cells_contribution_is_what_the_logit_loses_without_it():
 def test_the_shipped_model_is_read_and_left_as_it_was():
     predictor, card = open_model("default")
     before = {name: value.clone() for name, value in predictor.state_dict().items()}
-    bitstream = encode(moving_texture(GOP, SIZE, SIZE), card.codec, 25)
+    bitstream = encode(moving_texture(card.codec.gop_size, SIZE, SIZE), card.codec, 25)
     planes = card.what.read(bitstream, range(1))
     found = class_activation(predictor, planes)
     assert found.contributions.sum() == pytest.approx(found.logits.max() - found.bias, abs=1e-3)
@@ -311,18 +311,27 @@ def assert_nothing_overlaps(figure: Figure) -> None:
 
 
 @pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """The shipped one's weights, for GOPs of 24 frames."""
+    predictor, card = open_model("default")
+    path = tmp_path_factory.mktemp("model") / "gop24.safetensors"
+    write_model(path, predictor, replace(card, codec=CodecSettings(GOP)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
 def fixed_gop(tmp_path_factory) -> Path:
-    """What the shipped model takes as it is: a GOP, and a part of one."""
+    """What this model takes as it is: a GOP, and a part of one."""
     path = tmp_path_factory.mktemp("fixed") / "fixed.mp4"
     encode(moving_texture(GOP + 5, SIZE, SIZE), CodecSettings(GOP), 25).save(path)
     return path
 
 
 @pytest.mark.parametrize("gop", [0, 1])
-def test_a_fixed_gop_clip_is_shown_with_its_prediction(fixed_gop, gop):
-    figure = look(fixed_gop, None, gop, "default")
+def test_a_fixed_gop_clip_is_shown_with_its_prediction(fixed_gop, model, gop):
+    figure = look(fixed_gop, None, gop, model)
     bitstream = Bitstream.open(fixed_gop)
-    predictions = Recognizer.from_pretrained().predict_bitstream(bitstream, window_gops=1)
+    predictions = Recognizer.from_pretrained(model).predict_bitstream(bitstream, window_gops=1)
     label = [p.label for p in predictions][gop]
     sizes = frame_bytes(bitstream, gop)
     written = texts(figure)
@@ -334,12 +343,12 @@ def test_a_fixed_gop_clip_is_shown_with_its_prediction(fixed_gop, gop):
     assert_nothing_overlaps(figure)
 
 
-def test_another_bitstream_is_shown_as_it_is_without_a_prediction(tmp_path):
+def test_another_bitstream_is_shown_as_it_is_without_a_prediction(tmp_path, model):
     pictures = moving_texture(9, 120, 160)
     pictures[5] = pictures[5].copy()
     pictures[5][32:96, 48:112] = 250
     path = someone_elses(pictures, tmp_path / "other.avi", gop=8)
-    figure = look(path, None, 0, "default")
+    figure = look(path, None, 0, model)
     written = texts(figure)
     assert "No prediction" in written
     assert "This is 160 × 120 in GOPs of 8." in written
@@ -438,9 +447,9 @@ def shown_pictures(figure: Figure) -> list[np.ndarray]:
     return [np.asarray(image.get_array()) for axes in figure.axes for image in axes.get_images()]
 
 
-def test_a_stored_clip_is_shown_with_what_is_known_of_it(shards):
+def test_a_stored_clip_is_shown_with_what_is_known_of_it(shards, model):
     clip = stored_clip(3)
-    figure = look(shards, "clip-3", 0, "default")
+    figure = look(shards, "clip-3", 0, model)
     assert_nothing_overlaps(figure)
     written = texts(figure)
     for text in ("clip-3: 10 frames", "S3", "joy", "frame 7", f"{len(clip.bitstream):,} bytes"):
