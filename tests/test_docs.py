@@ -32,7 +32,8 @@ def folder(tmp_path_factory, drawn_videos, drawn_shards) -> Path:
     shutil.copy(drawn_videos / "videos" / "S003" / "surprise_1.mp4", folder / "video.mp4")
     shutil.copytree(drawn_shards, folder / "shards")
     done = run_module(
-        "cfer.cli", "encode", str(folder / "video.mp4"), str(folder / "clip.mp4"), "--gop-size", "8"
+        *("cfer.cli", "encode", str(folder / "video.mp4"), str(folder / "clip.mp4")),
+        *("--gop-size", "8", "--gop-span", "8"),
     )
     assert done.returncode == 0, done.stderr
     with av.open(str(folder / "video.mp4")) as video, av.open(str(folder / "live.ts"), "w") as live:

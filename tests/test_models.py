@@ -163,7 +163,7 @@ def test_models_from_hand_to_hand(trained_store, tmp_path, monkeypatch):
     shown = run_module("cfer.cli", "models", "show", "models:/faces/1")
     assert shown.returncode == 0, shown.stderr
     assert "anger, contempt, disgust" in shown.stdout
-    assert "GOP 12" in shown.stdout
+    assert "GOPs of 12 frames in 12" in shown.stdout
     done = run_module("cfer.cli", "models", "export", "models:/faces/1", back)
     assert done.returncode == 0, done.stderr
     assert Path(given).read_bytes() == Path(back).read_bytes()
