@@ -781,7 +781,7 @@ def _draw_probabilities(page: _Page, shown: _Shown, activation: ClassActivation,
     for side in ("top", "right", "bottom"):
         axes.spines[side].set_visible(False)
     axes.spines["left"].set_color(EDGE)
-    told = f"Model {shown.model_name!r}, on this GOP alone."
+    told = f"Model {Path(shown.model_name).name!r}, on this GOP alone."
     if shown.clip is not None and shown.clip.label_name:
         told += f" Stored label: {shown.clip.label_name}."
     page.note(box._replace(height=height), told)
@@ -804,9 +804,9 @@ def _draw_no_prediction(page: _Page, shown: _Shown, box: _Box) -> None:
     page.text(
         box.left,
         box.top + 0.1,
-        f"The model {shown.model_name!r} takes {card.size} × {card.size} in GOPs of "
-        f"{codec.gop_size}.\n"
+        f"The model {Path(shown.model_name).name!r}\n"
+        f"takes {card.size} × {card.size} in GOPs of {codec.gop_size}.\n"
         f"This is {bitstream.width} × {bitstream.height} in GOPs of {gops}.\n\n{advice}",
         11,
     )
-    page.text(box.left, box.top + 1.0, command, 10, family="monospace")
+    page.text(box.left, box.top + 1.2, command, 10, family="monospace")

@@ -144,7 +144,7 @@ def test_some_frames_of_a_span_are_encoded(drawn_videos):
     # The apex frame itself, 20, is one of them.
     assert np.array_equal(clips[1].apex, windows[1].pictures[4])
     pictures = [windows[1].pictures[frame] for frame in (0, 4, 7)]
-    every = encode(pictures, CodecSettings(gop_size=3), fps)
+    every = encode(pictures, settings.codec, fps)
     assert clips[1].bitstream == every.data
 
 

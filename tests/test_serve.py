@@ -104,7 +104,11 @@ def test_the_answer_is_the_recognisers(port, video):
     told = json.loads(body)
     recognizer = Recognizer.from_pretrained()
     wanted = [as_json(p) | {"source": "upload"} for p in recognizer.predict(video, window_gops=1)]
-    assert told["windows"] == wanted
+    assert len(told["windows"]) == len(wanted)
+    for one, other in zip(told["windows"], wanted, strict=True):
+        # A batch of another size sums in another order.
+        assert one.pop("probabilities") == pytest.approx(other.pop("probabilities"), abs=1e-4)
+        assert one == other
     assert told["classes"] == list(recognizer.card.classes)
     assert "drawn faces" in told["limits"]
 
