@@ -21,7 +21,7 @@ import psutil
 import pytest
 from conftest import REPOSITORY, kill_with_children, run_module
 
-from cfer.codec import CodecSettings, encode
+from cfer.codec import encode
 from cfer.errors import InputError
 from cfer.faces import FaceDetector
 from cfer.identity import open_recogniser
