@@ -49,7 +49,7 @@ def test_extraction_is_measured_stage_by_stage(
     figures = tmp_path / "bench.json"
     assert main(["extract", str(video), "--quick", "--json", str(figures)]) == 0
     found = json.loads(figures.read_text())
-    assert found["verified"].startswith("24 frames of 1 videos")
+    assert found["verified"].startswith("3 frames of 1 videos")
     shares = [float(text.rstrip("%")) for name, text in found["figures"].items() if "share" in name]
     assert len(shares) == 6
     assert sum(shares) == pytest.approx(100, abs=0.5)

@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     codec = command("codec", "reading residuals / FFmpeg's decoding", 224, 12)
     codec.add_argument("videos", nargs="*", type=Path, help="clips; none: drawn textures")
     codec.add_argument("--max-frames", type=int, default=120, help="of each clip (120)")
-    extract = command("extract", "videos to shards / decoding and encoding alone", 112, 24)
+    extract = command("extract", "videos to shards / decoding and encoding alone", 112, 3)
+    extract.add_argument("--gop-span", type=int, default=24, help="frames it stands for (24)")
+    extract.add_argument("--quantiser", type=int, default=4, help="1 is the finest (4)")
     extract.add_argument("videos", nargs="+", type=Path, help="videos with a face in each")
     train = command("train", "training steps / the same on tensors in memory")
     train.add_argument("--clips", type=int, default=320, help="of an epoch (320)")
@@ -111,7 +113,8 @@ def _measured(options: argparse.Namespace) -> Measurement:
     from cfer.bench import extract
 
     videos = options.videos[:1] if options.quick else options.videos
-    return extract.measure(videos, options.size, options.gop_size, options.rounds)
+    settings = CodecSettings(options.gop_size, options.quantiser, gop_span=options.gop_span)
+    return extract.measure(videos, options.size, settings, options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Videos → clips, stage by stage, beside decoding and encoding them with nothing else.
 
 What `pipeline/extract.py` does to a clip, in one process and on one core, with a clock around each
-stage; Ray's part is left out. The *floor* decodes each video once, scales each frame in FFmpeg, and
-encodes it.
+stage; Ray's part is left out. The *floor* decodes each video once, scales the chosen frames in
+FFmpeg, and encodes them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _ClockedDetector(FaceDetector):
             return super().find(pictures)
 
 
-def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Measurement:
+def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: int) -> Measurement:
     """Time the extraction of real videos with a face in each; identity by dlib.
 
     Raises:
@@ -68,7 +68,6 @@ def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Me
         raise InputError("extract: give videos with faces; there is nothing to find in a texture")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    settings = CodecSettings(gop_size=gop_size)
     detector = _ClockedDetector()
     recogniser = open_recogniser("dlib", None, "cpu")
 
@@ -89,8 +88,9 @@ def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Me
         return Clip(
             clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
             split=None, num_frames=len(window.pictures), fps=float(rate), size=size,
-            gop_size=gop_size, i_frames=i_frames, i_frame_numbers=[g[0] for g in bitstream.gops],
-            bitstream=bitstream.data, residual_frames=[r.frame for r in residuals],
+            gop_size=settings.gop_size, i_frames=i_frames,
+            i_frame_numbers=[g[0] for g in bitstream.gops], bitstream=bitstream.data,
+            residual_frames=[r.frame for r in residuals],
             identity=identity, apex_frame=None, apex=None, intra_fraction=intra,
             saturated_fraction=saturated,
         )  # fmt: skip
@@ -106,7 +106,7 @@ def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Me
         with clock.stage(WRITE):
             write_shard(folder, 0, clips, [], "")
         with clock.stage(FLOOR):
-            count = sum(_decode_and_encode(path, size, gop_size) for path in videos)
+            count = sum(_decode_and_encode(path, size, settings) for path in videos)
         rows = pq.read_table(folder / shard_name(0), columns=["num_frames"])["num_frames"]
         if sum(rows.to_pylist()) != count:
             raise AssertionError(f"the shard has {rows.to_pylist()} frames, the videos {count}")
@@ -143,19 +143,25 @@ def measure(videos: Sequence[Path], size: int, gop_size: int, rounds: int) -> Me
     return measurement
 
 
-def _decode_and_encode(path: Path, size: int, gop_size: int) -> int:
+def _decode_and_encode(path: Path, size: int, settings: CodecSettings) -> int:
     """The least that any such pipeline does → how many frames."""
+    with av.open(str(path)) as container:
+        num_frames = sum(1 for _ in container.demux(video=0)) - 1  # the last packet is empty
+    wanted = set(settings.encoded_frames(num_frames))
     count = 0
     encoder = av.CodecContext.create("mpeg4", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width = encoder.height = size
-    encoder.pix_fmt, encoder.gop_size, encoder.thread_count = "yuv420p", gop_size, 1
-    encoder.options = {"qmin": "2", "qmax": "2", "bf": "0"}
+    encoder.pix_fmt, encoder.gop_size, encoder.thread_count = "yuv420p", settings.gop_size, 1
+    quantiser = str(settings.quantiser)
+    encoder.options = {"qmin": quantiser, "qmax": quantiser, "bf": "0"}
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         encoder.framerate = Fraction(25)
-        for frame in container.decode(stream):
+        for number, frame in enumerate(container.decode(stream)):
+            if number not in wanted:
+                continue
             scaled = frame.reformat(size, size, "yuv420p")
             scaled.pts, scaled.time_base = count, Fraction(1, 25)
             encoder.encode(scaled)

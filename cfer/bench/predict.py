@@ -3,7 +3,8 @@
 Both ways end in the same network, of the model that ships, and look at the same frames: the last
 one of each GOP. The decoded way takes the difference to the first picture, which is the best
 decoded input that was measured (README, "What is measured"). For orientation, what a usual
-decoded-image network costs stands beside them: ResNet-18 on 16 RGB pictures of 224 × 224.
+decoded-image network costs stands beside them: ResNet-18 on 16 RGB pictures of 224 × 224, of the
+same file. Finding the face and encoding, which both need once, is `python -m cfer.bench extract`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import multiprocessing
 import resource
 import tempfile
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -40,8 +42,9 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
         paths = []
         for number, pictures in enumerate(clips):
             paths.append(Path(folder) / f"{number}.mp4")
-            squares = [cv2.resize(p, (card.size, card.size)) for p in pictures]
-            encode(squares, card.codec, 25).save(paths[-1])
+            taken = [pictures[n] for n in card.codec.encoded_frames(len(pictures))]
+            squares = [cv2.resize(p, (card.size, card.size)) for p in taken]
+            encode(squares, card.codec, card.codec.encoded_fps(Fraction(25))).save(paths[-1])
         streams = [Bitstream.open(path) for path in paths]
         for stream, path in zip(streams, paths, strict=True):
             theirs = decoded_planes(path, _last_frames(stream))
@@ -114,11 +117,12 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
         measurement.figures = {
             "clips": f"{len(clips)} of {card.size} × {card.size}, "
             f"{np.mean([len(s.packets) for s in streams]):.0f} frames, "
+            f"of {np.mean([len(pictures) for pictures in clips]):.0f} in the video, "
             f"GOP {card.codec.gop_size}, {len(read[0])} of them looked at",
             "latency of one clip": f"{1e3 / measurement.rates[RESIDUALS].median:.2f} ms by "
             f"residuals, {1e3 / measurement.rates[PICTURES].median:.2f} ms by pictures",
             "bytes decoded": f"{sum(touched) / sum(whole):.2f} of what the pictures need",
-            "peak memory": ", ".join(
+            "memory beyond the imports": ", ".join(
                 f"{name} {_peak_megabytes(name, paths[0]):,.0f} MB"
                 for name in (RESIDUALS, PICTURES, RESNET)
             ),
@@ -156,13 +160,14 @@ def _last_frames(stream: Bitstream) -> list[int]:
 
 
 def _peak_megabytes(way: str, path: Path) -> float:
-    """Of a process that labels one clip in this way and does nothing else."""
+    """Of a process that labels one clip in this way and does nothing else, beyond its imports."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_label_one, (way, path))
 
 
 def _label_one(way: str, path: Path) -> float:
     torch.set_num_threads(1)
+    imported = _peak()
     if way == RESNET:
         with torch.inference_mode():
             torchvision.models.resnet18(num_classes=7).eval()(_resnet_input(path))
@@ -173,4 +178,13 @@ def _label_one(way: str, path: Path) -> float:
             list(recognizer.predict_bitstream(stream, window_gops=len(stream.gops)))
         else:
             recognizer.probabilities(decoded_planes(path, _last_frames(stream))[None])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _peak() - imported
+
+
+def _peak() -> float:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # On Linux, the former is no smaller than the process that started this one was.
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
