@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cfer.codec import Bitstream
+from cfer.codec import GRAY, Bitstream
 from cfer.errors import InputError
 from cfer.game import UNKNOWN_SUBJECT, Batch
 from cfer.inputs import LAST, Input, select_frames
@@ -382,40 +382,38 @@ class Augmentation:
 
 
 def augment(
-    planes: Tensor, what: Input, settings: Augmentation, generator: torch.Generator
+    planes: np.ndarray,
+    what: Input,
+    settings: Augmentation,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Vary float planes (N, T, C, S/2, S/2); the draws come from the CPU.
+    """Vary planes, uint8 (N, T, C, S/2, S/2); the draws come from the CPU.
 
     Returns:
-        The planes, and which clips were flipped, bool (N,).
+        The planes in [-1, 1) times their gain, float32 on the device, and which clips were
+        flipped, bool (N,) there.
     """
     num_clips, side = len(planes), planes.shape[-1]
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator).to(planes.device)
+    flip = torch.rand(num_clips, generator=generator) < settings.flip_probability
+    reach = settings.max_shift_pixels // 2
+    shift = torch.zeros(num_clips, 2, dtype=torch.long)
+    if reach:
+        shift = (torch.rand(num_clips, 2, generator=generator) * (2 * reach + 1)).long() - reach
+    gain = torch.exp(settings.gain_jitter * (2 * torch.rand(num_clips, generator=generator) - 1))
 
     order, signs = what.mirror
-    flipped = planes.flip(-1)[:, :, order] * planes.new_tensor(signs).reshape(-1, 1, 1)
-    flip = draw(num_clips) < settings.flip_probability
-    planes = torch.where(flip.reshape(-1, 1, 1, 1, 1), flipped, planes)
-
-    reach = settings.max_shift_pixels // 2
-    if reach:
-        shift = (draw(num_clips, 2) * (2 * reach + 1)).long() - reach
-        position = torch.arange(side, device=planes.device)
-        rows, columns = (position + shift[:, axis : axis + 1] for axis in (0, 1))
-        inside = (((rows >= 0) & (rows < side)).unsqueeze(2)) & (
-            ((columns >= 0) & (columns < side)).unsqueeze(1)
-        )
-        clips = torch.arange(num_clips, device=planes.device).reshape(-1, 1, 1)
-        # Advanced indices around two slices: their shape (N, S/2, S/2) comes first.
-        moved = planes.permute(0, 3, 4, 1, 2)[
-            clips, rows.clamp(0, side - 1).unsqueeze(2), columns.clamp(0, side - 1).unsqueeze(1)
-        ]
-        planes = moved.permute(0, 3, 4, 1, 2) * inside.reshape(num_clips, 1, 1, side, side)
-
-    gain = torch.exp(settings.gain_jitter * (2 * draw(num_clips, 1, 1, 1, 1) - 1))
-    return planes * gain, flip
+    # Moved while a sample is still one byte: slices of uint8 cost next to nothing.
+    moved = np.full(planes.shape, GRAY, np.uint8)
+    for clip, (is_flipped, by) in enumerate(zip(flip.tolist(), shift.tolist(), strict=True)):
+        source = planes[clip][:, order, :, ::-1] if is_flipped else planes[clip]
+        into = [slice(max(0, -step), side - max(0, step)) for step in by]
+        out_of = [slice(max(0, step), side + min(0, step)) for step in by]
+        moved[clip][:, :, into[0], into[1]] = source[:, :, out_of[0], out_of[1]]
+    factors = torch.where(flip.unsqueeze(1), torch.tensor(signs), 1) * gain.unsqueeze(1)
+    varied = scale_planes(torch.from_numpy(moved).to(device))
+    varied *= factors.reshape(num_clips, 1, -1, 1, 1).to(device)
+    return varied, flip.to(device)
 
 
 class BatchMaker:
@@ -457,8 +455,9 @@ class BatchMaker:
         rounds = -(-needed // len(self.rows))
         order = np.concatenate([draws.permutation(len(self.rows)) for _ in range(rounds)])[:needed]
         for chosen in order.reshape(num_steps, batch_size):
-            batch = self._batch(chosen.tolist(), draws)
-            batch.planes, flipped = augment(batch.planes, self.what, augmentation, generator)
+            packed, mask = self._packed(chosen.tolist(), draws)
+            planes, flipped = augment(packed, self.what, augmentation, generator, self.device)
+            batch = self._batch(chosen.tolist(), planes, mask)
             mirrored = batch.apex.flip(-1)
             batch.apex = torch.where(flipped.reshape(-1, 1, 1, 1), mirrored, batch.apex)
             yield batch
@@ -466,19 +465,27 @@ class BatchMaker:
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every clip once, unvaried; the last batch may be smaller."""
         for start in range(0, len(self.rows), batch_size):
-            yield self._batch(list(range(start, min(start + batch_size, len(self.rows)))), None)
+            chosen = list(range(start, min(start + batch_size, len(self.rows))))
+            packed, mask = self._packed(chosen, None)
+            yield self._batch(chosen, scale_planes(torch.from_numpy(packed).to(self.device)), mask)
 
-    def _batch(self, chosen: list[int], draws: np.random.Generator | None) -> Batch:
+    def _packed(
+        self, chosen: list[int], draws: np.random.Generator | None
+    ) -> tuple[np.ndarray, Tensor]:
+        """The clips' frames, uint8 (N, T, C, S/2, S/2), and which of them are there, (N, T)."""
         clips = [self._frames(position, draws) for position in chosen]
         most = max(len(frames) for frames in clips)
-        packed = np.full((len(clips), most, *clips[0].shape[1:]), 128, np.uint8)
+        packed = np.full((len(clips), most, *clips[0].shape[1:]), GRAY, np.uint8)
         mask = torch.zeros(len(clips), most, dtype=torch.bool)
         for position, frames in enumerate(clips):
             packed[position, : len(frames)] = frames
             mask[position, : len(frames)] = True
+        return packed, mask
+
+    def _batch(self, chosen: list[int], planes: Tensor, mask: Tensor) -> Batch:
         index = torch.tensor(chosen)
         return Batch(
-            planes=scale_planes(torch.from_numpy(packed).to(self.device)),
+            planes=planes,
             mask=mask.to(self.device),
             labels=self.rows.labels[index].to(self.device),
             z_I=self.standardise(self.rows.z_I[index].to(self.device)),
