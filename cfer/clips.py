@@ -34,7 +34,7 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 # A folder of pictures does not say how fast they were taken.
 FOLDER_FPS = Fraction(25)
-HELD_BYTES = 256 << 20  # of decoded frames: about 190 of 1280 × 720
+HELD_BYTES = 512 << 20  # of decoded frames: about 380 of 1280 × 720
 
 
 class ClipError(InputError):
