@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -58,6 +59,14 @@ def run_module(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         check=False,
         **options,
     )
+
+
+def commands(title: str, page: str = "README.md") -> list[str]:
+    """The commands under a title of a page, without what they say of themselves."""
+    section = (REPOSITORY / page).read_text().split(f"# {title}\n")[1]
+    (block,) = re.findall(r"^```sh\n(.*?)^```", section.split("\n## ")[0], re.M | re.S)
+    lines = [re.split(r"\s+# ", line)[0].rstrip() for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def kill_with_children(process: subprocess.Popen[bytes]) -> None:

@@ -27,7 +27,10 @@ from pipeline.datasets.synthetic import clip_generator, identity_of
 from pipeline.extract import Settings, main, plan_shards
 from pipeline.manifest import Entry
 
-OPTIONS = ("--identity", "dlib", "--size", "64", "--gop-size", "24", "--clips-per-shard", "8")
+OPTIONS = [
+    *("--identity", "dlib", "--size", "64", "--gop-size", "24", "--clips-per-shard", "8"),
+    *("--actors", "1"),
+]
 COLUMNS = ["clip_id", "subject", "label", "label_name", "split", "apex_frame", "num_frames"]
 FRAMES = 6
 CODECS = {".avi": "mpeg4", ".mp4": "mpeg4", ".flv": "flv"}

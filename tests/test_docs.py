@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import shutil
@@ -15,10 +14,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run_module
+from conftest import REPOSITORY, commands, run_module
 
 import cfer
-from cfer.bench.measure import Spread
 from cfer.codec import Bitstream, CodecError
 from cfer.dataset import NO_LABEL
 from cfer.inputs import Input
@@ -65,14 +63,6 @@ def test_an_example_runs(folder, page, code):
         assert done.stdout.strip()
 
 
-def commands(title: str, page: str = "README.md") -> list[str]:
-    """The commands under a title of a page, without what they say of themselves."""
-    section = (REPOSITORY / page).read_text().split(f"# {title}\n")[1]
-    (block,) = re.findall(r"^```sh\n(.*?)^```", section.split("\n## ")[0], re.M | re.S)
-    lines = [re.split(r"\s+# ", line)[0].rstrip() for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
-
-
 def in_bash(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
@@ -103,31 +93,6 @@ def test_a_command_that_looks_or_predicts_runs(folder, command):
     named = {folder / name for name in files}
     assert named <= set(folder.iterdir()), "every file that it names is there"
     assert done.stdout.strip() or named - before
-
-
-def test_the_benches_run_and_are_compared(folder):
-    """In their quick form, so the ratios may be anything."""
-    (folder / "docs").symlink_to(REPOSITORY / "docs")
-    (folder / "videos").mkdir(exist_ok=True)
-    shutil.copy(folder / "video.mp4", folder / "videos")
-    *benches, compare = commands("How fast", "docs/speed.md")
-    for command in benches:
-        done = in_bash(f"{command} --quick", folder)
-        assert done.returncode == 0, done.stderr
-    done = in_bash(compare, folder)
-    assert done.returncode == ("FELL" in done.stdout), done.stderr
-    assert len(done.stdout.splitlines()) == 7
-
-
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "docs" / "bench").glob("*.json")))
-def test_the_benches_figures_are_those_of_their_files(path):
-    page = (REPOSITORY / "docs" / "speed.md").read_text()
-    found = json.loads(path.read_text())
-    for name, ratio in found["ratios"].items():
-        target = found["targets"].get(name)
-        aim = "" if target is None else f" {target:.3g}"
-        assert f"| {name} | {Spread(**ratio)} |{aim} |" in page
-    assert "with changes" not in found["circumstances"]["commit"]
 
 
 @pytest.mark.timeout(900)

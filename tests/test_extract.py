@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -36,12 +38,15 @@ from pipeline.extract import (
 )
 from pipeline.manifest import Entry
 
-OPTIONS = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2")
+OPTIONS = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2", "--actors", "1")
 
 
-def extract(videos: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    arguments = ("--videos", str(videos), "--out", str(out), *OPTIONS, *options)
-    return run_module("pipeline.extract", *arguments)
+def extract(videos: Path, out: Path, *options: str) -> tuple[int, str]:
+    """On the session's own Ray → the exit status, and what was said on stderr."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = main(["--videos", str(videos), "--out", str(out), *OPTIONS, *options])
+    return status, said.getvalue()
 
 
 def shard_bytes(out: Path) -> dict[str, bytes]:
@@ -65,10 +70,10 @@ def six_videos(drawn_videos, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(six_videos, tmp_path_factory) -> Path:
+def undisturbed(six_videos, ray_session, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    done = extract(six_videos, out)
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, said = extract(six_videos, out)
+    assert status == 0, said
     return out
 
 
@@ -148,7 +153,7 @@ def test_some_frames_of_a_span_are_encoded(drawn_videos):
     assert clips[1].bitstream == every.data
 
 
-def test_a_folder_of_pictures_is_a_clip(drawn_videos, tmp_path):
+def test_a_folder_of_pictures_is_a_clip(drawn_videos, ray_session, tmp_path):
     folder = tmp_path / "S005" / "001"
     folder.mkdir(parents=True)
     (folder / ".DS_Store").write_bytes(b"\0")
@@ -156,8 +161,8 @@ def test_a_folder_of_pictures_is_a_clip(drawn_videos, tmp_path):
         for number, frame in enumerate(container.decode(video=0)):
             picture = frame.to_ndarray(format="bgr24")
             cv2.imwrite(str(folder / f"S005_001_{number + 1:08d}.png"), picture)
-    done = extract(tmp_path, tmp_path / "out", "--quantiser", "4")
-    assert done.returncode == 0, done.stderr
+    status, said = extract(tmp_path, tmp_path / "out", "--quantiser", "4")
+    assert status == 0, said
     (clip,) = read_clips(tmp_path / "out")
     assert clip.clip_id == "S005/001"
     assert clip.num_frames == 3, "of 24"
@@ -181,7 +186,7 @@ def test_a_real_video(faces_dir):
 # ----------------------------------------------------------------- bad clips
 
 
-def test_bad_clips_end_in_the_failures_table(six_videos, tmp_path):
+def test_bad_clips_end_in_the_failures_table(six_videos, ray_session, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     good = sorted(six_videos.glob("*.mp4"))[0]
@@ -198,8 +203,8 @@ def test_bad_clips_end_in_the_failures_table(six_videos, tmp_path):
     write_video(videos / "one.mp4", [np.full((120, 160, 3), 99, np.uint8)])
     (videos / "notes.txt").write_text("not a clip at all")
     out = tmp_path / "out"
-    done = extract(videos, out, "--max-failures", "6")
-    assert done.returncode == 0, done.stderr
+    status, said = extract(videos, out, "--max-failures", "6")
+    assert status == 0, said
     with open(out / "failures.csv") as stream:
         failures = {row["source"]: row for row in csv.DictReader(stream)}
     reasons = {
@@ -214,14 +219,14 @@ def test_bad_clips_end_in_the_failures_table(six_videos, tmp_path):
     for source, reason in reasons.items():
         assert reason in failures[source]["reason"]
         assert failures[source]["exception"] == "ClipError"
-        assert f"{source}: " in done.stderr, "the summary names it"
+        assert f"{source}: " in said, "the summary names it"
     assert failures["noface.mp4"]["stage"] == "face"
     assert [clip.clip_id for clip in read_clips(out)] == ["good"]
     assert verify(out) == []
-    again = extract(videos, out, "--max-failures", "5")
-    assert again.returncode == 1
-    assert "more failures than --max-failures 5" in again.stderr
-    assert "nothing to do" in again.stderr
+    status, said = extract(videos, out, "--max-failures", "5")
+    assert status == 1
+    assert "more failures than --max-failures 5" in said
+    assert "nothing to do" in said
 
 
 def write_video(path: Path, pictures: list[np.ndarray]) -> None:
@@ -234,14 +239,14 @@ def write_video(path: Path, pictures: list[np.ndarray]) -> None:
         container.mux(stream.encode(None))
 
 
-def test_a_missing_video_and_a_wrong_apex_are_failures(six_videos, tmp_path):
+def test_a_missing_video_and_a_wrong_apex_are_failures(six_videos, ray_session, tmp_path):
     name = sorted(six_videos.glob("*.mp4"))[0].name
     manifest = six_videos / "wrong.csv"
     manifest.write_text(f"path,clip_id,apex_frame\n{name},a,24\nmissing.mp4,b,\n{name},c,23\n")
     out = tmp_path / "out"
-    done = extract(manifest, out)
+    status, _ = extract(manifest, out)
     manifest.unlink()
-    assert done.returncode == 1
+    assert status == 1
     failures = {failure.clip_id: failure for failure in read_description(out).failures}
     assert "apex_frame 24 is beyond its last frame, 23" in failures["a"].reason
     assert "No such file" in failures["b"].reason
@@ -253,9 +258,9 @@ def test_a_missing_video_and_a_wrong_apex_are_failures(six_videos, tmp_path):
 
 def test_a_second_run_does_nothing_and_says_so(six_videos, undisturbed):
     before = {file: file.stat().st_mtime_ns for file in undisturbed.glob("*.parquet")}
-    done = extract(six_videos, undisturbed)
-    assert done.returncode == 0
-    assert "is complete: 3 shards, nothing to do" in done.stderr
+    status, said = extract(six_videos, undisturbed)
+    assert status == 0
+    assert "is complete: 3 shards, nothing to do" in said
     assert {file: file.stat().st_mtime_ns for file in undisturbed.glob("*.parquet")} == before
 
 
@@ -285,7 +290,7 @@ def start(videos: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
 
 def test_killed_and_started_again_gives_the_same_bytes(six_videos, undisturbed, tmp_path):
     out = tmp_path / "out"
-    process = start(six_videos, out, "--actors", "1")
+    process = start(six_videos, out)
     first = out / "shard-00000.json"
     second_begun = out / "working-00001.json"
     wait_for(lambda: first.exists() and second_begun.exists())
@@ -296,9 +301,9 @@ def test_killed_and_started_again_gives_the_same_bytes(six_videos, undisturbed, 
     assert len(finished) < 3
     (out / ".shard-00002.parquet.x.tmp").write_bytes(b"half a shard")
 
-    done = extract(six_videos, out)
-    assert done.returncode == 0, done.stderr
-    assert f"of which {len(finished)} are done already" in done.stderr
+    status, said = extract(six_videos, out, "--actors", "2")
+    assert status == 0, said
+    assert f"of which {len(finished)} are done already" in said
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     assert shard_bytes(out) == shard_bytes(undisturbed)
     assert verify(out) == []
@@ -314,18 +319,18 @@ def test_a_damaged_or_changed_shard_is_done_again(six_videos, undisturbed, tmp_p
     shard = out / "shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
     first_written = (out / "shard-00000.parquet").stat().st_mtime_ns
-    done = extract(videos, out)
-    assert done.returncode == 0
-    assert "of which 2 are done already" in done.stderr
+    status, said = extract(videos, out)
+    assert status == 0
+    assert "of which 2 are done already" in said
     assert shard_bytes(out) == shard_bytes(undisturbed)
 
     last = sorted(videos.glob("*.mp4"))[-1]
     last.unlink()
-    done = extract(videos, out)
-    assert done.returncode == 0
-    assert "5 clips in 3 shards, of which 2 are done already" in done.stderr
+    status, said = extract(videos, out)
+    assert status == 0
+    assert "5 clips in 3 shards, of which 2 are done already" in said
     sorted(videos.glob("*.mp4"))[-1].unlink()
-    done = extract(videos, out)
+    assert extract(videos, out)[0] == 0
     assert read_description(out).counts["clips"] == 4
     assert verify(out) == [], "the shard that no longer belongs is gone"
     assert (out / "shard-00000.parquet").stat().st_mtime_ns == first_written
@@ -341,7 +346,7 @@ def test_a_clip_that_kills_its_worker_twice_is_a_failure(six_videos, tmp_path):
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     write_video(videos / "long.mp4", pictures * 50)  # long enough to be killed at
     shutil.copy(sources[2], videos / "z.mp4")
-    process = start(videos, out, "--actors", "1", "--clips-per-shard", "3")
+    process = start(videos, out, "--clips-per-shard", "3")
     marker = out / "working-00000.json"
 
     def is_at_long_clip(crashes: int) -> bool:
@@ -466,7 +471,8 @@ def test_mistakes_name_the_option(ray_session, six_videos, tmp_path, options, me
 
 
 def test_a_mistake_is_one_line_and_no_traceback(six_videos, tmp_path):
-    done = extract(six_videos, tmp_path / "out", "--size", "63")
+    paths = ("--videos", str(six_videos), "--out", str(tmp_path / "out"))
+    done = run_module("pipeline.extract", *paths, "--size", "63")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --size 63: give an even number")
     assert done.stderr.count("\n") == 1
