@@ -88,6 +88,7 @@ def _against(row: Row, reference: Row, metric: str) -> str:
     if found is None:
         return "–"
     change, p, _ = found
+    change = round(change, 3) + 0.0  # no "−0.000"
     return f"{change:+.3f}".replace("-", "−") + f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
 
 
