@@ -341,8 +341,13 @@ def numbered_pictures(folder: str | Path) -> list[Path]:
             for entry in os.scandir(folder)
             if is_numbered_picture(entry.name) and entry.is_file()
         ),
-        key=lambda file: (_natural_key(file.stem), file.name),
+        key=lambda file: picture_order(file.name),
     )
+
+
+def picture_order(name: str) -> tuple[tuple[str | int, ...], str]:
+    """What to sort names of numbered pictures by."""
+    return _natural_key(os.path.splitext(name)[0]), name
 
 
 def is_numbered_picture(name: str) -> bool:
@@ -350,9 +355,12 @@ def is_numbered_picture(name: str) -> bool:
     return suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".") and stem[-1:].isdecimal()
 
 
+def is_video_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")
+
+
 def is_video(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.suffix.lower() in VIDEO_SUFFIXES and not hidden and path.is_file()
+    return is_video_name(path.name) and path.is_file()
 
 
 def is_picture_folder(path: Path) -> bool:

@@ -1,35 +1,67 @@
-"""A folder of results, on a local disk or an object store, with writes that are all or nothing."""
+"""Files and folders on a local disk or an object store: written whole or not at all, and asked for
+again where a store is out of order for a while."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import re
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 import pyarrow.fs as pafs
+import tenacity
 
 from cfer.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# An object store that gives no answer, or one of these, is asked again for so long.
+PATIENCE_SECONDS = 600
+_OUT_OF_ORDER = re.compile(
+    r"INTERNAL_FAILURE|SLOW_DOWN|SERVICE_UNAVAILABLE|THROTTLING|NETWORK_CONNECTION|REQUEST_TIMEOUT"
+    r"|HTTP status (429|5\d\d)"
+)
+# Arrow itself gives a request up after 3 s without a byte, which no slow store can keep to.
+_S3_OPTIONS = {"request_timeout": 60.0, "connect_timeout": 10.0, "allow_delayed_open": True}
+_CHUNK_BYTES = 8 << 20
+
+T = TypeVar("T")
+
+
+class StorageError(InputError):
+    """A disk or a store that can't be written, or is out of order: no fault of a single clip."""
+
+
+def is_uri(location: str | Path) -> bool:
+    return "://" in str(location)
 
 
 def absolute_location(location: str) -> str:
     """A URI as it is; a local path made absolute, for processes with other working directories."""
-    return location if "://" in location else os.path.abspath(location)
+    return location if is_uri(location) else os.path.abspath(location)
 
 
 class Folder:
-    """A folder named by a local path or by a URI that Arrow knows (`s3://bucket/prefix`, ...).
+    """A folder named by a local path or by a URI that Arrow knows (`s3://`, `gs://`, ...).
 
     A reader never sees half a file: on a local disk a file is written beside its target, synced,
-    and renamed over it; on an object store one PUT makes it visible when it is complete.
+    and renamed over it; an object store shows it when it is complete. What passes at a store (HTTP
+    5xx and 429, no answer) is waited for, up to `PATIENCE_SECONDS`.
+
+    Raises:
+        InputError: a URI of no store that can be used.
+        StorageError: from every method, where the store stays out of order.
     """
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)
-        if "://" in self.location:
-            try:
-                self.filesystem, self.path = pafs.FileSystem.from_uri(self.location)
-            except (ValueError, OSError) as error:
-                raise InputError(f"{self.location}: not a usable location ({error})") from error
+        if is_uri(self.location):
+            self.filesystem, self.path = _open_uri(self.location)
         else:
             self.filesystem = pafs.LocalFileSystem()
             self.path = os.path.abspath(self.location)
@@ -39,31 +71,84 @@ class Folder:
         """What to call a file of this folder in a message."""
         return f"{self.location.rstrip('/')}/{name}"
 
+    def location_of(self, name: str) -> str:
+        """The path or URI of a file or folder in this one."""
+        return self.name_of(quote(name) if is_uri(self.location) else name)
+
     def exists(self, name: str) -> bool:
-        info = self.filesystem.get_file_info(f"{self.path}/{name}")
-        return info.type == pafs.FileType.File
+        info = self._ask(name, self.filesystem.get_file_info, f"{self.path}/{name}")
+        return bool(info.type == pafs.FileType.File)
 
     def names(self) -> list[str]:
         """The names of the files directly in this folder, sorted; none where there is no folder."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
+        return [i.base_name for i in self._list() if i.type == pafs.FileType.File]
+
+    def folder_names(self) -> list[str]:
+        """The names of the folders directly in this folder, sorted."""
+        return [i.base_name for i in self._list() if i.type == pafs.FileType.Directory]
+
+    def names_below(self) -> list[str]:
+        """The files in this folder and all below it, relative to it, sorted."""
+        start = len(self.path.rstrip("/")) + 1
+        infos = self._list(recursive=True)
+        return [i.path[start:] for i in infos if i.type == pafs.FileType.File]
 
     def read(self, name: str) -> bytes:
-        """Raises InputError where there is no such file."""
+        """Raises InputError where there is no such file, or it is not allowed."""
+        return b"".join(self.chunks(name))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A file's bytes in pieces of 8 MiB.
+
+        Raises:
+            InputError: there is no such file, or it is not allowed.
+        """
         try:
-            with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
-                return stream.read()
+            with self._ask(name, self.filesystem.open_input_file, f"{self.path}/{name}") as file:
+                for start in range(0, file.size(), _CHUNK_BYTES):
+                    yield self._ask(name, file.read_at, _CHUNK_BYTES, start)
         except FileNotFoundError as error:
             raise InputError(f"{self.name_of(name)}: there is no such file") from error
+        except OSError as error:
+            raise InputError(
+                f"{self.name_of(name)}: cannot be read ({_reason(error)}); correct its permissions"
+            ) from error
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file atomically."""
-        target = f"{self.path}/{name}"
-        if not self._is_local:
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(data)
-            return
+        """Replace a file atomically.
+
+        Raises:
+            StorageError: it can't be written; what was there before still is.
+        """
+        try:
+            if self._is_local:
+                self._write_locally(name, data)
+            else:
+                self._ask(name, self._put, f"{self.path}/{name}", data)
+        except OSError as error:
+            raise StorageError(
+                f"{self.name_of(name)}: cannot be written ({_reason(error)}); free some space or "
+                "correct its permissions, and start again: what is finished is kept"
+            ) from error
+
+    def delete(self, name: str) -> None:
+        if self.exists(name):
+            self._ask(name, self.filesystem.delete_file, f"{self.path}/{name}")
+
+    def delete_folder(self, name: str) -> None:
+        """A folder in this one, with all that is in it."""
+        self._ask(name, self.filesystem.delete_dir, f"{self.path}/{name}")
+
+    def _list(self, recursive: bool = False) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        infos = self._ask("", self.filesystem.get_file_info, selector)
+        return sorted(infos, key=lambda info: info.path)
+
+    def _put(self, path: str, data: bytes) -> None:
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def _write_locally(self, name: str, data: bytes) -> None:
         os.makedirs(self.path, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.", suffix=".tmp")
         try:
@@ -72,11 +157,90 @@ class Folder:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
+            os.replace(temporary, f"{self.path}/{name}")
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def delete(self, name: str) -> None:
-        if self.exists(name):
-            self.filesystem.delete_file(f"{self.path}/{name}")
+    def _ask(self, name: str, what: Callable[..., T], *arguments: Any) -> T:
+        """The store's answer, as soon as it is in order."""
+
+        def say(state: tenacity.RetryCallState) -> None:
+            assert state.outcome is not None
+            reason = _reason(state.outcome.exception())
+            log.warning("%s: the store is out of order, asking again (%s)", where, reason)
+
+        where = self.name_of(name).rstrip("/")
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_out_of_order),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
+            stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+            before_sleep=say,
+            reraise=True,
+        )
+        try:
+            return retrying(what, *arguments)
+        except OSError as error:
+            if not _is_out_of_order(error):
+                raise
+            raise StorageError(
+                f"{where}: the store is out of order ({_reason(error)}); start again when it is "
+                "not: what is finished is kept"
+            ) from error
+
+
+def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{uri}: not a usable location ({error})") from error
+    if isinstance(filesystem, pafs.S3FileSystem):
+        # A URI can't hold these options; what the file system is pickled as can.
+        build, (options,) = filesystem.__reduce__()
+        filesystem = build({**options, **_S3_OPTIONS})
+    return filesystem, path
+
+
+def _is_out_of_order(error: BaseException) -> bool:
+    return isinstance(error, OSError) and _OUT_OF_ORDER.search(str(error)) is not None
+
+
+def _reason(error: BaseException | None) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
+
+
+@contextlib.contextmanager
+def local_copy(location: str) -> Iterator[Path]:
+    """A file, or a folder with the files directly in it, on this disk.
+
+    What is in an object store is there as long as the context lasts; what is on a disk is given as
+    it is, be there anything or not.
+
+    Raises:
+        InputError: there is nothing of this name in the store.
+    """
+    if not is_uri(location):
+        yield Path(location)
+        return
+    parent, _, quoted = location.rstrip("/").rpartition("/")
+    folder, name = Folder(parent), unquote(quoted)
+    with tempfile.TemporaryDirectory(prefix="cfer-") as temporary:
+        # Not by its own name, which may be anything; what it ends in says what it is.
+        copy = Path(temporary) / f"clip{Path(name).suffix}"
+        if folder.exists(name):
+            _download(folder, name, copy)
+        else:
+            below = Folder(location)
+            names = below.names()
+            if not names:
+                raise InputError(f"{location}: there is no such file or folder")
+            copy.mkdir()
+            for file in names:
+                _download(below, file, copy / file)
+        yield copy
+
+
+def _download(folder: Folder, name: str, path: Path) -> None:
+    with open(path, "wb") as stream:
+        for chunk in folder.chunks(name):
+            stream.write(chunk)

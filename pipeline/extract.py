@@ -6,10 +6,11 @@
 
 Per clip: find the face, cut one fixed square, encode it at a fixed GOP, read the I-frames out of
 the bitstream and embed them by a frozen face recogniser; the residuals stay in the bitstream. The
-unit of work is a shard of `--clips-per-shard` clips of the sorted manifest. A shard appears with
-its completion record, or not at all, so a job that was killed goes on where it was, and ends with
-the same bytes. A clip that cannot be used ends in `failures.csv` with its reason; `dataset.json`
-comes last.
+unit of work is a shard of `--clips-per-shard` clips of the sorted manifest. It goes through two
+pools of actors: *clip actors* decode, find the face and encode, on CPUs; *shard actors* embed and
+write, on GPUs where there are some. A shard appears with its completion record, or not at all, so a
+job that was killed goes on where it was, and ends with the same bytes. A clip that cannot be used
+ends in `failures.csv` with its reason, one that crashes the decoder too; `dataset.json` comes last.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import multiprocessing
+import pickle
+import signal
 import sys
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
+from urllib.parse import unquote
 
 if not __package__:
     # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
@@ -40,7 +45,7 @@ import ray.data
 from tqdm import tqdm
 
 from cfer import faces
-from cfer.clips import ClipError, numbered_pictures
+from cfer.clips import ClipError, is_numbered_picture, picture_order
 from cfer.cluster import join_cluster
 from cfer.codec import CodecSettings, encode
 from cfer.errors import InputError, exit_with_message
@@ -58,17 +63,26 @@ from cfer.shards import (
     write_description,
     write_shard,
 )
-from cfer.storage import Folder, absolute_location
+from cfer.storage import Folder, StorageError, absolute_location, is_uri, local_copy
 from pipeline.datasets import layout
 from pipeline.manifest import Entry, class_names, read_manifest
 
 PLAN_NAME = "extraction.json"
 LOG_NAME = "extract.log"
 PROGRESS_SECONDS = 10
-# A clip at which this many workers died in one job is at fault itself.
-CRASHES_OF_A_BAD_CLIP = 2
+# A worker that dies may have been killed from outside; one of its clips is suspected when it has
+# happened so often at their shard, and from then on each is made in a process of its own.
+DEATHS_OF_A_SUSPECT = 2
+# A process that is killed so often at one clip is taken to need more memory than there is.
+KILLS_OF_A_BAD_CLIP = 3
+MOST_DEATHS = 20  # of workers at one shard, in one job
+NATIVE_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+SOURCES_PER_TASK = 64
+MOST_WARNINGS = 5
 
 log = logging.getLogger("extract")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -128,44 +142,48 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def extract_clip(
-    entry: Entry,
-    settings: Settings,
-    classes: Sequence[str],
-    detector: FaceDetector,
-    recogniser: Recogniser,
+    entry: Entry, settings: Settings, classes: Sequence[str], detector: FaceDetector
 ) -> tuple[list[Clip], list[Failure]]:
-    """A clip's rows (several, where it was cut into windows), and what failed of it."""
+    """A clip's rows (several, where it was cut into windows), without their identity yet, and what
+    failed of it.
+
+    Raises:
+        StorageError: the store of its source is out of order.
+    """
     clips: list[Clip] = []
     failures: list[Failure] = []
     last_frame = -1
     try:
-        for window in face_clip(
-            entry.path,
-            settings.size,
-            detector,
-            settings.window_frames,
-            entry.fps,
-            take=settings.codec.encoded_frames,
-        ):
-            last_frame = window.frames[-1]
-            clip_id = entry.clip_id
-            if window.num_windows > 1:
-                clip_id += f"#{window.number:04d}"
-            if window.error is None:
-                clips.append(_clip(entry, clip_id, window, settings, classes, recogniser))
-            else:
-                failures.append(_failure(clip_id, entry, window.error))
+        with local_copy(entry.location) as path:
+            for window in face_clip(
+                path,
+                settings.size,
+                detector,
+                settings.window_frames,
+                entry.fps,
+                take=settings.codec.encoded_frames,
+            ):
+                last_frame = window.frames[-1]
+                clip_id = entry.clip_id
+                if window.num_windows > 1:
+                    clip_id += f"#{window.number:04d}"
+                if window.error is None:
+                    clips.append(_clip(entry, clip_id, window, settings, classes))
+                else:
+                    failures.append(_failure(clip_id, entry.source, window.error))
         if entry.apex_frame is not None and entry.apex_frame > last_frame:
             raise ClipError(
-                entry.path,
+                entry.location,
                 "manifest",
                 f"apex_frame {entry.apex_frame} is beyond its last frame, {last_frame}; correct "
                 "the manifest (frames count from 0)",
             )
+    except StorageError:
+        raise
     except Exception as error:  # one bad clip must not end the job
         if not isinstance(error, InputError):
-            log.exception("%s: unexpected error", entry.path)
-        return [], [_failure(entry.clip_id, entry, error)]
+            log.exception("%s: unexpected error", entry.location)
+        return [], [_failure(entry.clip_id, entry.source, error)]
     return clips, failures
 
 
@@ -175,7 +193,6 @@ def _clip(
     window: FaceWindow,
     settings: Settings,
     classes: Sequence[str],
-    recogniser: Recogniser,
 ) -> Clip:
     codec = settings.codec
     bitstream = encode(window.pictures, codec, codec.encoded_fps(window.fps))
@@ -207,7 +224,7 @@ def _clip(
         i_frame_numbers=[gop[0] for gop in bitstream.gops],
         bitstream=bitstream.data,
         residual_frames=[residual.frame for residual in residuals],
-        identity=recogniser.embed(i_frames),
+        identity=np.zeros((len(i_frames), 0), np.float32),
         apex_frame=apex_frame,
         apex=apex,
         intra_fraction=float(np.mean([r.intra_fraction for r in residuals])),
@@ -215,37 +232,56 @@ def _clip(
     )
 
 
-def _failure(clip_id: str, entry: Entry, error: Exception) -> Failure:
+def _failure(clip_id: str, source: str, error: Exception) -> Failure:
     if isinstance(error, ClipError):
         stage, reason = error.stage, error.reason
     else:
         stage, reason = "extract", str(error)
-    return Failure(clip_id, entry.source, stage, reason, type(error).__name__)
+    return Failure(clip_id, source, stage, reason, type(error).__name__)
 
 
-# ---- one shard, in an actor ----------------------------------------------------------------------
+# ---- one shard, in two actors --------------------------------------------------------------------
 
 
-class Extractor:
-    """Holds the networks, and turns one planned shard at a time into a file."""
+class ClipActor:
+    """Turns the sources of one planned shard at a time into clips without their identity."""
+
+    def __init__(self, out: str, settings: Settings, classes: Sequence[str], job: str) -> None:
+        _use_one_thread()
+        self.out, self.settings, self.classes, self.job = out, settings, classes, job
+        self.detector = FaceDetector()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        attempt = _Attempt(self.out, int(row["index"]), "clips", self.job)
+        clips: list[Clip] = []
+        failures: list[Failure] = []
+        with _ChildProcess(self.settings, self.classes) as child:
+            for entry in _unpack_entries(row["entries"]):
+                if attempt.deaths >= DEATHS_OF_A_SUSPECT:
+                    rows, failed = child.extract_clip(entry)
+                else:
+                    rows, failed = extract_clip(entry, self.settings, self.classes, self.detector)
+                clips += rows
+                failures += failed
+        attempt.end()
+        work = {name: row[name] for name in ("index", "digest")}
+        return {**work, "clips": pickle.dumps(clips), "failures": pickle.dumps(failures)}
+
+
+class ShardActor:
+    """Embeds the I-frames of one shard's clips at a time, and writes the shard."""
 
     def __init__(
         self,
         out: str,
         settings: Settings,
-        classes: Sequence[str],
         weights: Path | None,
         weights_sha256: str,
         device: str,
         job: str,
     ) -> None:
-        import cv2
-        import torch
-
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        self.out, self.settings, self.classes, self.job = out, settings, classes, job
-        self.detector = FaceDetector(device)
+        _use_one_thread()
+        self.out, self.job = out, job
         self.recogniser = open_recogniser(settings.identity, weights, device)
         if self.recogniser.weights_sha256 != weights_sha256:
             raise InputError(
@@ -254,58 +290,130 @@ class Extractor:
             )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        index, entries = int(row["index"]), _unpack_entries(row["entries"])
+        index = int(row["index"])
+        attempt = _Attempt(self.out, index, "shard", self.job)
         clips: list[Clip] = []
-        failures: list[Failure] = []
-        marker = _Marker(self.out, index, self.job)
-        for entry in entries:
-            if marker.crashes[entry.clip_id] >= CRASHES_OF_A_BAD_CLIP:
-                failures.append(
-                    Failure(
-                        entry.clip_id,
-                        entry.source,
-                        "native crash",
-                        f"a worker died at it {CRASHES_OF_A_BAD_CLIP} times; convert it to MP4",
-                        "",
-                    )
-                )
-                continue
-            marker.begin(entry.clip_id)
-            rows, failed = extract_clip(
-                entry, self.settings, self.classes, self.detector, self.recogniser
-            )
-            clips += rows
-            failures += failed
+        failures: list[Failure] = pickle.loads(row["failures"])
+        for clip in pickle.loads(row["clips"]):
+            try:
+                clips.append(replace(clip, identity=self.recogniser.embed(clip.i_frames)))
+            except Exception as error:  # one bad clip must not end the job
+                log.exception("%s: unexpected error", clip.clip_id)
+                failures.append(_failure(clip.clip_id, clip.source, error))
         receipt = write_shard(self.out, index, clips, failures, str(row["digest"]))
-        marker.remove()
+        attempt.end()
         return {"index": receipt.index, "rows": receipt.rows, "failures": len(receipt.failures)}
 
 
-class _Marker:
-    """Which clip of a shard is being worked on, for the worker that comes after a crash.
+def _use_one_thread() -> None:
+    """There is an actor for every CPU."""
+    import cv2
+    import torch
 
-    A marker of another job says nothing about its clip: that whole job was stopped there.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+class _Attempt:
+    """One actor's try at a shard; its file tells the next actor how many have died at it.
+
+    What another job has left says nothing: that whole job was stopped there.
     """
 
-    def __init__(self, out: str, index: int, job: str) -> None:
-        self._folder, self._name, self._job = Folder(out), _marker_name(index), job
-        self.crashes: Counter[str] = Counter()
+    def __init__(self, out: str, index: int, stage: str, job: str) -> None:
+        self._folder, self._name = Folder(out), f"working-{index:05d}-{stage}.json"
+        self.deaths = 0
         if self._folder.exists(self._name):
             before = json.loads(self._folder.read(self._name))
             if before["job"] == job:
-                self.crashes = Counter(before["crashes"])
-                self.crashes[before["clip_id"]] += 1
+                self.deaths = before["deaths"] + 1
+        if self.deaths >= MOST_DEATHS:
+            raise InputError(
+                f"shard {index}: {self.deaths} workers died at its {stage}; see the logs of Ray's "
+                "nodes (did they run out of memory? then give fewer --actors), and start again"
+            )
+        self._folder.write(self._name, json.dumps({"job": job, "deaths": self.deaths}).encode())
 
-    def begin(self, clip_id: str) -> None:
-        state = {"job": self._job, "clip_id": clip_id, "crashes": self.crashes}
-        self._folder.write(self._name, json.dumps(state).encode())
-
-    def remove(self) -> None:
+    def end(self) -> None:
         self._folder.delete(self._name)
 
 
-def _marker_name(index: int) -> str:
-    return f"working-{index:05d}.json"
+class _ChildProcess:
+    """Makes clips in a process of its own, so that it is known which one crashes."""
+
+    def __init__(self, settings: Settings, classes: Sequence[str]) -> None:
+        self._arguments = (settings, classes)
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection
+
+    def __enter__(self) -> _ChildProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+    def extract_clip(self, entry: Entry) -> tuple[list[Clip], list[Failure]]:
+        """As the function does, with a failure where the process ends at this clip."""
+        for _ in range(KILLS_OF_A_BAD_CLIP):
+            if self._process is None:
+                self._start()
+            assert self._process is not None
+            try:
+                self._connection.send(entry)
+                made = self._connection.recv()
+            except (EOFError, OSError):
+                self._process.join()
+                ended_by = -(self._process.exitcode or 0)
+                self._process = None
+                if ended_by in NATIVE_CRASHES:
+                    break
+                continue
+            if isinstance(made, Exception):
+                raise made
+            return cast(tuple[list[Clip], list[Failure]], made)
+        name = signal.Signals(ended_by).name if ended_by > 0 else f"status {-ended_by}"
+        if ended_by in NATIVE_CRASHES:
+            reason = f"the decoder crashed at it ({name}); convert it to MP4"
+        else:
+            reason = (
+                f"its process was ended {KILLS_OF_A_BAD_CLIP} times ({name}), as where memory runs "
+                "out; convert it to a smaller MP4, or cut it"
+            )
+        return [], [Failure(entry.clip_id, entry.source, "native crash", reason, "")]
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_extract_clips_in_child, args=(theirs, *self._arguments), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        try:
+            self._connection.recv()  # it is ready
+        except EOFError as error:
+            raise RuntimeError("a process for single clips did not start") from error
+
+
+def _extract_clips_in_child(
+    connection: Connection, settings: Settings, classes: Sequence[str]
+) -> None:
+    _use_one_thread()
+    detector = FaceDetector()
+    connection.send("ready")
+    made: Any
+    while True:
+        try:
+            entry = connection.recv()
+        except EOFError:
+            return
+        try:
+            made = extract_clip(entry, settings, classes, detector)
+        except StorageError as error:
+            made = error
+        connection.send(made)
 
 
 def _pack_entries(entries: Sequence[Entry]) -> str:
@@ -315,7 +423,6 @@ def _pack_entries(entries: Sequence[Entry]) -> str:
 def _unpack_entries(text: str) -> list[Entry]:
     rows = json.loads(text)
     for row in rows:
-        row["path"] = Path(row["path"])
         row["fps"] = None if row["fps"] is None else Fraction(row["fps"])
     return [Entry(**row) for row in rows]
 
@@ -340,11 +447,10 @@ def plan_shards(
     Raises:
         InputError: the same bytes under two subjects.
     """
-    with ThreadPoolExecutor(4) as pool:
-        digests = pool.map(source_digest, [entry.path for entry in entries])
-        sources = list(
-            tqdm(digests, "reading sources", len(entries), unit="clip", disable=None, delay=2)
-        )
+    digests = _source_digests([entry.location for entry in entries])
+    sources = list(
+        tqdm(digests, "reading sources", len(entries), unit="clip", disable=None, delay=2)
+    )
     _check_subjects(entries, sources)
     step = settings.clips_per_shard
     planned = []
@@ -358,7 +464,7 @@ def plan_shards(
             "classes": list(classes),
             "sources": sources[start : start + step],
             # Where the sources lie is no part of the work; what they are called in the rows is.
-            "entries": [{**asdict(entry), "path": ""} for entry in part],
+            "entries": [{**asdict(entry), "location": ""} for entry in part],
         }
         text = json.dumps(work, sort_keys=True, default=str)
         planned.append(PlannedShard(index, part, hashlib.sha256(text.encode()).hexdigest()))
@@ -368,34 +474,70 @@ def plan_shards(
 def _check_subjects(entries: Sequence[Entry], digests: Sequence[str]) -> None:
     """Raises InputError where two subjects share a clip's bytes; logs other clips that do."""
     first: dict[str, Entry] = {}
+    pairs = 0
     for entry, digest in zip(entries, digests, strict=True):
         other = first.setdefault(digest, entry)
         if not digest or other is entry:
             continue
         if None not in (entry.subject, other.subject) and entry.subject != other.subject:
             raise InputError(
-                f"{other.path} and {entry.path}: the same bytes under two subjects, "
+                f"{other.location} and {entry.location}: the same bytes under two subjects, "
                 f"{other.subject} and {entry.subject}: one person would be on both sides of a "
                 "fold; correct or remove one"
             )
-        log.warning("%s and %s: the same bytes", other.path, entry.path)
+        pairs += 1
+        if pairs <= MOST_WARNINGS:
+            log.warning("%s and %s: the same bytes", other.location, entry.location)
+    if pairs > MOST_WARNINGS:
+        log.warning("… and %d more clips with the bytes of another", pairs - MOST_WARNINGS)
 
 
-def source_digest(path: Path) -> str:
-    """SHA-256 of a video's bytes, or of all pictures of a folder; empty where it is unreadable."""
+def _source_digests(locations: Sequence[str]) -> Iterator[str]:
+    """The digest of each source, in order. What is in a store is read by all nodes of the cluster:
+    a single one would take longer to read terabytes than all of them to extract them."""
+    if not any(map(is_uri, locations)):
+        with ThreadPoolExecutor(4) as pool:
+            yield from pool.map(source_digest, locations)
+        return
+    join_cluster(for_training=False)
+    task = ray.remote(_digests_in_task).options(num_cpus=0.5)
+    starts = range(0, len(locations), SOURCES_PER_TASK)
+    parts = [task.remote(list(locations[at : at + SOURCES_PER_TASK])) for at in starts]
+    for part in parts:
+        yield from _told(lambda part=part: ray.get(part))  # type: ignore[misc]
+
+
+def _digests_in_task(locations: Sequence[str]) -> list[str]:
+    with ThreadPoolExecutor(8) as pool:  # they wait for the store most of the time
+        return list(pool.map(source_digest, locations))
+
+
+def source_digest(location: str) -> str:
+    """SHA-256 of a video's bytes, or of all pictures of a folder; empty where it is unreadable.
+
+    Raises:
+        StorageError: its store is out of order.
+    """
     digest = hashlib.sha256()
+    parent, _, name = location.rstrip("/").rpartition("/")
     try:
-        for file in numbered_pictures(path) if path.is_dir() else [path]:
-            if path.is_dir():
-                digest.update(file.name.encode() + b"\0")
-            if not file.is_file():
-                return ""
-            with open(file, "rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    except OSError:
+        folder = Folder(parent or "/")
+        name = unquote(name) if is_uri(location) else name
+        if folder.exists(name):
+            for chunk in folder.chunks(name):
+                digest.update(chunk)
+            return digest.hexdigest()
+        pictures = Folder(location)
+        names = sorted(filter(is_numbered_picture, pictures.names()), key=picture_order)
+        for picture in names:
+            digest.update(picture.encode() + b"\0")
+            for chunk in pictures.chunks(picture):
+                digest.update(chunk)
+    except StorageError:
+        raise
+    except (InputError, OSError):
         return ""
-    return digest.hexdigest()
+    return digest.hexdigest() if names else ""
 
 
 def _face_rule() -> dict[str, float]:
@@ -454,7 +596,7 @@ def extract(
     Raises:
         InputError: an option, the sources or an existing output that is not right.
     """
-    entries = [_absolute(entry) for entry in entries]
+    entries = [replace(e, location=absolute_location(e.location)) for e in entries]
     before = _read_plan(out)
     if settings.identity == "auto" and before is not None:
         # What auto took the first time stays, even if the network has come back since.
@@ -509,38 +651,93 @@ def _run(
     use_gpu: bool,
 ) -> None:
     join_cluster(for_training=False)
+    pools = _pools(num_actors, use_gpu, len(left))
+    where, job = absolute_location(out), uuid.uuid4().hex
+    rows = [
+        {"index": s.index, "digest": s.digest, "entries": _pack_entries(s.entries)} for s in left
+    ]
+    receipts = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map(
+            cast(Any, ClipActor),
+            fn_constructor_kwargs={
+                "out": where,
+                "settings": settings,
+                "classes": classes,
+                "job": job,
+            },
+            compute=ray.data.ActorPoolStrategy(size=pools.num_clip_actors),
+            num_cpus=pools.clip_actor_cpus,
+        )
+        .map(
+            cast(Any, ShardActor),
+            fn_constructor_kwargs={
+                "out": where,
+                "settings": settings,
+                "weights": None if weights is None else weights.resolve(),
+                "weights_sha256": recogniser.weights_sha256,
+                "device": "cuda" if use_gpu else "cpu",
+                "job": job,
+            },
+            compute=ray.data.ActorPoolStrategy(size=pools.num_shard_actors),
+            num_cpus=pools.shard_actor_cpus,
+            num_gpus=1 if use_gpu else 0,
+        )
+    )
+    sizes = {shard.index: len(shard.entries) for shard in left}
+
+    def go() -> None:
+        for receipt in _with_progress(receipts.iter_rows(), sizes):
+            log.debug("shard %d: %d rows", receipt["index"], receipt["rows"])
+
+    _told(go)
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """How many actors there are, and the CPUs that each reserves."""
+
+    num_clip_actors: int
+    clip_actor_cpus: float
+    num_shard_actors: int
+    shard_actor_cpus: float
+
+
+def _pools(num_actors: int | None, use_gpu: bool, num_shards: int) -> _Pools:
+    """On GPUs, a shard actor for each of them, and a clip actor for each CPU that is left. On CPUs
+    alone a clip actor and a shard actor share each of them: whatever the embedding costs beside the
+    decoding, no CPU waits.
+
+    Raises:
+        InputError: more actors than the cluster has room for.
+    """
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    room = gpus if use_gpu else cpus
-    if room < 1:
-        raise InputError(f"--gpu: the cluster has {gpus} GPUs and {cpus} CPUs; leave --gpu out")
+    if use_gpu and not 1 <= gpus < cpus:
+        raise InputError(
+            f"--gpu: the cluster has {gpus} GPUs and {cpus} CPUs, and each GPU needs a CPU, and "
+            "the decoding at least one more; leave --gpu out"
+        )
+    room = cpus - gpus if use_gpu else cpus
     if num_actors is not None and num_actors > room:
         raise InputError(
             f"--actors {num_actors}: the cluster has room for {room} "
             f"({gpus} GPUs, {cpus} CPUs); give fewer, or leave --actors out"
         )
-    actors = min(num_actors or room, len(left))
-    rows = [
-        {"index": s.index, "digest": s.digest, "entries": _pack_entries(s.entries)} for s in left
-    ]
-    receipts = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        cast(Any, Extractor),
-        fn_constructor_kwargs={
-            "out": absolute_location(out),
-            "settings": settings,
-            "classes": classes,
-            "weights": None if weights is None else weights.resolve(),
-            "weights_sha256": recogniser.weights_sha256,
-            "device": "cuda" if use_gpu else "cpu",
-            "job": uuid.uuid4().hex,
-        },
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
-        num_cpus=1,
-        num_gpus=1 if use_gpu else 0,
-    )
-    sizes = {shard.index: len(shard.entries) for shard in left}
-    for receipt in _with_progress(receipts.iter_rows(), sizes):
-        log.debug("shard %d: %d rows", receipt["index"], receipt["rows"])
+    clip_actors = min(num_actors or room, num_shards)
+    if use_gpu:
+        return _Pools(clip_actors, 1, min(gpus, num_shards), 1)
+    return _Pools(clip_actors, 0.5, clip_actors, 0.5)
+
+
+def _told(what: Callable[[], T]) -> T:
+    """A user's error of an actor or a task, without the traceback that Ray makes of it."""
+    try:
+        return what()
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
 
 
 def _with_progress(
@@ -574,10 +771,6 @@ def _with_progress(
 
 def _with_identity(settings: Settings, name: str) -> Settings:
     return Settings(**{**asdict(settings), "identity": name})
-
-
-def _absolute(entry: Entry) -> Entry:
-    return Entry(**{**asdict(entry), "path": entry.path.resolve()})
 
 
 def _is_described(out: str, receipts: Sequence[Receipt]) -> bool:
@@ -660,7 +853,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Videos → Parquet shards of I-frames, residuals and identity embeddings.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--videos", help="a folder, a glob pattern, or a CSV")
+    source.add_argument("--videos", help="a folder or a CSV (path or s3://…), or a glob pattern")
     source.add_argument(
         "--dataset", choices=layout.NAMES, help="in its owners' layout, below --root"
     )
@@ -692,8 +885,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--classes", help="class names in order, commas between (those found)")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="the paper's settings")
-    parser.add_argument("--actors", type=int, help="parallel workers (one per CPU, or per GPU)")
-    parser.add_argument("--gpu", action="store_true", help="one GPU for each worker's networks")
+    parser.add_argument("--actors", type=int, help="clips at a time (as many as there are CPUs)")
+    parser.add_argument("--gpu", action="store_true", help="embed the I-frames on GPUs")
     parser.add_argument(
         "--max-failures", type=int, default=0, help="exit with status 1 above so many (0)"
     )

@@ -5,6 +5,10 @@ The CSV has a header. `path` is required, and relative to the CSV's folder; the 
     path,clip_id,subject,label,split,apex_frame,dataset,fps
 
 `label` is a class name, `apex_frame` a frame number from 0. An empty cell means "unknown".
+
+A folder, a CSV and what it names may be in an object store (`s3://bucket/videos`). A CSV may come
+from anywhere: what it names by a relative path lies below its own folder. It leads out of there
+neither by `..` nor by a link; an absolute path or a URI says openly where it leads.
 """
 
 from __future__ import annotations
@@ -14,13 +18,22 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
-from cfer.clips import VIDEO_SUFFIXES, clips_below, is_picture_folder, is_video
+from cfer.clips import (
+    VIDEO_SUFFIXES,
+    clips_below,
+    is_numbered_picture,
+    is_picture_folder,
+    is_video,
+    is_video_name,
+)
 from cfer.errors import InputError
+from cfer.storage import Folder, absolute_location, is_uri
 
 COLUMNS = ("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps")
 
@@ -30,7 +43,8 @@ class Entry:
     """One clip to extract.
 
     Attributes:
-        path: of the video, or of the folder of numbered pictures; it need not exist.
+        location: path or URI of the video, or of the folder of numbered pictures; it need not
+            exist.
         clip_id: unique in the manifest.
         source: what the data set calls it: the path as the manifest gives it, so that the same
             videos in another place give the same shards.
@@ -40,7 +54,7 @@ class Entry:
         fps: overrides the clip's own.
     """
 
-    path: Path
+    location: str
     clip_id: str
     source: str
     subject: str | None = None
@@ -56,16 +70,18 @@ def read_manifest(videos: str) -> list[Entry]:
 
     Args:
         videos: a folder (looked through with all its sub-folders for videos and for folders of
-            numbered pictures), a glob pattern, or a CSV.
+            numbered pictures), a glob pattern, or a CSV; a folder or a CSV may be a URI.
 
     Raises:
         InputError: nothing there, or a row that is not right (it is named).
     """
     path = Path(videos)
-    if path.is_dir():
+    if videos.lower().endswith(".csv"):
+        entries = read_csv(videos)
+    elif is_uri(videos):
+        entries = _from_store(videos)
+    elif path.is_dir():
         entries = _from_paths(list(clips_below(path)), path, path.resolve().name)
-    elif path.suffix.lower() == ".csv":
-        entries = read_csv(path)
     else:
         found = [Path(p) for p in glob.glob(videos, recursive=True)]
         clips = [p for p in found if is_video(p) or is_picture_folder(p)]
@@ -122,17 +138,48 @@ def class_names(entries: Sequence[Entry], given: Sequence[str] | None = None) ->
 
 
 def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
+    return _named(
+        {
+            (path.relative_to(base) if path != base else Path(path.resolve().name)): str(path)
+            for path in paths
+        },
+        dataset,
+    )
+
+
+def _from_store(uri: str) -> list[Entry]:
+    """Videos and folders of numbered pictures below a folder of an object store."""
+    folder = Folder(uri)
+    found: dict[Path, str] = {}
+    for name in folder.names_below():
+        path = Path(name)
+        if any(part.startswith(".") for part in path.parts):
+            continue
+        if is_video_name(path.name):
+            found[path] = folder.location_of(name)
+        elif is_numbered_picture(path.name):
+            is_here = path.parent == Path(".")
+            of_pictures = Path(_last_name(uri)) if is_here else path.parent
+            found[of_pictures] = uri if is_here else folder.location_of(str(path.parent))
+    return _named(found, _last_name(uri))
+
+
+def _named(locations: Mapping[Path, str], dataset: str) -> list[Entry]:
+    """Entries of clips that nothing is known of but where they are, by their relative paths."""
     entries = []
-    taken: dict[str, Path] = {}
-    for path in paths:
-        relative = path.relative_to(base) if path != base else Path(path.resolve().name)
-        # Two videos may differ in their endings alone.
-        clip_id = relative.as_posix() if relative.stem in taken else without_suffix(relative)
+    taken: set[str] = set()
+    for relative, location in locations.items():
+        clip_id = without_suffix(relative)
         if clip_id in taken:
+            # Two videos may differ in their endings alone.
             clip_id = relative.as_posix()
-        taken[clip_id] = path
-        entries.append(Entry(path, clip_id, relative.as_posix(), dataset=dataset))
+        taken.add(clip_id)
+        entries.append(Entry(location, clip_id, relative.as_posix(), dataset=dataset))
     return entries
+
+
+def _last_name(uri: str) -> str:
+    return unquote(uri.rstrip("/").rsplit("/", 1)[1])
 
 
 def without_suffix(path: Path) -> str:
@@ -141,15 +188,16 @@ def without_suffix(path: Path) -> str:
     return (path.with_suffix("") if has_one else path).as_posix()
 
 
-def read_csv(path: Path) -> list[Entry]:
-    """The clips of a CSV with the columns `COLUMNS`, in its order.
+def read_csv(path: str | Path) -> list[Entry]:
+    """The clips of a CSV (a path or a URI) with the columns `COLUMNS`, in its order.
 
     Raises:
         InputError: as `csv_rows` does, or a row that is not right.
     """
     entries: dict[str, Entry] = {}
+    parent, _, _ = absolute_location(str(path)).rpartition("/")
     for where, cells in csv_rows(path, COLUMNS, ("path",)):
-        entry = _entry(cells, path, where)
+        entry = _entry(cells, Folder(parent or "/"), where)
         if entry.clip_id in entries:
             raise InputError(
                 f"{where}: clip_id {entry.clip_id!r} occurs twice; give every clip one of its own"
@@ -159,7 +207,7 @@ def read_csv(path: Path) -> list[Entry]:
 
 
 def csv_rows(
-    path: Path, columns: Sequence[str], required: Sequence[str]
+    path: str | Path, columns: Sequence[str], required: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV with a header: where each one is (file and line), and its stripped cells.
 
@@ -167,7 +215,11 @@ def csv_rows(
         InputError: not a readable CSV, a column missing or unknown, or a row that does not fit.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if is_uri(path):
+            parent, _, name = str(path).rpartition("/")
+            text = Folder(parent).read(unquote(name)).decode("utf-8-sig")
+        else:
+            text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
     except UnicodeDecodeError as error:
@@ -198,22 +250,43 @@ def csv_rows(
         raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
 
-def _entry(cells: dict[str, str], path: Path, where: str) -> Entry:
+def _entry(cells: dict[str, str], folder: Folder, where: str) -> Entry:
     source = cells["path"]
     if not source:
         raise InputError(f"{where}: `path` is empty; give the clip's path, or remove the row")
-    relative = Path(source)
     return Entry(
-        path=path.parent / relative,
-        clip_id=cells.get("clip_id") or without_suffix(relative),
+        location=_location(source, folder, where),
+        clip_id=cells.get("clip_id") or without_suffix(Path(source)),
         source=source,
         subject=cells.get("subject") or None,
         label=cells.get("label") or None,
         split=cells.get("split") or None,
         apex_frame=apex_frame(cells.get("apex_frame", ""), where),
-        dataset=cells.get("dataset") or path.resolve().parent.name,
+        dataset=cells.get("dataset") or _last_name(folder.location),
         fps=_fps(cells.get("fps", ""), where),
     )
+
+
+def _location(source: str, folder: Folder, where: str) -> str:
+    """Where a row's `path` leads. Raises InputError where it leads out of the CSV's folder."""
+    if ".." in PurePosixPath(source).parts:
+        raise InputError(
+            f"{where}: path {source!r} goes up by `..`; move the CSV to a folder above its clips, "
+            "or give the absolute path"
+        )
+    if is_uri(source):
+        return source
+    if is_uri(folder.location):
+        return source if source.startswith("/") else folder.location_of(source)
+    path = Path(folder.location, source)
+    if not Path(source).is_absolute() and not path.resolve().is_relative_to(
+        Path(folder.location).resolve()
+    ):
+        raise InputError(
+            f"{where}: path {source!r} is a link that leads out of the CSV's folder, to "
+            f"{path.resolve()}; give that path, if it is meant"
+        )
+    return str(path)
 
 
 def apex_frame(cell: str, where: str) -> int | None:

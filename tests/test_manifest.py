@@ -38,13 +38,13 @@ def test_a_folder_is_looked_through(tree):
     ids = [entry.clip_id for entry in entries]
     assert ids == sorted(set(ids)), "sorted, and each one once"
     assert {"S1/001", "b/10", "b/2"} < set(ids)
-    assert all(entry.path.exists() and entry.dataset == "set" for entry in entries)
+    assert all(Path(entry.location).exists() and entry.dataset == "set" for entry in entries)
     assert all(entry.label is None and entry.subject is None for entry in entries)
 
 
 def test_a_folder_of_pictures_itself(tree):
     (entry,) = read_manifest(str(tree / "S1" / "001"))
-    assert entry.path == tree / "S1" / "001"
+    assert entry.location == str(tree / "S1" / "001")
 
 
 def test_a_pattern(tree):
@@ -78,7 +78,7 @@ def test_a_csv_says_everything(tmp_path):
     two, bare = entries["two"], entries["videos/a"]
     assert (two.subject, two.label, two.split) == ("S2", "fear, great", "test")
     assert (two.apex_frame, two.dataset, two.fps) == (0, "CK+", Fraction(30000, 1001))
-    assert two.path == tmp_path / "z.mp4"
+    assert two.location == str(tmp_path / "z.mp4")
     assert two.source == "z.mp4"
     nothing = (bare.subject, bare.label, bare.split, bare.apex_frame, bare.fps)
     assert nothing == (None,) * 5
@@ -137,5 +137,5 @@ def test_classes(tmp_path):
 def test_the_drawn_set(drawn_videos):
     entries = read_manifest(str(drawn_videos / "manifest.csv"))
     assert len(entries) == 56
-    assert all(entry.path.exists() for entry in entries)
+    assert all(Path(entry.location).exists() for entry in entries)
     assert len(class_names(entries)) == 7

@@ -63,7 +63,7 @@ def read(root: Path) -> list[Entry]:
         for name, folder in named(classes, FOLDERS, "class").items():
             entries += [
                 Entry(
-                    path=video,
+                    location=str(video),
                     clip_id=without_suffix(video.relative_to(root)),
                     source=relative(video, root),
                     label=EMOTIONS[name.lower()],

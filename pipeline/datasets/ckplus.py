@@ -83,7 +83,7 @@ def read(root: Path) -> list[Entry]:
             log.warning("%s: its label is for another picture than its last", sequence)
         entries.append(
             Entry(
-                path=folder,
+                location=str(folder),
                 clip_id=sequence,
                 source=relative(folder, root),
                 subject=sequence.split("/")[0],

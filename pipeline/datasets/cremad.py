@@ -65,7 +65,7 @@ def read(root: Path) -> list[Entry]:
         )
     return [
         Entry(
-            path=path,
+            location=str(path),
             clip_id=name,
             source=relative(path, root),
             subject=name.split("_")[0],

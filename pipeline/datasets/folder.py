@@ -67,7 +67,7 @@ def read(root: Path) -> list[Entry]:
         left_out([relative(path, root) for path in deeper], "folders without numbered pictures")
         entries += [
             Entry(
-                path=clip,
+                location=str(clip),
                 clip_id=f"{label}/{Path(without_suffix(clip)).name}",
                 source=relative(clip, root),
                 label=label,

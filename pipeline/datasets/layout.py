@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cfer.clips import VIDEO_SUFFIXES
+from cfer.clips import is_video
 from cfer.errors import InputError
 from pipeline.manifest import Entry, checked, class_names, read_csv
 
@@ -181,11 +181,7 @@ def folders(folder: Path) -> list[Path]:
 
 
 def videos(folder: Path) -> list[Path]:
-    return [path for path in visible(folder) if is_video_name(path.name) and path.is_file()]
-
-
-def is_video_name(name: str) -> bool:
-    return name.lower().endswith(VIDEO_SUFFIXES)
+    return [path for path in visible(folder) if is_video(path)]
 
 
 def files_below(folder: Path) -> Iterator[Path]:

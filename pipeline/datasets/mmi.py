@@ -136,7 +136,7 @@ def _from_csv(table: Path, sessions: dict[str, Path], root: Path) -> list[Entry]
 
 def _entry(video: Path, root: Path, subject: str, label: str, apex: int | None) -> Entry:
     return Entry(
-        path=video,
+        location=str(video),
         clip_id=video.stem.upper(),
         source=relative(video, root),
         subject=subject,

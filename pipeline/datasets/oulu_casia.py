@@ -56,7 +56,7 @@ def read(root: Path) -> list[Entry]:
             label = EMOTIONS[name.lower()]
             entries.append(
                 Entry(
-                    path=folder,
+                    location=str(folder),
                     clip_id=f"{subject}/{label}",
                     source=relative(folder, root),
                     subject=subject,

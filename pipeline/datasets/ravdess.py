@@ -21,10 +21,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from cfer.clips import is_video_name
 from cfer.errors import InputError
 from pipeline.datasets.layout import (
     files_below,
-    is_video_name,
     layout_error,
     left_out,
     log,
@@ -97,7 +97,7 @@ def read(root: Path) -> list[Entry]:
 def _entry(take: str, file: Path, root: Path) -> Entry:
     fields = take.split("-")
     return Entry(
-        path=file,
+        location=str(file),
         clip_id=f"Actor_{fields[-1]}/{take}",
         source=relative(file, root),
         subject=f"Actor_{fields[-1]}",
