@@ -20,17 +20,13 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import multiprocessing
 import pickle
-import signal
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from fractions import Fraction
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import unquote
@@ -39,392 +35,38 @@ if not __package__:
     # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
 import ray
 import ray.data
 from tqdm import tqdm
 
 from cfer import faces
-from cfer.clips import ClipError, is_numbered_picture, picture_order
+from cfer.clips import is_numbered_picture, picture_order
 from cfer.cluster import join_cluster
-from cfer.codec import CodecSettings, encode
 from cfer.errors import InputError, exit_with_message
-from cfer.faces import FaceDetector, FaceWindow, face_clip
 from cfer.identity import NAMES, Recogniser, open_recogniser
 from cfer.shards import (
     SCHEMA_VERSION,
-    Clip,
     Description,
-    Failure,
     Receipt,
     read_description,
     shard_is_done,
     shard_name,
     write_description,
-    write_shard,
 )
-from cfer.storage import Folder, StorageError, absolute_location, is_uri, local_copy
+from cfer.storage import Folder, StorageError, absolute_location, is_uri
+from pipeline.actors import PRESETS, ClipActor, Settings, ShardActor
 from pipeline.datasets import layout
 from pipeline.manifest import Entry, class_names, read_manifest
 
 PLAN_NAME = "extraction.json"
 LOG_NAME = "extract.log"
 PROGRESS_SECONDS = 10
-# A worker that dies may have been killed from outside; one of its clips is suspected when it has
-# happened so often at their shard, and from then on each is made in a process of its own.
-DEATHS_OF_A_SUSPECT = 2
-# A process that is killed so often at one clip is taken to need more memory than there is.
-KILLS_OF_A_BAD_CLIP = 3
-MOST_DEATHS = 20  # of workers at one shard, in one job
-NATIVE_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 SOURCES_PER_TASK = 64
 MOST_WARNINGS = 5
 
 log = logging.getLogger("extract")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the content of the shards. The comment of each field is its help text."""
-
-    size: int = 112  # side of the face crop, pixels, even
-    gop_size: int = 3  # frames from one I-frame to the next, at least 2
-    gop_span: int = 24  # frames of the video that a GOP stands for: gop_size of them are encoded
-    quantiser: int | None = None  # fixed quantiser, 1 (finest) to 31 (4, unless --bit-rate)
-    bit_rate: int | None = None  # bits per second, in place of a quantiser
-    motion_search: bool = True
-    identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had
-    window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
-    clips_per_shard: int = 4  # clips of the manifest in one shard
-
-    def __post_init__(self) -> None:
-        if self.size < 32 or self.size % 2:
-            raise InputError(f"--size {self.size}: give an even number of pixels, 32 or more")
-        if self.gop_size < 2:
-            raise InputError(
-                f"--gop-size {self.gop_size}: give 2 or more; a GOP of 1 has no residual"
-            )
-        if self.gop_span < self.gop_size:
-            raise InputError(
-                f"--gop-size {self.gop_size} --gop-span {self.gop_span}: a GOP stands for at least "
-                "as many frames of the video as it has; give the same twice to encode every frame"
-            )
-        for name in ("window_gops", "clips_per_shard"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more"
-                )
-        _ = self.codec
-
-    @property
-    def codec(self) -> CodecSettings:
-        quantiser = self.quantiser
-        if quantiser is None and self.bit_rate is None:
-            quantiser = 4
-        return CodecSettings(
-            self.gop_size, quantiser, self.bit_rate, self.motion_search, self.gop_span
-        )
-
-    @property
-    def window_frames(self) -> int:
-        return self.window_gops * self.gop_span
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Section 4 of the paper: GOP 12, the encoder's own motion search, 224 × 224 crops.
-    "paper": {"size": 224, "gop_size": 12, "gop_span": 12, "motion_search": True},
-}
-
-
-# ---- one clip ------------------------------------------------------------------------------------
-
-
-def extract_clip(
-    entry: Entry, settings: Settings, classes: Sequence[str], detector: FaceDetector
-) -> tuple[list[Clip], list[Failure]]:
-    """A clip's rows (several, where it was cut into windows), without their identity yet, and what
-    failed of it.
-
-    Raises:
-        StorageError: the store of its source is out of order.
-    """
-    clips: list[Clip] = []
-    failures: list[Failure] = []
-    last_frame = -1
-    try:
-        with local_copy(entry.location) as path:
-            for window in face_clip(
-                path,
-                settings.size,
-                detector,
-                settings.window_frames,
-                entry.fps,
-                take=settings.codec.encoded_frames,
-            ):
-                last_frame = window.frames[-1]
-                clip_id = entry.clip_id
-                if window.num_windows > 1:
-                    clip_id += f"#{window.number:04d}"
-                if window.error is None:
-                    clips.append(_clip(entry, clip_id, window, settings, classes))
-                else:
-                    failures.append(_failure(clip_id, entry.source, window.error))
-        if entry.apex_frame is not None and entry.apex_frame > last_frame:
-            raise ClipError(
-                entry.location,
-                "manifest",
-                f"apex_frame {entry.apex_frame} is beyond its last frame, {last_frame}; correct "
-                "the manifest (frames count from 0)",
-            )
-    except StorageError:
-        raise
-    except Exception as error:  # one bad clip must not end the job
-        if not isinstance(error, InputError):
-            log.exception("%s: unexpected error", entry.location)
-        return [], [_failure(entry.clip_id, entry.source, error)]
-    return clips, failures
-
-
-def _clip(
-    entry: Entry,
-    clip_id: str,
-    window: FaceWindow,
-    settings: Settings,
-    classes: Sequence[str],
-) -> Clip:
-    codec = settings.codec
-    bitstream = encode(window.pictures, codec, codec.encoded_fps(window.fps))
-    residuals = [
-        residual
-        for gop in range(len(bitstream.gops))
-        for residual in bitstream.accumulated_residuals(gop)
-    ]
-    i_frames = bitstream.i_frames()
-    apex_frame = apex = None
-    if entry.apex_frame is not None and entry.apex_frame in window.frames:
-        # Where not every frame is encoded, the one nearest to the apex stands for it.
-        encoded = np.array(codec.encoded_frames(len(window.frames)))
-        apex_frame = int(np.abs(encoded - (entry.apex_frame - window.frames[0])).argmin())
-        apex = window.pictures[apex_frame]
-    return Clip(
-        clip_id=clip_id,
-        dataset=entry.dataset,
-        source=entry.source,
-        subject=entry.subject,
-        label=None if entry.label is None else classes.index(entry.label),
-        label_name=entry.label,
-        split=entry.split,
-        num_frames=len(bitstream.packets),
-        fps=float(bitstream.fps),
-        size=settings.size,
-        gop_size=settings.gop_size,
-        i_frames=i_frames,
-        i_frame_numbers=[gop[0] for gop in bitstream.gops],
-        bitstream=bitstream.data,
-        residual_frames=[residual.frame for residual in residuals],
-        identity=np.zeros((len(i_frames), 0), np.float32),
-        apex_frame=apex_frame,
-        apex=apex,
-        intra_fraction=float(np.mean([r.intra_fraction for r in residuals])),
-        saturated_fraction=float(np.mean([r.saturated_fraction for r in residuals])),
-    )
-
-
-def _failure(clip_id: str, source: str, error: Exception) -> Failure:
-    if isinstance(error, ClipError):
-        stage, reason = error.stage, error.reason
-    else:
-        stage, reason = "extract", str(error)
-    return Failure(clip_id, source, stage, reason, type(error).__name__)
-
-
-# ---- one shard, in two actors --------------------------------------------------------------------
-
-
-class ClipActor:
-    """Turns the sources of one planned shard at a time into clips without their identity."""
-
-    def __init__(self, out: str, settings: Settings, classes: Sequence[str], job: str) -> None:
-        _use_one_thread()
-        self.out, self.settings, self.classes, self.job = out, settings, classes, job
-        self.detector = FaceDetector()
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        attempt = _Attempt(self.out, int(row["index"]), "clips", self.job)
-        clips: list[Clip] = []
-        failures: list[Failure] = []
-        with _ChildProcess(self.settings, self.classes) as child:
-            for entry in _unpack_entries(row["entries"]):
-                if attempt.deaths >= DEATHS_OF_A_SUSPECT:
-                    rows, failed = child.extract_clip(entry)
-                else:
-                    rows, failed = extract_clip(entry, self.settings, self.classes, self.detector)
-                clips += rows
-                failures += failed
-        attempt.end()
-        work = {name: row[name] for name in ("index", "digest")}
-        return {**work, "clips": pickle.dumps(clips), "failures": pickle.dumps(failures)}
-
-
-class ShardActor:
-    """Embeds the I-frames of one shard's clips at a time, and writes the shard."""
-
-    def __init__(
-        self,
-        out: str,
-        settings: Settings,
-        weights: Path | None,
-        weights_sha256: str,
-        device: str,
-        job: str,
-    ) -> None:
-        _use_one_thread()
-        self.out, self.job = out, job
-        self.recogniser = open_recogniser(settings.identity, weights, device)
-        if self.recogniser.weights_sha256 != weights_sha256:
-            raise InputError(
-                f"--identity {settings.identity}: this node has other weights than the job's; "
-                "remove them there, or give --identity-weights on a shared disk"
-            )
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        index = int(row["index"])
-        attempt = _Attempt(self.out, index, "shard", self.job)
-        clips: list[Clip] = []
-        failures: list[Failure] = pickle.loads(row["failures"])
-        for clip in pickle.loads(row["clips"]):
-            try:
-                clips.append(replace(clip, identity=self.recogniser.embed(clip.i_frames)))
-            except Exception as error:  # one bad clip must not end the job
-                log.exception("%s: unexpected error", clip.clip_id)
-                failures.append(_failure(clip.clip_id, clip.source, error))
-        receipt = write_shard(self.out, index, clips, failures, str(row["digest"]))
-        attempt.end()
-        return {"index": receipt.index, "rows": receipt.rows, "failures": len(receipt.failures)}
-
-
-def _use_one_thread() -> None:
-    """There is an actor for every CPU."""
-    import cv2
-    import torch
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-
-
-class _Attempt:
-    """One actor's try at a shard; its file tells the next actor how many have died at it.
-
-    What another job has left says nothing: that whole job was stopped there.
-    """
-
-    def __init__(self, out: str, index: int, stage: str, job: str) -> None:
-        self._folder, self._name = Folder(out), f"working-{index:05d}-{stage}.json"
-        self.deaths = 0
-        if self._folder.exists(self._name):
-            before = json.loads(self._folder.read(self._name))
-            if before["job"] == job:
-                self.deaths = before["deaths"] + 1
-        if self.deaths >= MOST_DEATHS:
-            raise InputError(
-                f"shard {index}: {self.deaths} workers died at its {stage}; see the logs of Ray's "
-                "nodes (did they run out of memory? then give fewer --actors), and start again"
-            )
-        self._folder.write(self._name, json.dumps({"job": job, "deaths": self.deaths}).encode())
-
-    def end(self) -> None:
-        self._folder.delete(self._name)
-
-
-class _ChildProcess:
-    """Makes clips in a process of its own, so that it is known which one crashes."""
-
-    def __init__(self, settings: Settings, classes: Sequence[str]) -> None:
-        self._arguments = (settings, classes)
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._connection: Connection
-
-    def __enter__(self) -> _ChildProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-
-    def extract_clip(self, entry: Entry) -> tuple[list[Clip], list[Failure]]:
-        """As the function does, with a failure where the process ends at this clip."""
-        for _ in range(KILLS_OF_A_BAD_CLIP):
-            if self._process is None:
-                self._start()
-            assert self._process is not None
-            try:
-                self._connection.send(entry)
-                made = self._connection.recv()
-            except (EOFError, OSError):
-                self._process.join()
-                ended_by = -(self._process.exitcode or 0)
-                self._process = None
-                if ended_by in NATIVE_CRASHES:
-                    break
-                continue
-            if isinstance(made, Exception):
-                raise made
-            return cast(tuple[list[Clip], list[Failure]], made)
-        name = signal.Signals(ended_by).name if ended_by > 0 else f"status {-ended_by}"
-        if ended_by in NATIVE_CRASHES:
-            reason = f"the decoder crashed at it ({name}); convert it to MP4"
-        else:
-            reason = (
-                f"its process was ended {KILLS_OF_A_BAD_CLIP} times ({name}), as where memory runs "
-                "out; convert it to a smaller MP4, or cut it"
-            )
-        return [], [Failure(entry.clip_id, entry.source, "native crash", reason, "")]
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_extract_clips_in_child, args=(theirs, *self._arguments), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        try:
-            self._connection.recv()  # it is ready
-        except EOFError as error:
-            raise RuntimeError("a process for single clips did not start") from error
-
-
-def _extract_clips_in_child(
-    connection: Connection, settings: Settings, classes: Sequence[str]
-) -> None:
-    _use_one_thread()
-    detector = FaceDetector()
-    connection.send("ready")
-    made: Any
-    while True:
-        try:
-            entry = connection.recv()
-        except EOFError:
-            return
-        try:
-            made = extract_clip(entry, settings, classes, detector)
-        except StorageError as error:
-            made = error
-        connection.send(made)
-
-
-def _pack_entries(entries: Sequence[Entry]) -> str:
-    return json.dumps([asdict(entry) for entry in entries], default=str)
-
-
-def _unpack_entries(text: str) -> list[Entry]:
-    rows = json.loads(text)
-    for row in rows:
-        row["fps"] = None if row["fps"] is None else Fraction(row["fps"])
-    return [Entry(**row) for row in rows]
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -654,7 +296,7 @@ def _run(
     pools = _pools(num_actors, use_gpu, len(left))
     where, job = absolute_location(out), uuid.uuid4().hex
     rows = [
-        {"index": s.index, "digest": s.digest, "entries": _pack_entries(s.entries)} for s in left
+        {"index": s.index, "digest": s.digest, "entries": pickle.dumps(s.entries)} for s in left
     ]
     receipts = (
         ray.data.from_items(rows, override_num_blocks=len(rows))

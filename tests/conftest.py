@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -21,6 +25,25 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # A test never joins a Ray cluster that happens to run on the machine.
 os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+# Where the tests' S3 server is; said here, so that the processes of the session's Ray know it too.
+os.environ |= {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}",
+    "AWS_ACCESS_KEY_ID": "any",
+    "AWS_SECRET_ACCESS_KEY": "any",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +92,18 @@ def commands(title: str, page: str = "README.md") -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def is_open(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
 def kill_with_children(process: subprocess.Popen[bytes]) -> None:
     """As a machine that goes down does: Ray's processes too, at once."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -79,6 +114,60 @@ def kill_with_children(process: subprocess.Popen[bytes]) -> None:
             continue
     process.wait()
     psutil.wait_procs(family, timeout=20)
+
+
+# ---- extraction ----------------------------------------------------------------------------------
+
+EXTRACTION = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2", "--actors", "1")
+
+
+def extract(videos: str | Path, out: str | Path, *options: str) -> tuple[int, str]:
+    """On the session's own Ray → the exit status, and what was said on stderr."""
+    from pipeline.extract import main
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = main(["--videos", str(videos), "--out", str(out), *EXTRACTION, *options])
+    return status, said.getvalue()
+
+
+def start_extraction(
+    videos: str | Path, out: str | Path, *options: str, **environment: str
+) -> subprocess.Popen[bytes]:
+    """On a Ray of its own, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.extract", "--videos", str(videos), "--out", str(out)]
+        + [*EXTRACTION, *options],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def shard_bytes(out: Path) -> dict[str, bytes]:
+    files = [*out.glob("shard-*"), out / "dataset.json", out / "failures.csv"]
+    return {file.name: file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="session")
+def six_videos(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("six")
+    for source in sorted((drawn_videos / "videos" / "S001").glob("*.mp4"))[:6]:
+        shutil.copy(source, folder / source.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    six_videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The six videos, extracted without any fault, in three shards."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    status, said = extract(six_videos, out)
+    assert status == 0, said
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -121,37 +210,58 @@ def trained_store(drawn_shards: Path, tmp_path_factory: pytest.TempPathFactory) 
     return store
 
 
-@pytest.fixture
-def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URI of an empty bucket on an S3 server of our own, on loopback."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
+# ---- an object store -----------------------------------------------------------------------------
+
+
+@dataclass
+class S3Server:
+    """A real S3 server of our own, on loopback; it can be told to fail."""
+
+    port: int
+    uri: str = ""  # of an empty bucket
+
+    def request(self, method: str, path: str) -> bytes:
+        # Not urllib, which would keep the proxies that it found at its first use.
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            return answer.read()
+        finally:
+            connection.close()
+
+    def be(self, mode: str) -> int:
+        """`500`, `503`, `slow` or `well` from now on → how many requests were disturbed so far."""
+        return int(self.request("POST", f"/-/be/{mode}"))
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[S3Server]:
+    port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, str(REPOSITORY / "tests" / "s3_server.py"), str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    deadline = time.monotonic() + 60
     try:
-        while True:
-            try:
-                # Not urllib, which would keep the proxies that it found at its first use.
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-                connection.request("PUT", "/bucket")
-                assert connection.getresponse().status == 200
-                connection.close()
-                break
-            except ConnectionError:  # it does not listen yet
-                assert server.poll() is None, "the S3 server ended"
-                assert time.monotonic() < deadline, "the S3 server did not start"
-                time.sleep(0.2)
-        yield "s3://bucket"
+        wait_for(lambda: is_open(port))
+        yield S3Server(port)
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture
+def s3(s3_process: S3Server, request: pytest.FixtureRequest) -> Iterator[S3Server]:
+    """The server, in order, with a bucket of this test's own."""
+    bucket = re.sub("[^a-z0-9]+", "-", request.node.name.lower())[:63].strip("-")
+    s3_process.request("PUT", f"/{bucket}")
+    yield S3Server(s3_process.port, f"s3://{bucket}")
+    s3_process.be("well")
+
+
+@pytest.fixture
+def s3_bucket(s3: S3Server) -> str:
+    """The URI of an empty bucket."""
+    return s3.uri

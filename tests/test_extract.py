@@ -2,80 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
-import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
-import psutil
 import pytest
-from conftest import REPOSITORY, kill_with_children, run_module
+from conftest import (
+    EXTRACTION,
+    REPOSITORY,
+    extract,
+    free_ports,
+    is_open,
+    kill_with_children,
+    run_module,
+    shard_bytes,
+    start_extraction,
+    wait_for,
+)
 
 from cfer.codec import encode
 from cfer.errors import InputError
 from cfer.faces import FaceDetector
 from cfer.identity import open_recogniser
 from cfer.shards import read_clips, read_description, verify
+from pipeline.actors import Settings, extract_clip
 from pipeline.extract import (
-    Settings,
     build_parser,
-    extract_clip,
     main,
     settings_of,
     source_digest,
 )
 from pipeline.manifest import Entry
-
-OPTIONS = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2", "--actors", "1")
-
-
-def extract(videos: Path, out: Path, *options: str) -> tuple[int, str]:
-    """On the session's own Ray → the exit status, and what was said on stderr."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        status = main(["--videos", str(videos), "--out", str(out), *OPTIONS, *options])
-    return status, said.getvalue()
-
-
-def shard_bytes(out: Path) -> dict[str, bytes]:
-    files = [*out.glob("shard-*"), out / "dataset.json", out / "failures.csv"]
-    return {file.name: file.read_bytes() for file in files}
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def six_videos(drawn_videos, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("six")
-    for source in sorted((drawn_videos / "videos" / "S001").glob("*.mp4"))[:6]:
-        shutil.copy(source, folder / source.name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(six_videos, ray_session, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    status, said = extract(six_videos, out)
-    assert status == 0, said
-    return out
-
 
 # ----------------------------------------------------------------- what comes out
 
@@ -269,27 +234,15 @@ def test_a_second_run_does_nothing_and_says_so(six_videos, undisturbed):
 )
 def test_other_settings_are_refused(six_videos, undisturbed, option, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        main(["--videos", str(six_videos), "--out", str(undisturbed), *OPTIONS, *option])
+        main(["--videos", str(six_videos), "--out", str(undisturbed), *EXTRACTION, *option])
     assert verify(undisturbed) == []
-
-
-def start(videos: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.extract", "--videos", str(videos), "--out", str(out)]
-        + [*OPTIONS, *options],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 def test_killed_and_started_again_gives_the_same_bytes(six_videos, undisturbed, tmp_path):
     out = tmp_path / "out"
-    process = start(six_videos, out)
+    process = start_extraction(six_videos, out)
     first = out / "shard-00000.json"
-    second_begun = out / "working-00001.json"
-    wait_for(lambda: first.exists() and second_begun.exists())
+    wait_for(first.exists)
     kill_with_children(process)
     assert not (out / "dataset.json").exists()
     finished = {file: file.stat().st_mtime_ns for file in out.glob("shard-*.json")}
@@ -332,42 +285,6 @@ def test_a_damaged_or_changed_shard_is_done_again(six_videos, undisturbed, tmp_p
     assert (out / "shard-00000.parquet").stat().st_mtime_ns == first_written
 
 
-def test_a_clip_that_kills_its_worker_twice_is_a_failure(six_videos, tmp_path):
-    """The worker is killed from outside, as a crash of native code would end it."""
-    videos, out = tmp_path / "videos", tmp_path / "out"
-    videos.mkdir()
-    sources = sorted(six_videos.glob("*.mp4"))
-    shutil.copy(sources[0], videos / "a.mp4")
-    with av.open(str(sources[1])) as container:
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    write_video(videos / "long.mp4", pictures * 50)  # long enough to be killed at
-    shutil.copy(sources[2], videos / "z.mp4")
-    process = start(videos, out, "--clips-per-shard", "3")
-    marker = out / "working-00000.json"
-
-    def is_at_long_clip(crashes: int) -> bool:
-        if not marker.exists():
-            return False
-        state = json.loads(marker.read_text())
-        return state["clip_id"] == "long" and state["crashes"].get("long", 0) == crashes
-
-    for crashes in (0, 1):
-        wait_for(lambda: is_at_long_clip(crashes))  # noqa: B023 (called at once)
-        workers = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "MapWorker" in " ".join(child.cmdline())
-        ]
-        assert workers
-        for worker in workers:
-            worker.kill()
-    assert process.wait(timeout=240) == 1
-    (failure,) = read_description(out).failures
-    assert (failure.clip_id, failure.stage) == ("long", "native crash")
-    assert [clip.clip_id for clip in read_clips(out)] == ["a", "z"]
-    assert verify(out) == []
-
-
 # ----------------------------------------------------------------- through Ray Jobs
 
 
@@ -404,21 +321,6 @@ def ray_cluster(tmp_path: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
-
-
 def test_ray_job_submit(ray_cluster, six_videos, undisturbed, tmp_path):
     # What a checkout holds, without what Git ignores.
     shipped = tmp_path / "shipped"
@@ -429,7 +331,7 @@ def test_ray_job_submit(ray_cluster, six_videos, undisturbed, tmp_path):
         [str(Path(sys.executable).with_name("ray")), "job", "submit"]
         + ["--address", ray_cluster, "--working-dir", ".", "--"]
         + ["python", "pipeline/extract.py", "--videos", str(six_videos), "--out", str(out)]
-        + [*OPTIONS],
+        + [*EXTRACTION],
         cwd=shipped,
         env={**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"},
         capture_output=True,
@@ -462,7 +364,7 @@ def test_ray_job_submit(ray_cluster, six_videos, undisturbed, tmp_path):
 def test_mistakes_name_the_option(ray_session, six_videos, tmp_path, options, message):
     out = tmp_path / "out"
     with pytest.raises(InputError, match=re.escape(message)):
-        main(["--videos", str(six_videos), "--out", str(out), *OPTIONS, *options])
+        main(["--videos", str(six_videos), "--out", str(out), *EXTRACTION, *options])
     assert not list(out.glob("shard-*"))
 
 
