@@ -24,4 +24,5 @@ def join_cluster(for_training: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # an InputError stays one
     logging.getLogger("ray.data").setLevel(logging.ERROR)

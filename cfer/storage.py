@@ -105,8 +105,10 @@ class Folder:
         """
         try:
             with self._ask(name, self.filesystem.open_input_file, f"{self.path}/{name}") as file:
-                for start in range(0, file.size(), _CHUNK_BYTES):
-                    yield self._ask(name, file.read_at, _CHUNK_BYTES, start)
+                size = file.size()
+                for start in range(0, size, _CHUNK_BYTES):
+                    count = min(_CHUNK_BYTES, size - start)
+                    yield self._ask(name, file.read_at, count, start)
         except FileNotFoundError as error:
             raise InputError(f"{self.name_of(name)}: there is no such file") from error
         except OSError as error:

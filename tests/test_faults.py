@@ -31,7 +31,7 @@ import av
 _open = av.open
 
 def _open_or_crash(file, *arguments, **options):
-    if "rb" not in str(file) and open(file, "rb").read(6) == b"POISON":
+    if str(file).endswith("_poisoned.mp4"):
         ctypes.string_at(0)
     return _open(file, *arguments, **options)
 
@@ -107,7 +107,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"this machine does not let a file system be mounted: {mounted.stderr!r}")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk(six_videos, undisturbed, small_disk, ray_session):
@@ -181,22 +181,6 @@ def test_a_store_that_fails_and_is_slow_for_a_while(s3, six_videos, undisturbed,
     assert process.wait(timeout=120) == 0
     assert downloaded(out) == shard_bytes(undisturbed)
     assert verify(out) == []
-
-
-def test_a_store_that_stays_out_of_order_is_an_error(s3, monkeypatch):
-    import cfer.storage
-
-    monkeypatch.setattr(cfer.storage, "PATIENCE_SECONDS", 3)
-    folder = Folder(f"{s3.uri}/any")
-    folder.write("a", b"1")
-    s3.be("503")
-    with pytest.raises(StorageError, match=r"any/a: the store is out of order.*503.*start again"):
-        folder.read("a")
-    s3.be("well")
-    assert folder.read("a") == b"1"
-    with pytest.raises(InputError, match="there is no such file"):
-        folder.read("b")
-    assert folder.names() == ["a"]
 
 
 # ----------------------------------------------------------------- names that mean harm

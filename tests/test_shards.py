@@ -1,6 +1,6 @@
 """The data set on disk: what is written is what is read, and damage is seen."""
 
-from __future__ import annotations
+from __future__ import errno
 
 import hashlib
 import json
@@ -226,10 +226,10 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     folder.write("a.json", b"before")
 
     def disk_full(descriptor: int) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", disk_full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match=r"a\.json: cannot be written \(No space left"):
         folder.write("a.json", b"after")
     assert folder.read("a.json") == b"before"
     assert folder.names() == ["a.json"]
