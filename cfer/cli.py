@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--window-gops",
         type=int,
         metavar="N",
-        help="length of a window: 1 is the finest in time (as many as in training; of a stream 1)",
+        help="GOPs of a window, 1 for the finest in time (as many as in training; of a stream 1)",
     )
     predict_.add_argument(
         "--follow",
