@@ -50,16 +50,31 @@ def run() -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cfer", description="Facial expressions from the residuals of a compressed video."
+        prog="cfer",
+        description="Facial expressions from the residuals of a compressed video.",
+        epilog="`cfer COMMAND --help` says more. Data, training and measurements are modules: "
+        "python -m pipeline.extract, cfer.train, cfer.evaluate, cfer.robustness, cfer.shards and "
+        "cfer.bench.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo_ = commands.add_parser("demo", help="the whole path on drawn faces, in minutes")
+    demo_ = commands.add_parser(
+        "demo",
+        help="the whole path on drawn faces, in minutes",
+        description="Draw people, extract, train, evaluate and predict, all in one folder; the "
+        "commands are printed. Started again, it goes on where it was.",
+    )
     demo_.add_argument("--out", type=Path, default=Path("demo"), help="folder to work in (demo)")
     demo_.add_argument("--subjects", type=int, default=40, help="people to draw (40)")
     demo_.set_defaults(command=demo)
 
-    predict_ = commands.add_parser("predict", help="the expressions of videos")
+    predict_ = commands.add_parser(
+        "predict",
+        help="the expressions of videos",
+        description="The expressions of videos: a line for each window of time. A file in the "
+        "fixed-GOP form that the model wants is read as it is; of any other video the face is "
+        "found, cropped and encoded.",
+    )
     predict_.add_argument(
         "sources",
         nargs="+",
@@ -67,25 +82,31 @@ def build_parser() -> argparse.ArgumentParser:
         help="a video; a folder of numbered pictures, of videos, or of shards; `-` for a video "
         "that is piped in (MPEG-TS, Matroska, fragmented MP4)",
     )
-    predict_.add_argument("--model", default="default", help=f"{MODEL_HELP} (default)")
+    predict_.add_argument("--model", default="default", help=f"{MODEL_HELP} (`default`)")
     predict_.add_argument(
-        "--faces", choices=("one", "all"), default="one", help="of several in view (one)"
+        "--faces",
+        choices=("one", "all"),
+        default="one",
+        help="of several in view: the largest, or every one, numbered (one)",
     )
     predict_.add_argument(
         "--window-gops",
         type=int,
         metavar="N",
-        help="GOPs that a prediction looks at, 1 for the finest in time (as in training; of a "
-        "stream, 1)",
+        help="GOPs of a window, 1 for the finest in time (as many as in training; of a stream 1)",
     )
     predict_.add_argument(
         "--follow",
         type=float,
         metavar="SECONDS",
-        help="the video is still being written: its end is where nothing came for so long",
+        help="the video is still being written: wait for more, until nothing came for so long",
     )
-    predict_.add_argument("--json", action="store_true", help="print a JSON object per window")
-    predict_.add_argument("--csv", type=Path, metavar="FILE", help="write a row per window")
+    predict_.add_argument(
+        "--json", action="store_true", help="print a JSON object a line, for each window"
+    )
+    predict_.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write a row for each window"
+    )
     predict_.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw the probabilities over time; of one video"
     )
@@ -94,12 +115,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict_.set_defaults(command=predict)
 
-    look_ = commands.add_parser("look", help="one picture of what the method sees of a video")
+    look_ = commands.add_parser(
+        "look",
+        help="one picture of what the method sees of a video",
+        description="Draw one GOP: I-frame, residuals, motion vectors, block types, bytes of each "
+        "frame, and where the recogniser looked.",
+    )
     look_.add_argument("source", help="a video, a folder of numbered pictures, or of shards")
     look_.add_argument("picture", type=Path, help="the PNG to write")
     look_.add_argument("--clip", metavar="ID", help="of a folder of shards, this clip")
     look_.add_argument("--gop", type=int, default=0, help="which GOP to show (0)")
-    look_.add_argument("--model", default="default", help=f"{MODEL_HELP} (default)")
+    look_.add_argument("--model", default="default", help=f"{MODEL_HELP} (`default`)")
     look_.set_defaults(command=look)
 
     models_ = commands.add_parser("models", help="list, show, export and import models")
@@ -118,11 +144,19 @@ def build_parser() -> argparse.ArgumentParser:
     imported.add_argument("--name", required=True, help="what to call it there")
     imported.set_defaults(command=import_model)
 
-    serve_ = commands.add_parser("serve", help="predictions over HTTP, and a page to try them")
+    serve_ = commands.add_parser(
+        "serve",
+        help="predictions over HTTP, and a page to try them",
+        description="Serve until Ctrl-C: a page to drop a video on, POST /predict and POST /look, "
+        "and /docs, which describes them. Where other machines can reach it, requests have to show "
+        "the token that is in CFER_TOKEN.",
+    )
     serve_.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
-    serve_.add_argument("--port", type=int, default=8000, help="(8000)")
-    serve_.add_argument("--model", default="default", help=f"{MODEL_HELP} (default)")
-    serve_.add_argument("--readers", type=int, default=1, help="videos worked on at a time (1)")
+    serve_.add_argument("--port", type=int, default=8000, help="to listen at (8000)")
+    serve_.add_argument("--model", default="default", help=f"{MODEL_HELP} (`default`)")
+    serve_.add_argument(
+        "--readers", type=int, default=1, metavar="N", help="videos worked on at a time (1)"
+    )
     serve_.add_argument(
         "--allow",
         action="append",
@@ -130,12 +164,22 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="URI",
         help="links may point below this location, such as s3://bucket/videos; may be repeated",
     )
-    serve_.add_argument("--max-megabytes", type=int, default=64, help="of a video file (64)")
-    serve_.add_argument("--max-seconds", type=int, default=60, help="of a video (60)")
-    serve_.add_argument("--time-limit", type=int, default=120, help="seconds for an answer (120)")
+    for option, default, text in (
+        ("--max-megabytes", 64, "refuse a larger file"),
+        ("--max-seconds", 60, "refuse a longer video"),
+        ("--time-limit", 120, "seconds of work on a video, waiting apart"),
+    ):
+        serve_.add_argument(
+            option, type=int, default=default, metavar="N", help=f"{text} ({default})"
+        )
     serve_.set_defaults(command=serve)
 
-    encode_ = commands.add_parser("encode", help="the face of a video as a fixed-GOP bitstream")
+    encode_ = commands.add_parser(
+        "encode",
+        help="the face of a video as a fixed-GOP bitstream",
+        description="Find the face, crop it, and write it as MPEG-4 with GOPs of one length: what "
+        "the shards hold, and what `cfer predict` then reads without looking for a face.",
+    )
     encode_.add_argument("video", type=Path, help="a video, or a folder of numbered pictures")
     encode_.add_argument("clip", type=Path, help="the MP4 to write")
     encode_.add_argument("--size", type=int, default=112, help="side of the crop, pixels (112)")
@@ -150,12 +194,21 @@ def build_parser() -> argparse.ArgumentParser:
     encode_.add_argument("--no-motion-search", action="store_true", help="all vectors zero")
     encode_.set_defaults(command=encode)
 
-    report_ = commands.add_parser("report", help="a page about an experiment's protocols")
-    report_.add_argument("experiment", help="MLflow experiment")
+    report_ = commands.add_parser(
+        "report",
+        help="a page about an experiment: its methods side by side",
+        description="Write report.md and report.html: the table of methods, what the differences "
+        "are worth, and plots.",
+    )
+    report_.add_argument("experiment", help="of the MLflow store, as --experiment of cfer.train")
     report_.add_argument("--out", type=Path, default=Path("report"), help="folder (report)")
     report_.set_defaults(command=report)
 
-    completion_ = commands.add_parser("completion", help="print what completes commands by Tab")
+    completion_ = commands.add_parser(
+        "completion",
+        help="print what completes commands by Tab",
+        description='For bash: eval "$(cfer completion bash)", in ~/.bashrc for always.',
+    )
     completion_.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     completion_.set_defaults(command=completion)
     return parser

@@ -392,7 +392,7 @@ HOT = LinearSegmentedColormap.from_list(
 )
 RESIDUALS = {
     "direct": "Direct residuals: what each P-frame transmits",
-    "accumulated": "Accumulated residuals: the change since the I-frame, less the motion",
+    "accumulated": "Accumulated residuals: change since the I-frame, less motion",
 }
 SEEN = {
     "accumulated": "accumulated residuals",
@@ -482,12 +482,19 @@ def _draw(shown: _Shown) -> Figure:
     cell = (PAGE_WIDTH - MARGIN - 0.8 - right - (NUM_RESIDUALS - 1) * column_gap) / NUM_RESIDUALS
     top = 1.68
     height = max(2 * aspect * cell + row_gap, aspect * left_width + 1.7)
-    panel_gap = 0.45
-    panel = (PAGE_WIDTH - 2 * MARGIN - 3 * panel_gap) / 4
+    # Few residuals leave room beside them.
+    beside = right + len(shown.positions) * (cell + column_gap) + 1.2
+    is_beside = shown.activation is not None and PAGE_WIDTH - MARGIN - beside > 3
+    num_panels, panel_gap = 3 if is_beside else 4, 0.45
+    panel = (PAGE_WIDTH - 2 * MARGIN - (num_panels - 1) * panel_gap) / num_panels
     panels_top = top + height + 0.65
     panels = [
-        _Box(MARGIN + n * (panel + panel_gap), panels_top, panel, aspect * panel) for n in range(4)
+        _Box(MARGIN + n * (panel + panel_gap), panels_top, panel, aspect * panel)
+        for n in range(num_panels)
     ]
+    says = panels[-1]
+    if is_beside:
+        says = _Box(beside, top, PAGE_WIDTH - MARGIN - beside, height - 0.5)
     page = _Page(panels_top + max(aspect * panel, 2.2) + 1.25)
 
     _draw_title(page, shown)
@@ -514,7 +521,7 @@ def _draw(shown: _Shown) -> Figure:
         _draw_no_prediction(page, shown, panels[2])
     else:
         _draw_activation(page, shown, shown.activation, panels[2])
-        _draw_probabilities(page, shown, shown.activation, panels[3])
+        _draw_probabilities(page, shown, shown.activation, says)
     return page.figure
 
 

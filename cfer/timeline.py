@@ -21,7 +21,7 @@ from cfer.clips import Pictures, open_pictures
 from cfer.errors import InputError
 from cfer.predict import Prediction
 
-NUM_STILLS = 8
+STRIP_ASPECT = 7.4  # width by height of the frames above a plot
 # Of an annotated video, pixels; another one is scaled, so that its labels are readable.
 LONGEST_SIDE = 1280
 SHORTEST_SIDE = 480
@@ -67,13 +67,12 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
     """Frames of the video above, and each face's probabilities below them, on one axis of time."""
     pictures = open_pictures(source)
     num_frames = pictures.count()
-    numbers = [(2 * n + 1) * num_frames // (2 * NUM_STILLS) for n in range(NUM_STILLS)]
-    stills = list(pictures.select(set(numbers)))
+    strip_picture = _strip(pictures, num_frames)
     faces = sorted({p.face for p in predictions if p.face}) or [0]
     figure = Figure(figsize=(12, 2 + 2.4 * len(faces)), layout="constrained")
     grid = figure.add_gridspec(1 + len(faces), 1, height_ratios=[1.3, *([2] * len(faces))])
     strip = figure.add_subplot(grid[0])
-    strip.imshow(np.concatenate([_thumbnail(still) for still in stills], axis=1), aspect="auto")
+    strip.imshow(strip_picture, aspect="auto")
     strip.set_axis_off()
     strip.set_title(source.name, fontsize=10, loc="left")
     end = float(num_frames / pictures.fps)
@@ -91,9 +90,32 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
     return figure
 
 
-def _thumbnail(picture: np.ndarray, height: int = 160) -> np.ndarray:
-    width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+def _strip(pictures: Pictures, num_frames: int, height: int = 160, gap: int = 3) -> np.ndarray:
+    """As many frames as fit beside each other, from the middles of equal parts of the video."""
+    first = next(iter(pictures))
+    num_stills = max(round(STRIP_ASPECT * first.shape[0] / first.shape[1]), 1)
+    numbers = [(2 * n + 1) * num_frames // (2 * num_stills) for n in range(num_stills)]
+    # A short video has fewer frames than there are places.
+    stills = dict(zip(sorted(set(numbers)), pictures.select(set(numbers)), strict=True))
+    width = round(STRIP_ASPECT * height / num_stills)
+    thumbnails = [
+        np.pad(
+            _thumbnail(stills[n], width - gap, height),
+            ((0, 0), (0, gap), (0, 0)),
+            constant_values=255,
+        )
+        for n in numbers
+    ]
+    return np.concatenate(thumbnails, axis=1)[:, :-gap]
+
+
+def _thumbnail(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Scaled to fill width × height; what is too much of one side is cut off."""
+    scale = max(width / picture.shape[1], height / picture.shape[0])
+    size = max(round(picture.shape[1] * scale), width), max(round(picture.shape[0] * scale), height)
+    scaled = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return scaled[top : top + height, left : left + width]
 
 
 def _draw_probabilities(axes: Any, windows: Sequence[Prediction], classes: Sequence[str]) -> None:

@@ -30,7 +30,9 @@ STEPS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python pipeline/default_model.py",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("default"), help="folder (default)")
     out: Path = parser.parse_args().out

@@ -1,4 +1,5 @@
-"""Every Python example of the README and of docs/ runs as it stands, one after the other."""
+"""Every Python example of the README and of docs/ runs as it stands; so does every command, here or
+in a test that is named here."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, commands, run_module
+from conftest import REPOSITORY, command_lines, commands, run_module
 
 import cfer
 from cfer.codec import Bitstream, CodecError
@@ -80,8 +81,8 @@ def test_a_command_that_looks_or_predicts_runs(folder, command):
     """As it stands; only what this machine can't have stands for something: camera, model name."""
     if command == "cfer serve":
         pytest.skip("tests/test_serve.py runs it")
-    if command.startswith("ffmpeg") and not shutil.which("ffmpeg"):
-        pytest.skip("no ffmpeg here")
+    if not shutil.which("ffmpeg"):
+        command = re.sub(r"ffmpeg [^|]*", "cat live.ts ", command)
     (folder / "videos").mkdir(exist_ok=True)
     shutil.copy(folder / "video.mp4", folder / "videos")
     shutil.copy(REPOSITORY / "cfer" / "default.safetensors", folder / "model.safetensors")
@@ -97,7 +98,7 @@ def test_a_command_that_looks_or_predicts_runs(folder, command):
 
 @pytest.mark.timeout(900)
 def test_the_way_from_videos_to_a_model(tmp_path, drawn_videos):
-    """The README's commands, one after the other; trained for two epochs in place of ninety."""
+    """The page's commands, one after the other; trained for two epochs in place of ninety."""
     rows = list(csv.DictReader((drawn_videos / "manifest.csv").open()))
     rows = [row for row in rows if row["subject"] <= "S005" and row["label"] in ("fear", "anger")]
     with (tmp_path / "manifest.csv").open("w", newline="") as file:
@@ -106,7 +107,9 @@ def test_the_way_from_videos_to_a_model(tmp_path, drawn_videos):
         writer.writerows(row | {"path": drawn_videos / row["path"]} for row in rows)
     shutil.copy(drawn_videos / rows[0]["path"], tmp_path / "video.mp4")
     (tmp_path / "pipeline").symlink_to(REPOSITORY / "pipeline")
-    for command in commands("Your own videos"):
+    printed = {}
+    given_here = commands("From videos to a model", "docs/data.md")
+    for command in given_here:
         if command.startswith("mlflow ui"):
             done = in_bash(f"timeout 20 {command} --port 0", tmp_path)
             assert done.returncode == 124, done.stderr  # it served until it was stopped
@@ -115,10 +118,127 @@ def test_the_way_from_videos_to_a_model(tmp_path, drawn_videos):
         # Without network the weights of `--identity auto` may take long to be missing.
         done = in_bash(given.replace("extract.py", "extract.py --identity dlib"), tmp_path)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
+        printed[command] = done.stdout
     assert (tmp_path / "report" / "report.html").exists()
-    last = done.stdout.splitlines()
-    assert last[0].split()[-2:] == ["anger", "fear"]
-    assert last[1].split()[3] in ("anger", "fear")
+    assert (tmp_path / "first.safetensors").exists()
+    head, window = printed["cfer predict video.mp4 --model first"].splitlines()
+    assert head.split()[-2:] == ["anger", "fear"]
+    assert window.split()[3] in ("anger", "fear")
+    assert set(commands("Your own videos", "README.md")) <= set(given_here)
+
+
+# ---- is every command run? -----------------------------------------------------------------------
+
+# A section whose commands a test takes from the page (`commands("TITLE", "PAGE")`) is run whole.
+# What else is written on a page stands here: the test that runs it, or why none does.
+DEMO = "tests/test_cli.py::test_the_demo_ends_with_a_table_and_where_to_look"
+BENCHMARK = "tests/test_benchmark.py::test_one_command_from_nothing_to_the_table_and_again"
+READERS = "tests/test_datasets.py::test_extraction"
+RUN_ELSEWHERE = {
+    "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/cfer demo": DEMO,
+    "python pipeline/benchmark.py --dataset synthetic --out bench": BENCHMARK,  # by --quick
+    "python pipeline/benchmark.py --dataset synthetic --out quick --quick": BENCHMARK,
+    "python pipeline/benchmark.py --dataset synthetic --out bench --seeds 0 --identity dlib": (
+        BENCHMARK  # by --quick
+    ),
+    "python pipeline/extract.py --dataset NAME --root TREE --out shards": READERS,
+    "python -m pipeline.datasets.synthetic --out drawn --subjects 60": (
+        "tests/conftest.py::drawn_videos"
+    ),
+    "python -m cfer.train --folds": "tests/test_docs.py::test_the_way_from_videos_to_a_model",
+    "python -m cfer.train --protocol NAME": (
+        "tests/test_protocol.py::test_folds_are_children_and_the_parent_holds_their_mean"
+    ),
+    "python -m cfer.bench codec VIDEO…": (
+        "tests/test_bench.py::test_a_documented_bench_runs_in_its_quick_form"
+    ),
+    "cfer encode video.mp4 clip.mp4": "tests/test_docs.py::folder",
+    "cfer look VIDEO PICTURE.png": (
+        "tests/test_look.py::test_the_command_writes_a_picture_of_about_1600_pixels"
+    ),
+    "cfer predict VIDEO": "tests/test_timeline.py::test_one_command_writes_all_three",
+    "cfer models show default": "tests/test_docs.py::test_small_commands_of_the_pages_run",
+    "cfer serve": "tests/test_serve.py::test_the_answer_is_the_recognisers",
+    "curl --data-binary @video.mp4 http://127.0.0.1:8000/predict": (
+        "tests/test_serve.py::test_the_answer_is_the_recognisers"
+    ),
+    'eval "$(cfer completion bash)"': (
+        "tests/test_cli.py::test_the_shell_completes_commands_and_options"
+    ),
+}
+NOT_RUN = {
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest": (
+        "it is what runs the tests; .ci/run takes it from the page"
+    ),
+    "pytest tests/test_codec.py": "it is what runs the tests",
+    "pip install '.[export]'": "it is part of the `dev` packages that the tests need",
+    "python pipeline/benchmark.py --dataset ravdess --root DOWNLOADS --out bench-ravdess": (
+        f"13 GB of downloads; {READERS} reads its layout, {BENCHMARK} runs the rest"
+    ),
+    "python pipeline/benchmark.py --dataset crema-d --root CREMA-D --out bench-cremad": (
+        f"downloads by Git LFS; {READERS} reads its layout, {BENCHMARK} runs the rest"
+    ),
+    "git clone https://github.com/CheyneyComputerScience/CREMA-D": "a download",
+    "ray job submit --working-dir . -- python pipeline/extract.py …": "needs a cluster",
+    "python pipeline/default_model.py": "half an hour; its four steps are those of the demo",
+    "ffmpeg -c:v mpeg4": "names an encoder, and is no command",
+}
+PROGRAMS = "python3?|cfer|pip|ray|curl|pytest|mlflow|ffmpeg|eval|git"
+
+
+def documented_commands() -> dict[str, set[tuple[str, str]]]:
+    """Every command of a page, of its blocks and of its text → pages and titles where it stands."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for page in [*PAGES, *REPOSITORY.glob("cluster/*.md")]:
+        name, title = page.relative_to(REPOSITORY).as_posix(), ""
+        # Text and fenced blocks take turns; a block begins with its language.
+        for number, part in enumerate(re.split(r"^```", page.read_text(), flags=re.M)):
+            language, _, block = part.partition("\n")
+            if number % 2 == 0:
+                for section in re.split(r"^(?=#)", part, flags=re.M):
+                    if section.startswith("#"):
+                        title = section.splitlines()[0].lstrip("#").strip()
+                    codes = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", section)]
+                    for code in codes:
+                        # `cfer predict` alone is a name.
+                        if re.match(rf"({PROGRAMS})\s(?!\w+$)", code):
+                            found.setdefault(code, set()).add((name, title))
+            elif language != "python":
+                for line in command_lines(block):
+                    if language == "sh" or re.match(rf"(\$ )?({PROGRAMS})\s", line):
+                        found.setdefault(line, set()).add((name, title))
+    return found
+
+
+def sections_that_tests_run() -> set[tuple[str, str]]:
+    sources = [path.read_text() for path in (REPOSITORY / "tests").glob("test_*.py")]
+    return {
+        (page or "README.md", title)
+        for source in sources
+        for title, page in re.findall(
+            r'(?<!def )commands\(\s*"([^"]+)"(?:,\s*"([^"]+)")?\s*\)', source
+        )
+    }
+
+
+def test_every_command_of_the_pages_is_run_or_says_why_not():
+    found, whole = documented_commands(), sections_that_tests_run()
+    assert len(found) > 30
+    for command, places in found.items():
+        known = command in RUN_ELSEWHERE or command in NOT_RUN or bool(places & whole)
+        assert known, f"{command} ({places}): run it in a test, and name the test here"
+    for command in [*RUN_ELSEWHERE, *NOT_RUN]:
+        assert command in found, f"{command}: is on no page any more"
+    for test in RUN_ELSEWHERE.values():
+        path, _, name = test.partition("::")
+        assert f"\ndef {name}" in (REPOSITORY / path).read_text(), test
+
+
+def test_small_commands_of_the_pages_run(tmp_path):
+    done = in_bash("cfer models show default", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "held_out/accuracy" in done.stdout
+    assert "drawn faces" in done.stdout
 
 
 def test_there_are_examples_and_no_dead_links():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -91,6 +92,34 @@ def test_plot_has_a_line_per_class(video):
     assert set(drawn) == set(CLASSES)
     assert float(np.max(drawn["joy"])) == pytest.approx(0.9)
     assert float(np.min(drawn["joy"])) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(640, 960), (960, 480), (160, 160)])
+def test_the_frames_above_the_plot_are_not_distorted(tmp_path, height, width):
+    """A white square in the middle of each picture stays one; and no frame is needed twice."""
+    path = tmp_path / "v.mp4"
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[height // 2 - 40 : height // 2 + 40, width // 2 - 40 : width // 2 + 40] = 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    figure = plot(path, [window(0, 0.12, 0.9, None)], CLASSES)
+    figure.draw_without_rendering()
+    strip = figure.axes[0]
+    shown = np.asarray(strip.get_images()[0].get_array())[..., 0] > 128
+    row = shown[shown.shape[0] // 2]
+    edges = np.flatnonzero(np.diff(row.astype(int)))
+    widths = [end - start for start, end in pairwise(edges) if row[start + 1]]
+    squares = sum(size > 10 for size in widths)
+    assert squares == max(round(7.4 * height / width), 1)
+    wide = max(widths)
+    tall = int(shown[:, edges[0] + 1 + wide // 2].sum())
+    box = strip.get_window_extent()
+    stretch = (box.width / shown.shape[1]) / (box.height / shown.shape[0])
+    assert wide * stretch == pytest.approx(tall, rel=0.12)
 
 
 def test_one_command_writes_all_three(drawn_videos, tmp_path):

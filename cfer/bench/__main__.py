@@ -64,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("videos", nargs="*", type=Path, help="clips; none: drawn textures")
     predict.add_argument("--max-frames", type=int, default=120, help="of each clip (120)")
     compare = commands.add_parser("compare", help="two --json files: has a ratio fallen?")
-    compare.add_argument("before", type=Path)
-    compare.add_argument("after", type=Path)
+    compare.add_argument("before", type=Path, help="the file of the older run")
+    compare.add_argument("after", type=Path, help="the file of the newer one")
     return parser
 
 
