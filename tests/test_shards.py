@@ -1,7 +1,8 @@
 """The data set on disk: what is written is what is read, and damage is seen."""
 
-from __future__ import errno
+from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from dataclasses import replace
