@@ -17,6 +17,7 @@ exits with 1 where a ratio fell by more than a third.
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -29,7 +30,7 @@ from cfer.bench.measure import Measurement
 from cfer.codec import CodecSettings
 from cfer.errors import InputError, exit_with_message
 
-QUICK_FRAMES = 26
+QUICK_FRAMES, QUICK_CLIPS = 26, 16
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -141,6 +142,8 @@ def _scale(options: argparse.Namespace) -> int:
     from cfer.bench.material import many_clips
     from cfer.bench.memory import available_cores
 
+    # A job that was started must not outlive this process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     numbers = _numbers(options)
     workers = numbers[0] if numbers else available_cores()
     per_shard = 2 if options.quick else options.clips_per_shard
@@ -151,12 +154,12 @@ def _scale(options: argparse.Namespace) -> int:
     if options.what == "run":
         if options.out is None:
             raise InputError("scale run: needs --out, a folder for the shards and its logs")
-        count = 12 if options.quick else options.clips or scale.CLIPS_OF_A_RUN
+        count = QUICK_CLIPS if options.quick else options.clips or scale.CLIPS_OF_A_RUN
         done = scale.measure_run(
             options.material, options.out, count, workers, per_shard, options.quick
         )
     elif options.what == "workers":
-        count = 12 if options.quick else options.clips or scale.CLIPS_OF_WORKERS
+        count = QUICK_CLIPS if options.quick else options.clips or scale.CLIPS_OF_WORKERS
         done = scale.measure_workers(
             options.material, count, numbers or [1, 2], per_shard, options.rounds
         )

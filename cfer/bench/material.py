@@ -64,7 +64,7 @@ def many_clips(folder: Path, count: int) -> list[dict[str, str]]:
     a comment of its own in it, so that no two have the same bytes. What is there already is kept.
 
     Raises:
-        InputError: a folder of one's own that has fewer clips, or nothing could be drawn.
+        InputError: a folder of one's own that has fewer clips or no paths, or the drawing failed.
     """
     manifest = folder / MANIFEST
     if (folder / DRAWN).exists() or not manifest.exists():
@@ -79,17 +79,8 @@ def many_clips(folder: Path, count: int) -> list[dict[str, str]]:
 
 
 def _draw_many(folder: Path, count: int) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pipeline.datasets.synthetic"),
-            *("--out", str(folder / DRAWN), "--subjects", "6"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise InputError(f"--material {folder}: nothing could be drawn:\n{done.stderr[-2000:]}")
+    if not (folder / DRAWN / MANIFEST).exists():  # which is written last
+        _draw(folder / DRAWN)
     drawn = _rows(folder / DRAWN / MANIFEST)
     rows = []
     for number in tqdm(range(count), "material", unit="clip", disable=None, leave=False):
@@ -108,6 +99,16 @@ def _draw_many(folder: Path, count: int) -> None:
     manifest = folder / MANIFEST
     if not manifest.exists() or len(_rows(manifest)) < count:
         write_rows(manifest, rows)
+
+
+def _draw(folder: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "pipeline.datasets.synthetic"),
+        *("--out", str(folder), "--subjects", "6"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
 
 
 def _copy_with_comment(source: Path, target: Path, comment: str) -> None:
@@ -135,4 +136,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 def _rows(manifest: Path) -> list[dict[str, str]]:
     with manifest.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if not rows or not rows[0].keys() >= {"path", "clip_id"}:
+        raise InputError(f"{manifest}: needs the columns path and clip_id, and a row")
+    return rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import statistics
@@ -72,8 +73,8 @@ Draw = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many clips: of the two runs that are fitted, of those that are predicted, and of a
-    manifest that is planned and then left."""
+    """How many clips: of the two runs that are fitted, of those that are predicted, and of the
+    manifest that tells, beside the largest of them, what the driver holds of each clip."""
 
     fitted: tuple[int, int]
     checked: tuple[int, ...]
@@ -83,7 +84,7 @@ class Sizes:
     def of(cls, workers: int, clips_per_shard: int, quick: bool) -> Sizes:
         turn = workers * clips_per_shard
         if quick:
-            return cls((turn, 2 * turn), (3 * turn,), 4 * turn)
+            return cls((turn, 2 * turn), (4 * turn,), turn)
         return cls((turn, 10 * turn), (120, 480), 4000)
 
 
@@ -246,7 +247,7 @@ def measure_cost(
             jobs[count] = job_of(count)
         largest = jobs[sizes.checked[-1]]
         clip = replace(clip, bytes_out=_bytes_of(largest.shards) / sizes.checked[-1])
-        planned = job_of(sizes.planned, only_plan=True)
+        planned = jobs.get(sizes.planned) or job_of(sizes.planned, only_plan=True)
     driver_bytes = 1e6 * (_planned_mb(planned) - _planned_mb(largest))
     costs = replace(
         costs,
@@ -447,7 +448,7 @@ def judged(samples: Sequence[Sample], clips: int) -> Measurement:
         s for run in by_run(samples) for s in run if s.clips - run[0].clips >= warm_up
     ]  # fmt: skip
     slope = growth(samples, warm_up, attrgetter("total"))
-    rates = _rates(samples, clips)
+    rates = _rates(samples)
     measurement = measurement_of(
         {"extraction, last third": rates[-1:], "extraction, first third": rates[:1]},
         {"extraction, last third": "clips", "extraction, first third": "clips"},
@@ -471,21 +472,19 @@ def judged(samples: Sequence[Sample], clips: int) -> Measurement:
     return measurement
 
 
-def _rates(samples: Sequence[Sample], clips: int) -> list[float]:
-    """Clips per second in three parts of the run, from the first finished clip to the last."""
-    rates = []
-    for part in range(3):
-        low, high = part * clips // 3, (part + 1) * clips // 3
-        seconds = done = 0.0
-        for run in by_run(samples):
-            within = [s for s in run if low <= s.clips <= high and s.clips > run[0].clips]
-            if len(within) > 1:
-                seconds += within[-1].seconds - within[0].seconds
-                done += within[-1].clips - within[0].clips
-        if seconds == 0 or done == 0:
-            raise InputError("the run was too short to tell its throughput; give more --clips")
-        rates.append(done / seconds)
-    return rates
+def _rates(samples: Sequence[Sample]) -> list[float]:
+    """Clips per second in three parts of the run, without the times when no job ran."""
+    steps = []
+    for run in by_run(samples):
+        moved = [s for before, s in itertools.pairwise(run) if s.clips > before.clips]
+        steps += [
+            (after.clips - before.clips, after.seconds - before.seconds)
+            for before, after in itertools.pairwise(moved)
+        ]
+    if len(steps) < 3:
+        raise InputError("the run was too short to tell its throughput; give more --clips")
+    parts = [steps[len(steps) * n // 3 : len(steps) * (n + 1) // 3] for n in range(3)]
+    return [sum(clips for clips, _ in part) / sum(s for _, s in part) for part in parts]
 
 
 def draw_run(samples: Sequence[Sample], measurement: Measurement, path: Path) -> None:
