@@ -24,6 +24,8 @@ from cfer.errors import InputError
 
 MB = 1e6
 PARTS = ("driver", "workers", "ray", "object_store")
+# Processes that have a name as a job's actors do, and are Ray's.
+RAYS_OWN = ("ray::_", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::ActorLocationTracker")
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Sample:
         run: 0, and one more each time that the job was started again.
         seconds: since that run's start.
         clips: finished until now, in all runs.
-        driver, workers, ray, object_store: MB, of the process that was started, of those that hold
-            the networks or wait for work, of Ray's own servers, and in shared memory.
+        driver, workers, ray, object_store: MB, of the process that was started, of the actors that
+            do the work, of Ray's own processes, and in shared memory.
         processes: how many there are.
         cpu_seconds, driver_cpu_seconds: what they have used in this run, together; and the driver.
     """
@@ -141,7 +143,7 @@ def _is_alive(member: psutil.Process) -> bool:
 
 def _part(member: psutil.Process) -> str:
     command = " ".join(member.cmdline()[:1])
-    return "workers" if command.startswith("ray::") else "ray"
+    return "workers" if command.startswith("ray::") and not command.startswith(RAYS_OWN) else "ray"
 
 
 def _unbacked(pid: int) -> tuple[int, int]:
