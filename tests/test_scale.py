@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from cfer.bench.__main__ import main
 from cfer.bench.cost import Assumptions, Costs, predict
 from cfer.bench.material import many_clips
 from cfer.bench.memory import Sample, Watch, growth, read_log
-from cfer.bench.scale import SETTINGS, WINDOW_FRAMES, Sizes, judged
+from cfer.bench.scale import SETTINGS, WINDOW_FRAMES, Job, Sizes, judged
 from cfer.errors import InputError
 from cfer.shards import read_clips, read_description
 
@@ -48,10 +49,23 @@ def test_a_job_takes_a_start_and_its_turns():
 def test_the_fit_gives_back_what_made_the_runs():
     runs = [(n, COSTS.job_seconds(CLIP, n, 4, 2)) for n in (8, 80)]
     bare = replace(COSTS, start=0.0, shard=0.0)
-    fitted = bare.fitted(CLIP, 4, 2, runs[0], runs[1])
+    fitted = bare.fitted(CLIP, 4, 2, 4 * CLIP_SECONDS + 0.5, runs)
     assert fitted.start == pytest.approx(10.0)
     assert fitted.shard == pytest.approx(0.5)
     assert fitted.job_seconds(CLIP, 480, 4, 2) == pytest.approx(10 + 60 * (4 * CLIP_SECONDS + 0.5))
+
+
+def test_throughput_is_told_without_the_start(tmp_path: Path):
+    """Two workers, 3 s a shard; the first two shards end at 100 s."""
+    job = Job(200.0, [], 0.0, tmp_path)
+    job.shards.mkdir()
+    for number, end in enumerate((100, 100.5, 103, 103.5, 106, 106.5)):
+        record = job.shards / f"shard-{number:05d}.json"
+        record.touch()
+        os.utime(record, (end, end))
+    assert job.clips_per_second(2, 4) == pytest.approx(4 * 2 / 3)
+    with pytest.raises(InputError, match="6 finished shards of 6 workers tell no throughput"):
+        job.clips_per_second(6, 4)
 
 
 def test_a_longer_clip_of_the_same_kind():
@@ -221,8 +235,8 @@ def test_the_cost_model_predicts_a_run(
     assert Path("plot.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads(Path("scale.json").read_text())
     sizes = Sizes.of(1, 2, quick=True)
-    assert (sizes.fitted, sizes.checked) == ((2, 4), (8,))
-    assert found["ratios"].keys() == {"8 clips, measured / 8 clips, as predicted"}
+    assert (sizes.fitted, sizes.checked) == ((2, 6), (12,))
+    assert found["ratios"].keys() == {"12 clips, measured / 12 clips, as predicted"}
     # How busy the machine is now, nobody knows; a model that is wrong is so by more than this.
     (ratio,) = found["ratios"].values()
     assert 0.2 < ratio["median"] < 5

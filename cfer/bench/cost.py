@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cfer.clips import windows
@@ -106,16 +108,17 @@ class Costs:
         clip: Clip,
         clips_per_shard: int,
         workers: int,
-        small: tuple[int, float],
-        large: tuple[int, float],
+        shard_seconds: float,
+        runs: Sequence[tuple[int, float]],
     ) -> Costs:
-        """With `start` and `shard` such that two runs (clips, seconds) took what they took."""
-        turns = [math.ceil(math.ceil(n / clips_per_shard) / workers) for n, _ in (small, large)]
-        each = (large[1] - small[1]) / (turns[1] - turns[0])
+        """With the `shard` that makes a shard take a worker so long, and the mean `start` of runs
+        (clips, seconds)."""
+        turns = [math.ceil(math.ceil(clips / clips_per_shard) / workers) for clips, _ in runs]
+        starts = [seconds - n * shard_seconds for n, (_, seconds) in zip(turns, runs, strict=True)]
         return replace(
             self,
-            start=small[1] - turns[0] * each,
-            shard=each - clips_per_shard * self.clip_seconds(clip),
+            start=statistics.mean(starts),
+            shard=shard_seconds - clips_per_shard * self.clip_seconds(clip),
         )
 
 

@@ -84,7 +84,7 @@ class Sizes:
     def of(cls, workers: int, clips_per_shard: int, quick: bool) -> Sizes:
         turn = workers * clips_per_shard
         if quick:
-            return cls((turn, 2 * turn), (4 * turn,), turn)
+            return cls((turn, 3 * turn), (6 * turn,), turn)
         return cls((turn, 10 * turn), (120, 480), 4000)
 
 
@@ -101,14 +101,15 @@ class Job:
     def shards(self) -> Path:
         return self.folder / "shards"
 
-    def clips_per_second(self, clips_per_shard: int) -> float:
-        """From the first finished shard to the last one."""
+    def clips_per_second(self, workers: int, clips_per_shard: int) -> float:
+        """From when every worker has finished a shard to the last one's end: without the start."""
         ends = sorted(path.stat().st_mtime for path in _records(self.shards))
-        if len(ends) < 2 or ends[-1] == ends[0]:
+        if len(ends) <= workers or ends[-1] == ends[workers - 1]:
             raise InputError(
-                f"{self.folder}: {len(ends)} finished shards tell no throughput; give more --clips"
+                f"{self.folder}: {len(ends)} finished shards of {workers} workers tell no "
+                "throughput; give more --clips"
             )
-        return clips_per_shard * (len(ends) - 1) / (ends[-1] - ends[0])
+        return clips_per_shard * (len(ends) - workers) / (ends[-1] - ends[workers - 1])
 
 
 # ---- running the job -----------------------------------------------------------------------------
@@ -237,8 +238,14 @@ def measure_cost(
 
         for count in tqdm(sizes.fitted, "fitted", unit="run", disable=None, leave=False):
             jobs[count] = job_of(count)
-        small, large = ((count, jobs[count].seconds) for count in sizes.fitted)
-        costs = costs.fitted(clip, clips_per_shard, workers, small, large)
+        rate = jobs[sizes.fitted[-1]].clips_per_second(workers, clips_per_shard)
+        costs = costs.fitted(
+            clip,
+            clips_per_shard,
+            workers,
+            clips_per_shard * workers / rate,
+            [(count, jobs[count].seconds) for count in sizes.fitted],
+        )
         predicted = {
             count: costs.job_seconds(clip, count, clips_per_shard, workers)
             for count in sizes.checked
@@ -529,7 +536,7 @@ def measure_workers(
         for count in workers if number % 2 == 0 else reversed(workers):
             with tempfile.TemporaryDirectory() as folder:
                 job = run_job(rows, Path(folder), count, clips_per_shard)
-                rates[names[count]].append(job.clips_per_second(clips_per_shard))
+                rates[names[count]].append(job.clips_per_second(count, clips_per_shard))
             others.append(job.cores_of_others)
     first = workers[0]
     measurement = measurement_of(
