@@ -258,7 +258,8 @@ def measure_cost(
     driver_bytes = 1e6 * (_planned_mb(planned) - _planned_mb(largest))
     costs = replace(
         costs,
-        driver=growth(largest.samples, 0, attrgetter("driver_cpu_seconds")) / 1000,
+        driver=growth(largest.samples, workers * clips_per_shard, attrgetter("driver_cpu_seconds"))
+        / 1000,
         driver_bytes=max(0.0, driver_bytes / (sizes.planned - sizes.checked[-1])),
     )
     measurement = _checked(jobs, predicted, sizes, rounds)
