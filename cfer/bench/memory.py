@@ -114,7 +114,7 @@ class Watch:
                 own, shared = _unbacked(member.pid)
                 times = member.cpu_times()
                 part = "driver" if member == self._root else _part(member)
-            except (psutil.NoSuchProcess, OSError):  # it has ended meanwhile
+            except (psutil.Error, OSError):  # it has ended meanwhile
                 continue
             self._cpu_seconds[member] = times.user + times.system
             memory[part] += own / MB
@@ -151,7 +151,8 @@ def _unbacked(pid: int) -> tuple[int, int]:
     with open(f"/proc/{pid}/smaps_rollup") as file:
         lines = [line.split() for line in file]
     kilobytes = {words[0]: int(words[1]) for words in lines if words[0].startswith("Pss_")}
-    return 1024 * kilobytes["Pss_Anon:"], 1024 * kilobytes["Pss_Shmem:"]
+    # Of a process that has ended and is still listed, the file is empty.
+    return 1024 * kilobytes.get("Pss_Anon:", 0), 1024 * kilobytes.get("Pss_Shmem:", 0)
 
 
 def append_log(path: Path, sample: Sample) -> None:
