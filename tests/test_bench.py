@@ -65,8 +65,11 @@ def test_a_documented_bench_runs_in_its_quick_form(
 
 @pytest.mark.parametrize("path", sorted(DOCUMENTED.glob("*.json")), ids=lambda path: path.stem)
 def test_the_documented_figures_are_those_of_the_files(path: Path):
-    page = (REPOSITORY / "docs" / "speed.md").read_text()
     found = json.loads(path.read_text())
+    is_of_scale = found["bench"].startswith("scale")
+    page = (REPOSITORY / "docs" / ("scale.md" if is_of_scale else "speed.md")).read_text()
+    if is_of_scale:
+        assert all(f"| {name} | {text} |" in page for name, text in found["figures"].items())
     for name, ratio in found["ratios"].items():
         target = found["targets"].get(name)
         aim = "" if target is None else f" {target:.3g}"

@@ -11,7 +11,9 @@ import contextlib
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,11 +39,11 @@ FLOOR, WHOLE = "decode and encode alone", "everything"
 REST, NETWORKS_ALONE = "everything but the networks", "the networks alone"
 
 
-class _Clock:
+class Clock:
     """Seconds of each stage of one round."""
 
     def __init__(self) -> None:
-        self.spent = dict.fromkeys((*STAGES, FLOOR), 0.0)
+        self.spent: defaultdict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -51,29 +53,68 @@ class _Clock:
 
 
 class _ClockedDetector(FaceDetector):
-    clock = _Clock()
+    clock = Clock()
 
     def find(self, pictures: Sequence[np.ndarray]) -> list[Square]:
         with self.clock.stage(FACES):
             return super().find(pictures)
 
 
-def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: int) -> Measurement:
-    """Time the extraction of real videos with a face in each; identity by dlib.
+@dataclass(frozen=True)
+class Extracted:
+    """What went through the stages, and how many seconds each took."""
 
-    Raises:
-        InputError: no video, or one without a face.
+    seconds: dict[str, float]
+    clips: list[Clip]
+    source_frames: int
+
+
+class Stages:
+    """The extraction of videos with a face in each, with a clock; identity by dlib.
+
+    Args:
+        size: side of the face crop in pixels.
+        window_frames: a longer video is cut into windows of so many frames; None leaves it whole.
     """
-    if not videos:
-        raise InputError("extract: give videos with faces; there is nothing to find in a texture")
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    detector = _ClockedDetector()
-    recogniser = open_recogniser("dlib", None, "cpu")
 
-    def clip_of(window: FaceWindow, clock: _Clock) -> Clip:
+    def __init__(self, size: int, settings: CodecSettings, window_frames: int | None = None):
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
+        self._size, self._settings, self._window_frames = size, settings, window_frames
+        self._detector = _ClockedDetector()
+        self._recogniser = open_recogniser("dlib", None, "cpu")
+
+    def extract(self, videos: Sequence[Path], folder: Path, clock: Clock) -> Extracted:
+        """Write the videos' clips as one shard into the folder.
+
+        Raises:
+            InputError: a video that cannot be read, or has no face.
+        """
+        self._detector.clock = clock
+        clips, source_frames, before = [], 0, clock.spent[FACES]
+        for path in videos:
+            with clock.stage(READ):
+                windows = list(
+                    face_clip(
+                        path,
+                        self._size,
+                        self._detector,
+                        self._window_frames,
+                        take=self._settings.encoded_frames,
+                    )
+                )
+            clips += [self._clip_of(window, clock) for window in windows]
+            source_frames += sum(len(window.frames) for window in windows)
+        # Which is done in the midst of it.
+        clock.spent[READ] -= clock.spent[FACES] - before
+        with clock.stage(WRITE):
+            write_shard(folder, 0, clips, [], "")
+        return Extracted(clock.spent, clips, source_frames)
+
+    def _clip_of(self, window: FaceWindow, clock: Clock) -> Clip:
         if window.error is not None:
             raise window.error
+        settings = self._settings
         with clock.stage(ENCODE):
             rate = settings.encoded_fps(window.fps)
             bitstream = encode(window.pictures, settings, rate)
@@ -84,10 +125,10 @@ def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: 
             saturated = float(np.mean([r.saturated_fraction for r in residuals]))
             i_frames = bitstream.i_frames()
         with clock.stage(IDENTITY):
-            identity = recogniser.embed(i_frames)
+            identity = self._recogniser.embed(i_frames)
         return Clip(
             clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
-            split=None, num_frames=len(window.pictures), fps=float(rate), size=size,
+            split=None, num_frames=len(window.pictures), fps=float(rate), size=self._size,
             gop_size=settings.gop_size, i_frames=i_frames,
             i_frame_numbers=[g[0] for g in bitstream.gops], bitstream=bitstream.data,
             residual_frames=[r.frame for r in residuals],
@@ -95,16 +136,20 @@ def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: 
             saturated_fraction=saturated,
         )  # fmt: skip
 
+
+def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: int) -> Measurement:
+    """Time the extraction of real videos with a face in each; identity by dlib.
+
+    Raises:
+        InputError: no video, or one without a face.
+    """
+    if not videos:
+        raise InputError("extract: give videos with faces; there is nothing to find in a texture")
+    stages = Stages(size, settings)
+
     def one_round(folder: Path) -> tuple[dict[str, float], int]:
-        detector.clock = clock = _Clock()
-        clips = []
-        for path in videos:
-            with clock.stage(READ):
-                windows = list(face_clip(path, size, detector, take=settings.encoded_frames))
-            clips += [clip_of(window, clock) for window in windows]
-        clock.spent[READ] -= clock.spent[FACES]  # which is done in the midst of it
-        with clock.stage(WRITE):
-            write_shard(folder, 0, clips, [], "")
+        clock = Clock()
+        stages.extract(videos, folder, clock)
         with clock.stage(FLOOR):
             count = sum(_decode_and_encode(path, size, settings) for path in videos)
         rows = pq.read_table(folder / shard_name(0), columns=["num_frames"])["num_frames"]
