@@ -81,17 +81,17 @@ class Folder:
 
     def names(self) -> list[str]:
         """The names of the files directly in this folder, sorted; none where there is no folder."""
-        return [i.base_name for i in self._list() if i.type == pafs.FileType.File]
+        return [info.base_name for info in self._files()]
 
     def folder_names(self) -> list[str]:
-        """The names of the folders directly in this folder, sorted."""
-        return [i.base_name for i in self._list() if i.type == pafs.FileType.Directory]
+        """The names of the folders directly in this folder that have files in them, sorted."""
+        # By the files: not every store says that it has a folder.
+        return sorted({name.split("/")[0] for name in self.names_below() if "/" in name})
 
     def names_below(self) -> list[str]:
         """The files in this folder and all below it, relative to it, sorted."""
         start = len(self.path.rstrip("/")) + 1
-        infos = self._list(recursive=True)
-        return [i.path[start:] for i in infos if i.type == pafs.FileType.File]
+        return [info.path[start:] for info in self._files(recursive=True)]
 
     def read(self, name: str) -> bytes:
         """Raises InputError where there is no such file, or it is not allowed."""
@@ -139,12 +139,17 @@ class Folder:
 
     def delete_folder(self, name: str) -> None:
         """A folder in this one, with all that is in it."""
-        self._ask(name, self.filesystem.delete_dir, f"{self.path}/{name}")
+        if self._is_local:
+            self.filesystem.delete_dir(f"{self.path}/{name}")
+            return
+        for file in Folder(self.location_of(name)).names_below():
+            self._ask(file, self.filesystem.delete_file, f"{self.path}/{name}/{file}")
 
-    def _list(self, recursive: bool = False) -> list[pafs.FileInfo]:
+    def _files(self, recursive: bool = False) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         infos = self._ask("", self.filesystem.get_file_info, selector)
-        return sorted(infos, key=lambda info: info.path)
+        files = [info for info in infos if info.type == pafs.FileType.File]
+        return sorted(files, key=lambda info: info.path)
 
     def _put(self, path: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(path) as stream:
