@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from cfer.clips import windows
 from cfer.codec import CodecSettings
 
-# Of the requests that an object store charges for, what a shard takes in --out, and what a clip
-# does, counted at a server: PUT, POST and LIST, and GET and HEAD. A file that is written is three
-# requests of the first kind (one that begins, the part, one that ends); each clip's marker is one.
-PUTS_OF_A_SHARD, PUTS_OF_A_CLIP = 9, 3
-GETS_OF_A_SHARD, GETS_OF_A_CLIP = 10, 2
+# Of the requests that an object store charges for (PUT and LIST; GET and HEAD), what a shard takes in
+# --out, and a clip as a source, counted at a server.
+PUTS_OF_A_SHARD, PUTS_OF_A_CLIP = 9, 0
+GETS_OF_A_SHARD, GETS_OF_A_CLIP = 10, 6
 # Each source is read for its digest, and then to be extracted.
 READS_OF_A_SOURCE = 2
 
