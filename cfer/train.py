@@ -316,7 +316,7 @@ def _summarise(protocol: _Protocol) -> Summary:
     pooled = evaluate.recognition(summary.confusion)
     classes = read_description(protocol.config.data).classes
     tracker = tracking.Tracker(parent_id)
-    tracker.log_metrics(
+    tracker.log_figures(
         {
             **summary.mean,
             **{f"{name}_sd": value for name, value in summary.deviation.items()},
