@@ -30,6 +30,17 @@ class WorkerError(RuntimeError):
     where = ""
 
 
+def end_quietly_while_importing() -> None:
+    """Called before imports that take seconds, and leave a traceback of theirs at Ctrl-C."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, end)
+
+
 def exit_with_message(main: Callable[[], int]) -> None:
     """Run a command's `main`, and end the process: an `InputError` becomes one line on stderr."""
     for number in STOP_SIGNALS:

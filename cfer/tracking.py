@@ -58,6 +58,7 @@ MODEL_FILE_NAME = f"model{SUFFIX}"
 # Waits of 4, 8, 16, … 120 s. MLflow takes no higher number.
 RETRIES = "10"
 _RETRIES_NAME = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_TIMEOUT_NAME = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _QUIET = ("alembic", "mlflow", "mlflow.store.db.utils", "mlflow.pyfunc", "mlflow.utils")
 
 
@@ -98,12 +99,15 @@ def _as_an_outage(record: logging.LogRecord) -> bool:
 @contextlib.contextmanager
 def _without_retries() -> Iterator[None]:
     """For what is not worth waiting for."""
-    before = os.environ[_RETRIES_NAME]
-    os.environ[_RETRIES_NAME] = "0"
+    patient = {name: os.environ.get(name) for name in (_RETRIES_NAME, _TIMEOUT_NAME)}
+    os.environ |= {_RETRIES_NAME: "0", _TIMEOUT_NAME: "5"}
     try:
         yield
     finally:
-        os.environ[_RETRIES_NAME] = before
+        for name, value in patient.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def code_version() -> dict[str, str]:
@@ -139,9 +143,18 @@ def create_run(
 
     `dataset` has `name`, `digest` (SHA-256) and `location`; `parent_id` is the run that it is shown
     under.
+
+    Raises:
+        InputError: the store does not answer, or has not got such an experiment any more.
     """
     client = MlflowClient()
-    experiment_id = mlflow.set_experiment(experiment).experiment_id
+    try:
+        experiment_id = mlflow.set_experiment(experiment).experiment_id
+    except MlflowException as error:
+        raise InputError(
+            f"--experiment {experiment}: MLflow at {mlflow.get_tracking_uri()} does not take it "
+            f"({str(error).splitlines()[0]}); start its server, or set MLFLOW_TRACKING_URI"
+        ) from error
     nested = {} if parent_id is None else {MLFLOW_PARENT_RUN_ID: parent_id}
     run_id = client.create_run(
         experiment_id, run_name=name, tags={**code_version(), **tags, **nested}

@@ -23,6 +23,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+if __name__ == "__main__":
+    from cfer.errors import end_quietly_while_importing
+
+    end_quietly_while_importing()
+
 import numpy as np
 import ray
 

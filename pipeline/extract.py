@@ -33,6 +33,10 @@ from typing import Any, cast
 if not __package__:
     # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    from cfer.errors import end_quietly_while_importing
+
+    end_quietly_while_importing()
 
 import numpy as np
 import ray

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -79,6 +79,23 @@ def kill_with_children(process: subprocess.Popen[bytes]) -> None:
             continue
     process.wait()
     psutil.wait_procs(family, timeout=20)
+
+
+def listening(family: Iterable[psutil.Process]) -> set[tuple[str, str]]:
+    """Where processes listen by TCP: the address, and which it is."""
+    found = set()
+    for member in family:
+        try:
+            for connection in member.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((connection.laddr.ip, " ".join(member.cmdline())[:80]))
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    return address.removeprefix("::ffff:") in ("127.0.0.1", "::1")
 
 
 @pytest.fixture(scope="session")
