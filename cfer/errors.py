@@ -12,12 +12,25 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 
 EXIT_INPUT_ERROR = 2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_stopped_by: list[int] = []
+MOST_SECONDS_TO_STOP = 15
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """A signal, and when it came (`time.monotonic`)."""
+
+    number: int
+    when: float
+
+
+_stopped_by: list[_Stop] = []
 
 
 class InputError(ValueError):
@@ -59,19 +72,21 @@ def exit_with_message(main: Callable[[], int]) -> None:
         # Ray's own answer to SIGTERM, while it starts.
         if ended.code != signal.SIGTERM:
             raise
-        _stopped_by.append(signal.SIGTERM)
+        _stopped_by.append(_Stop(signal.SIGTERM, time.monotonic()))
         status = _status_of_a_stop()
     sys.exit(status)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """The first signal unwinds the program; a second one does not wait for that."""
-    if _stopped_by:
+    """The first signal unwinds the program, in seconds. Others meanwhile change nothing: a process
+    that ends at once leaves some of Ray's behind for a minute."""
+    if not _stopped_by:
+        _stopped_by.append(_Stop(number, time.monotonic()))
+        raise KeyboardInterrupt
+    if time.monotonic() - _stopped_by[0].when > MOST_SECONDS_TO_STOP:
         os._exit(128 + number)
-    _stopped_by.append(number)
-    raise KeyboardInterrupt
 
 
 def _status_of_a_stop() -> int:
     print("interrupted; what is finished is kept", file=sys.stderr)
-    return 128 + (_stopped_by[0] if _stopped_by else signal.SIGINT)
+    return 128 + (_stopped_by[0].number if _stopped_by else signal.SIGINT)

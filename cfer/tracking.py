@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -76,7 +77,9 @@ def connect(uri: str | None = None) -> MlflowClient:
     """Use this store from here on, in this process."""
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("urllib3.connectionpool").addFilter(_as_an_outage)
+    connections = logging.getLogger("urllib3.connectionpool")
+    if not any(isinstance(handler, _OutageHandler) for handler in connections.handlers):
+        connections.addHandler(_OutageHandler())
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ.setdefault(_RETRIES_NAME, RETRIES)
     # Epochs arrive one after the other.
@@ -87,13 +90,23 @@ def connect(uri: str | None = None) -> MlflowClient:
     return MlflowClient()
 
 
-def _as_an_outage(record: logging.LogRecord) -> bool:
-    """What a library says of each request that it tries again, as the user knows it."""
-    if str(record.msg).startswith("Retrying (") and isinstance(record.args, tuple):
-        reason = str(record.args[1]).rsplit(": ", 1)[-1].rstrip("')\"")
-        record.msg = "MLflow at %s does not answer (%s); it is tried again"
-        record.args = (mlflow.get_tracking_uri(), reason)
-    return True
+class _OutageHandler(logging.Handler):
+    """Says that a request is tried again, which the library keeps to itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        uri = mlflow.get_tracking_uri()
+        if uri.startswith("http") and str(record.msg).startswith("Retrying ("):
+            sys.stderr.write(
+                f"MLflow at {uri} does not answer ({_reason(record.getMessage())}); it is tried "
+                "again\n"
+            )
+            sys.stderr.flush()
+
+
+def _reason(text: str) -> str:
+    """Of a connection that failed, what is at the end of many words."""
+    found = re.search(r"\[Errno \d+\] ([\w ]+)|(Read timed out)|(reset by peer)", text)
+    return next(filter(None, found.groups())) if found else text.splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -153,7 +166,7 @@ def create_run(
     except MlflowException as error:
         raise InputError(
             f"--experiment {experiment}: MLflow at {mlflow.get_tracking_uri()} does not take it "
-            f"({str(error).splitlines()[0]}); start its server, or set MLFLOW_TRACKING_URI"
+            f"({_reason(str(error))}); start its server, or set MLFLOW_TRACKING_URI"
         ) from error
     nested = {} if parent_id is None else {MLFLOW_PARENT_RUN_ID: parent_id}
     run_id = client.create_run(
