@@ -3,26 +3,59 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 
 import ray
 import ray.data
+from ray._private import ray_constants, services
+
+from cfer.errors import STOP_SIGNALS
+
+LOOPBACK = "127.0.0.1"
 
 
 def join_cluster(for_training: bool) -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine; or start one here.
+
+    One that is started here can be reached from this machine alone.
 
     Ray Train prints its workers' progress through the driver, and its cleaner asks the dashboard.
     Other jobs do without both: a dashboard's processes take longer to start than a small job runs.
     Ray Data keeps quiet: what a job has to say of its progress, it says itself.
     """
     if not ray.is_initialized():
-        ray.init(
-            include_dashboard=for_training,
-            log_to_driver=for_training,
-            logging_level=logging.ERROR,
-        )
+        address = os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
+        starts_here = address in (None, "local")
+        if starts_here:
+            # The links between training workers, of PyTorch.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        # Ray's switch for systems on which it makes no clusters: its processes then listen at
+        # loopback. There is no option of `init` for that; a loopback address is not taken as it is.
+        makes_clusters = ray_constants.ENABLE_RAY_CLUSTER
+        ray_constants.ENABLE_RAY_CLUSTER = not starts_here
+        try:
+            ray.init(
+                include_dashboard=for_training,
+                log_to_driver=for_training,
+                logging_level=logging.ERROR,
+            )
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = makes_clusters
+        if threading.current_thread() is threading.main_thread():
+            # Ray puts one of its own in the place of SIGTERM's, which aborts.
+            for number, handler in handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # an InputError stays one
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def is_on_loopback() -> bool:
+    """Whether the cluster that was joined is this machine alone, and out of reach from others."""
+    return ray.util.get_node_ip_address() == LOOPBACK

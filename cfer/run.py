@@ -18,10 +18,14 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
+import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,11 +36,13 @@ import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.torch.config import _TorchBackend
 from torch import Tensor
 
 from cfer import evaluate, tracking
-from cfer.cluster import join_cluster
+from cfer.cluster import is_on_loopback, join_cluster
 from cfer.config import OPERATIONAL, SHORT_NAMES, TrainConfig, command_of, flag
 from cfer.data import (
     BatchMaker,
@@ -51,7 +57,7 @@ from cfer.data import (
     split_by_subject,
     split_into_folds,
 )
-from cfer.errors import InputError
+from cfer.errors import InputError, WorkerError
 from cfer.evaluate import Predictions
 from cfer.game import PLAYERS, Batch, Weights, play_turn
 from cfer.inputs import LAST
@@ -64,6 +70,10 @@ STATE_NAME = "state.pt"
 SEAL_NAME = "state.json"
 RECORD_NAME = "run.json"
 RESULTS_NAME = "results.json"
+# Of a run that makes no new checkpoint between them: where workers died, as on machines that are
+# taken away; where all of them live, and the code itself failed.
+MOST_LOSSES = 4
+MOST_ERRORS = 2
 
 
 @dataclass(frozen=True)
@@ -259,10 +269,11 @@ def train_worker(setup: dict[str, Any]) -> None:
         history.append(figures)
         spent_seconds += figures["time/epoch_seconds"]
         if rank == 0:
-            tracker.log_metrics(figures, epoch + 1)
+            # An epoch that MLflow has is in a checkpoint: it is not trained and logged again.
+            _save(setup, stateful, history, spent_seconds, standardise)
+            tracker.log_epoch(figures, epoch + 1)
             if setup["shows_epochs"]:
                 _say(_progress_line(len(history), figures, config, spent_seconds))
-            _save(setup, stateful, history, spent_seconds, standardise)
 
     training = _gather(predict(recogniser, train_clips, config.batch_size))
     validation = _gather(predict(recogniser, val_clips, config.batch_size))
@@ -459,7 +470,8 @@ def _finish(
         **{f"recall/{name}": value for name, value in evaluate.recalls(confusion, classes).items()},
         **cost,
     }
-    tracker.log_metrics(extra, len(history))
+    tracker.complete_epochs(history)
+    tracker.log_figures(extra, len(history))
     figures = {**history[-1], **extra}
     title = f"held-out subjects, accuracy {figures['held_out/accuracy']:.3f}"
     tracker.log_figure(evaluate.confusion_figure(confusion, classes, title), "confusion.png")
@@ -839,6 +851,7 @@ def _fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=setup,
+        torch_config=_OneMachine() if is_on_loopback() else TorchConfig(),
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(
@@ -852,11 +865,101 @@ def _fit(
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as its predecessor
             name=config.run.replace("/", "-"),
             storage_path=f"{setup['location']}/ray",
-            failure_config=ray.train.FailureConfig(max_failures=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    trainer.fit()
+    if in_process:
+        trainer.fit()
+    else:
+        _fit_again_and_again(trainer, setup)
+
+
+def _fit_again_and_again(trainer: TorchTrainer, setup: Mapping[str, Any]) -> None:
+    """Until it is done, as long as it gets on.
+
+    Raises:
+        InputError: of a worker.
+        WorkerError: it does not get on.
+    """
+    checkpoint = newest_checkpoint(setup["location"])
+    failures = 0
+    while True:
+        try:
+            _beside_the_main_thread(trainer.fit)
+            return
+        except ray.train.WorkerGroupError as error:
+            # Ray Train wraps what its workers raise.
+            causes = [getattr(e, "_base_exc", e) for e in error.worker_failures.values()]
+            texts = [str(e) for e in error.worker_failures.values()]
+        for cause in causes:
+            if isinstance(cause, InputError):
+                raise cause
+        before, checkpoint = checkpoint, newest_checkpoint(setup["location"])
+        failures = 1 if checkpoint != before else failures + 1
+        lost = any(isinstance(cause, ray.exceptions.RayError) for cause in causes)
+        reason = _last_line(causes[0])
+        if failures >= (MOST_LOSSES if lost else MOST_ERRORS):
+            where = f"after {checkpoint.rsplit('/', 1)[-1]}" if checkpoint else "in its first epoch"
+            failed = WorkerError(f"training failed {failures} times {where}: {reason}")
+            failed.where = f"{texts[0].strip()}\n"
+            raise failed
+        _say(
+            f"{'a worker was lost' if lost else 'a worker failed'} ({reason}); going on from the "
+            f"{'last checkpoint' if checkpoint else 'beginning'}"
+        )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _beside_the_main_thread(work: Callable[[], Any]) -> None:
+    """In the main thread, Ray Train would take Ctrl-C for itself, and end with status 0."""
+    outcome: Future[Any] = Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # for the thread that waits
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    outcome.result()
+
+
+class _OneMachine(TorchConfig):
+    """How workers find each other where nothing may listen beyond loopback: in a file, since
+    PyTorch's store for it, of TCP, listens at every address."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _FileBackend
+
+
+class _FileBackend(_TorchBackend):
+    """See `_OneMachine`."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        self._folder = tempfile.mkdtemp(prefix="cfer-workers-")
+        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        meeting = (f"{self._folder}/store", "nccl" if on_gpus else "gloo", len(worker_group))
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _meet, *meeting, rank)
+                for rank in range(len(worker_group))
+            ]
+        )
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _meet(file: str, backend: str, world_size: int, rank: int) -> None:
+    dist.init_process_group(backend, init_method=f"file://{file}", world_size=world_size, rank=rank)
 
 
 def _cuts(num_clips: int, workers: int) -> list[int]:

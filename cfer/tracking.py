@@ -7,20 +7,26 @@ directory. Look at them with
 
 A stored model needs `mlflow.pyfunc.load_model(uri)` alone, and not `cfer`. Beside it lies the model
 file (`cfer.model_file`), which is what `cfer` itself reads.
+
+A tracking server may be away for some minutes: every request is tried again for about ten, by
+MLflow itself, and training does not wait for the figures of its epochs to arrive. What has not
+arrived by its end, or was lost with a process, is sent then, out of the checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +39,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from cfer.errors import InputError
@@ -49,6 +56,10 @@ MODEL_NAME = "model"
 IMPORTED = "imported"  # experiment of models that were trained elsewhere
 PREDICTIONS_NAME = "predictions"
 MODEL_FILE_NAME = f"model{SUFFIX}"
+# Waits of 4, 8, 16, … 120 s. MLflow takes no higher number.
+RETRIES = "10"
+_RETRIES_NAME = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_TIMEOUT_NAME = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _QUIET = ("alembic", "mlflow", "mlflow.store.db.utils", "mlflow.pyfunc", "mlflow.utils")
 
 
@@ -66,11 +77,50 @@ def connect(uri: str | None = None) -> MlflowClient:
     """Use this store from here on, in this process."""
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    connections = logging.getLogger("urllib3.connectionpool")
+    if not any(isinstance(handler, _OutageHandler) for handler in connections.handlers):
+        connections.addHandler(_OutageHandler())
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ.setdefault(_RETRIES_NAME, RETRIES)
+    # Epochs arrive one after the other.
+    os.environ.setdefault("MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE", "1")
     # An example would be stored with the model; the signature is given, and tested.
     warnings.filterwarnings("ignore", message="(?s).*input example was not provided")
     mlflow.set_tracking_uri(uri or tracking_uri())
     return MlflowClient()
+
+
+class _OutageHandler(logging.Handler):
+    """Says that a request is tried again, which the library keeps to itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        uri = mlflow.get_tracking_uri()
+        if uri.startswith("http") and str(record.msg).startswith("Retrying ("):
+            sys.stderr.write(
+                f"MLflow at {uri} does not answer ({_reason(record.getMessage())}); it is tried "
+                "again\n"
+            )
+            sys.stderr.flush()
+
+
+def _reason(text: str) -> str:
+    """Of a connection that failed, what is at the end of many words."""
+    found = re.search(r"\[Errno \d+\] ([\w ]+)|(Read timed out)|(reset by peer)", text)
+    return next(filter(None, found.groups())) if found else text.splitlines()[0]
+
+
+@contextlib.contextmanager
+def _without_retries() -> Iterator[None]:
+    """For what is not worth waiting for."""
+    patient = {name: os.environ.get(name) for name in (_RETRIES_NAME, _TIMEOUT_NAME)}
+    os.environ |= {_RETRIES_NAME: "0", _TIMEOUT_NAME: "5"}
+    try:
+        yield
+    finally:
+        for name, value in patient.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def code_version() -> dict[str, str]:
@@ -106,9 +156,18 @@ def create_run(
 
     `dataset` has `name`, `digest` (SHA-256) and `location`; `parent_id` is the run that it is shown
     under.
+
+    Raises:
+        InputError: the store does not answer, or has not got such an experiment any more.
     """
     client = MlflowClient()
-    experiment_id = mlflow.set_experiment(experiment).experiment_id
+    try:
+        experiment_id = mlflow.set_experiment(experiment).experiment_id
+    except MlflowException as error:
+        raise InputError(
+            f"--experiment {experiment}: MLflow at {mlflow.get_tracking_uri()} does not take it "
+            f"({_reason(str(error))}); start its server, or set MLFLOW_TRACKING_URI"
+        ) from error
     nested = {} if parent_id is None else {MLFLOW_PARENT_RUN_ID: parent_id}
     run_id = client.create_run(
         experiment_id, run_name=name, tags={**code_version(), **tags, **nested}
@@ -125,7 +184,12 @@ def create_run(
 
 
 def end_run(run_id: str, *, succeeded: bool) -> None:
-    MlflowClient().set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+    """A failure is marked where the store answers at once: what went wrong is to be said first."""
+    if succeeded:
+        MlflowClient().set_terminated(run_id, "FINISHED")
+        return
+    with _without_retries(), contextlib.suppress(MlflowException):
+        MlflowClient().set_terminated(run_id, "FAILED")
 
 
 def mark_finished(run_id: str) -> None:
@@ -140,12 +204,41 @@ class Tracker:
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self._client = MlflowClient()
+        self._under_way: list[RunOperations] = []
 
-    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """Values that are not finite (a measure that this data set has no answer to) stay out."""
-        now = int(time.time() * 1000)
-        kept = [Metric(k, float(v), now, epoch) for k, v in metrics.items() if np.isfinite(v)]
-        self._client.log_batch(self.run_id, metrics=kept)
+    def log_epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Without waiting for the store; `complete_epochs` sees to it that it arrives.
+
+        Values that are not finite (a measure that this data set has no answer to) stay out.
+        """
+        sent = self._client.log_batch(
+            self.run_id, metrics=_metrics(metrics, epoch), synchronous=False
+        )
+        if sent is not None:
+            self._under_way.append(sent)
+
+    def complete_epochs(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Send the epochs that the store has not got: after an outage, or of a killed process.
+
+        Raises:
+            MlflowException: the store does not answer.
+        """
+        for sent in self._under_way:
+            with contextlib.suppress(MlflowException):
+                sent.wait()
+        self._under_way.clear()
+        # An epoch's figures arrive together, so one of them speaks for all.
+        name = next(k for k in history[0] if all(np.isfinite(epoch[k]) for epoch in history))
+        there = {metric.step for metric in self._client.get_metric_history(self.run_id, name)}
+        for epoch, metrics in enumerate(history, start=1):
+            if epoch not in there:
+                self._client.log_batch(self.run_id, metrics=_metrics(metrics, epoch))
+
+    def log_figures(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """What a run ends with. What it has already, of a start that was killed, stays as it is."""
+        there = self._client.get_run(self.run_id).data.metrics
+        new = {name: value for name, value in metrics.items() if name not in there}
+        self._client.log_batch(self.run_id, metrics=_metrics(new, epoch))
 
     def log_figure(self, figure: Figure, name: str) -> None:
         self._client.log_figure(self.run_id, figure, name)
@@ -194,7 +287,13 @@ class NoTracker(Tracker):
     def __init__(self) -> None:
         pass
 
-    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
+    def log_epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
+        pass
+
+    def complete_epochs(self, history: Sequence[Mapping[str, float]]) -> None:
+        pass
+
+    def log_figures(self, metrics: Mapping[str, float], epoch: int) -> None:
         pass
 
     def log_figure(self, figure: Figure, name: str) -> None:
@@ -208,6 +307,11 @@ class NoTracker(Tracker):
 
     def log_model(self, predictor: Predictor, card: ModelCard) -> None:
         pass
+
+
+def _metrics(metrics: Mapping[str, float], epoch: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(k, float(v), now, epoch) for k, v in metrics.items() if np.isfinite(v)]
 
 
 def _signature(card: ModelCard) -> ModelSignature:
@@ -298,7 +402,7 @@ def register_model(predictor: Predictor, card: ModelCard, name: str) -> str:
     experiment_id = mlflow.set_experiment(IMPORTED).experiment_id
     run = client.create_run(experiment_id, run_name=name, tags={"cfer.role": "import"})
     tracker = Tracker(run.info.run_id)
-    tracker.log_metrics(card.figures, 0)
+    tracker.log_figures(card.figures, 0)
     tracker.log_model(predictor, card)
     end_run(run.info.run_id, succeeded=True)
     version = mlflow.register_model(f"runs:/{run.info.run_id}/{MODEL_NAME}", name)

@@ -23,6 +23,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+if __name__ == "__main__":
+    from cfer.errors import end_quietly_while_importing
+
+    end_quietly_while_importing()
+
 import numpy as np
 import ray
 
@@ -316,7 +321,7 @@ def _summarise(protocol: _Protocol) -> Summary:
     pooled = evaluate.recognition(summary.confusion)
     classes = read_description(protocol.config.data).classes
     tracker = tracking.Tracker(parent_id)
-    tracker.log_metrics(
+    tracker.log_figures(
         {
             **summary.mean,
             **{f"{name}_sd": value for name, value in summary.deviation.items()},

@@ -34,6 +34,10 @@ from urllib.parse import unquote
 if not __package__:
     # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    from cfer.errors import end_quietly_while_importing
+
+    end_quietly_while_importing()
 
 import ray
 import ray.data

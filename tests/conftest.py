@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,6 +174,23 @@ def undisturbed(
     status, said = extract(six_videos, out)
     assert status == 0, said
     return out
+
+
+def listening(family: Iterable[psutil.Process]) -> set[tuple[str, str]]:
+    """Where processes listen by TCP: the address, and which it is."""
+    found = set()
+    for member in family:
+        try:
+            for connection in member.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((connection.laddr.ip, " ".join(member.cmdline())[:80]))
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    return address.removeprefix("::ffff:") in ("127.0.0.1", "::1")
 
 
 @pytest.fixture(scope="session")

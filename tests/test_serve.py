@@ -23,7 +23,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from conftest import kill_with_children, run_module
+from conftest import is_loopback, kill_with_children, listening, run_module
 
 from cfer.codec import CodecSettings
 from cfer.errors import InputError
@@ -96,6 +96,13 @@ def ask(
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
     return answer.status, answer.read()
+
+
+def test_nothing_listens_beyond_loopback(server: tuple[int, psutil.Process]) -> None:
+    _, process = server
+    found = listening([process, *process.children(recursive=True)])
+    assert len(found) > 5
+    assert all(is_loopback(address) for address, _ in found), found
 
 
 def test_the_answer_is_the_recognisers(port, video):

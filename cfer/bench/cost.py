@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from cfer.clips import windows
 from cfer.codec import CodecSettings
 
-# Of the requests that an object store charges for (PUT and LIST; GET and HEAD), what a shard takes in
-# --out, and a clip as a source, counted at a server.
+# Of the requests that an object store charges for (PUT and LIST; GET and HEAD), what a shard of
+# --out takes, and what a clip as a source does, counted at a server.
 PUTS_OF_A_SHARD, PUTS_OF_A_CLIP = 9, 0
 GETS_OF_A_SHARD, GETS_OF_A_CLIP = 10, 6
 # Each source is read for its digest, and then to be extracted.

@@ -1,0 +1,182 @@
+"""Commands that are told to stop, by Ctrl-C or SIGTERM: nothing is left running, and the same
+command goes on. And what listens while they work: nothing beyond loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import REPOSITORY, is_loopback, listening
+
+from cfer.shards import read_description
+
+
+class Command:
+    """A command in a session of its own, as a terminal's foreground job; with all its processes."""
+
+    def __init__(self, *arguments: str, folder: Path) -> None:
+        self.family: dict[int, psutil.Process] = {}
+        self.listening: set[tuple[str, str]] = set()
+        self.lines: list[str] = []
+        self._memory = set(os.listdir("/dev/shm"))
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.family[self.process.pid] = psutil.Process(self.process.pid)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
+
+    def look(self) -> None:
+        """Note new members of the family, and where they listen."""
+        for member in list(self.family.values()):
+            try:
+                for child in member.children():
+                    self.family.setdefault(child.pid, child)
+            except psutil.Error:  # it has ended
+                continue
+        self.listening |= listening(list(self.family.values()))
+
+    def names(self) -> str:
+        names = []
+        for member in self.family.values():
+            try:
+                names.append(" ".join(member.cmdline()))
+            except psutil.Error:
+                continue
+        return "\n".join(names)
+
+    def wait_for(self, is_due: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not is_due():
+            assert self.process.poll() is None, f"it ended first: {''.join(self.lines)}"
+            assert time.monotonic() < deadline, "".join(self.lines)
+            self.look()
+            time.sleep(0.1)
+        self.look()
+
+    def stop(self, number: signal.Signals, to_group: bool, times: int = 1) -> list[str]:
+        """Send the signal, and see that nothing is left → what was said after it."""
+        said = len(self.lines)
+        for n in range(times):
+            if n:
+                time.sleep(0.3)
+            if self.process.poll() is None:
+                (os.killpg if to_group else os.kill)(self.process.pid, number)
+        try:
+            self.process.wait(60)
+            self._reader.join(10)
+            _, left = psutil.wait_procs(list(self.family.values()), timeout=20)
+            assert not left, [member.cmdline() for member in left]
+            assert not self._own_memory()
+        finally:
+            for member in self.family.values():
+                if member.is_running():
+                    member.kill()
+        return self.lines[said:]
+
+    def _own_memory(self) -> set[str]:
+        """New shared memory that no living process holds: what others use is theirs."""
+        new = {f"/dev/shm/{name}" for name in set(os.listdir("/dev/shm")) - self._memory}
+        for process in psutil.process_iter() if new else ():
+            try:
+                new -= {part.path for part in process.memory_maps()}
+                new -= {file.path for file in process.open_files()}
+            except psutil.Error:
+                continue
+        return {name for name in new if os.path.exists(name)}
+
+
+@pytest.fixture(scope="module")
+def few_videos(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 14 of the drawn videos."""
+    lines = (drawn_videos / "manifest.csv").read_text().splitlines()
+    file = drawn_videos / "few.csv"
+    file.write_text("\n".join(lines[:15]) + "\n")
+    return file
+
+
+def extraction(videos: Path, out: Path) -> list[str]:
+    return [
+        *(str(REPOSITORY / "pipeline" / "extract.py"), "--videos", str(videos), "--out", str(out)),
+        *("--size", "64", "--identity", "dlib", "--clips-per-shard", "2"),
+    ]
+
+
+def training(shards: Path) -> list[str]:
+    return [
+        *("-m", "cfer.train", "--data", str(shards), "--workers", "2", "--run", "stopped"),
+        *("--width", "8", "--code-dim", "32", "--batch-size", "8", "--epochs", "60"),
+    ]
+
+
+def test_extraction_ends_at_ctrl_c_and_goes_on(few_videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = Command(*extraction(few_videos, out), folder=tmp_path)
+    command.wait_for(lambda: any(out.glob("shard-*.parquet")))
+    said = command.stop(signal.SIGINT, to_group=True)
+    assert command.process.returncode == 130
+    assert [line for line in said if "interrupted" in line] == [
+        "interrupted; what is finished is kept\n"
+    ]
+    assert not any("Traceback" in line for line in said)
+    assert len(command.family) > 5
+    assert len(command.listening) > 5
+    assert all(is_loopback(address) for address, _ in command.listening), command.listening
+    assert not (out / "dataset.json").exists()
+
+    again = subprocess.run(
+        [sys.executable, *extraction(few_videos, out)], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "of which 0 are done already" not in again.stderr
+    assert read_description(out).counts["clips"] == 14
+
+
+def test_a_stop_while_ray_starts(few_videos: Path, tmp_path: Path) -> None:
+    command = Command(*extraction(few_videos, tmp_path / "out"), folder=tmp_path)
+    command.wait_for(lambda: "gcs_server" in command.names())
+    said = command.stop(signal.SIGTERM, to_group=False)
+    assert command.process.returncode == 143
+    assert "interrupted; what is finished is kept\n" in said
+    assert not any("Traceback" in line for line in said)
+
+
+def test_training_ends_at_sigterm_and_goes_on(drawn_shards: Path, tmp_path: Path) -> None:
+    """Also: at Ctrl-C twice, in the middle of the work."""
+    folder = tmp_path / "runs" / "stopped"
+    command = Command(*training(drawn_shards), folder=tmp_path)
+    command.wait_for(lambda: any(folder.glob("epoch-*/state.json")))
+    said = command.stop(signal.SIGTERM, to_group=False)
+    assert command.process.returncode == 143
+    assert "interrupted; what is finished is kept\n" in said
+    assert not any("Traceback" in line for line in said), said
+    assert len(command.listening) > 8
+    assert all(is_loopback(address) for address, _ in command.listening), command.listening
+    (before,) = folder.glob("epoch-*")
+
+    command = Command(*training(drawn_shards), folder=tmp_path)
+    command.wait_for(lambda: max(folder.glob("epoch-*")).name > before.name)
+    said = command.stop(signal.SIGINT, to_group=True, times=2)
+    assert command.process.returncode == 130
+    assert "it was started before: going on from its last checkpoint\n" in command.lines
+    assert not any("Traceback" in line for line in said), said
