@@ -30,7 +30,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 import ray
 import ray.data
 import ray.train
@@ -522,7 +521,7 @@ def _save(
     folder.write(SEAL_NAME, json.dumps(seal).encode())
     for name in _checkpoint_names(run_folder):
         if name != _checkpoint_name(len(history)):
-            run_folder.filesystem.delete_dir(f"{run_folder.path}/{name}")
+            run_folder.delete_folder(name)
 
 
 def _restore(
@@ -557,13 +556,7 @@ def _checkpoint_name(epoch: int) -> str:
 
 
 def _checkpoint_names(folder: Folder) -> list[str]:
-    selector = pafs.FileSelector(folder.path, allow_not_found=True)
-    infos = folder.filesystem.get_file_info(selector)
-    return [
-        info.base_name
-        for info in infos
-        if info.type == pafs.FileType.Directory and info.base_name.startswith("epoch-")
-    ]
+    return [name for name in folder.folder_names() if name.startswith("epoch-")]
 
 
 def _is_sealed(folder: Folder) -> bool:
