@@ -145,6 +145,12 @@ RUN_ELSEWHERE = {
     "python -m pipeline.datasets.synthetic --out drawn --subjects 60": (
         "tests/conftest.py::drawn_videos"
     ),
+    "python pipeline/extract.py --videos s3://BUCKET/videos/all.csv --out s3://BUCKET/shards": (
+        "tests/test_faults.py::test_videos_manifest_and_shards_in_a_store"
+    ),
+    "python -m cfer.train --data s3://BUCKET/shards --storage s3://BUCKET/runs --run first": (
+        "tests/test_training_faults.py::test_a_run_on_s3_goes_on"
+    ),
     "python -m cfer.train --folds": "tests/test_docs.py::test_the_way_from_videos_to_a_model",
     "python -m cfer.train --protocol NAME": (
         "tests/test_protocol.py::test_folds_are_children_and_the_parent_holds_their_mean"
