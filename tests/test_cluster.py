@@ -1,14 +1,12 @@
 """cluster/: its files against their schemas and the code, and its services, run.
 
 What compose would start in containers is started as processes here, by the very command lines and
-environments of cluster/compose.yaml; for the name of a host stands 127.0.0.1, for a volume a folder.
+environments of cluster/compose.yaml; 127.0.0.1 stands for the names of hosts, a folder for a volume.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -20,14 +18,11 @@ import sys
 import tempfile
 import time
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import click
 import jsonschema
 import kubernetes_validate
@@ -64,8 +59,8 @@ def check_ray_up(text: str) -> dict[str, Any]:
     return config
 
 
-# The fields of KubeRay's API reference (ray.io/v1, KubeRay 1.6) that the files use: what is not here
-# is not a field, or nobody has looked it up. The pods are Kubernetes' own business, see `check_pod`.
+# The fields that the files use, looked up in KubeRay's API reference (ray.io/v1, KubeRay 1.6); its
+# CRD is in no package. What pods are made of is Kubernetes' own, and checked by its schemas.
 def _object(required: Sequence[str], **properties: Any) -> dict[str, Any]:
     return {
         "type": "object",
@@ -200,3 +195,456 @@ def test_linters_have_nothing_to_say(tmp_path):
         spoilt.write_text(text_of(name) + spoil)
         assert run_tool(tool, str(spoilt)).returncode != 0
     assert os.access(CLUSTER / "slurm.sh", os.X_OK)
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+# Programs whose command lines are parsed by the very parser that they run with, …
+PARSED = ("ray", "mlflow", "rclone", "python", "cfer")
+# … and those that are not here to ask: of these only the files are looked for.
+TAKEN_AS_GIVEN = ("docker", "kubectl", "useradd")
+
+
+def shell_texts(name: str, text: str) -> list[str]:
+    """The shell commands of a file, a text for each place that has some."""
+    if name.endswith(".md"):
+        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+        return [re.sub(r"<< END\n.*?^END$", "", block, flags=re.M | re.S) for block in blocks]
+    if name.endswith(".sh"):
+        return [re.sub(r"<< 'END'\n.*?^END$", "", text, flags=re.M | re.S)]
+    if name.startswith("Dockerfile"):
+        return [line[4:] for line in text.replace("\\\n", " ").splitlines() if line[:4] == "RUN "]
+    found = []
+
+    def walk(node: Any, key: str) -> None:
+        if isinstance(node, dict):
+            if "command" in node and "args" in node:  # of one container
+                node = node | {"command": node["command"] + node["args"], "args": None}
+            for name, value in node.items():
+                walk(value, name)
+        elif key.endswith("_commands"):
+            found.extend(node)
+        elif key in ("command", "entrypoint", "test"):
+            found.append(node if isinstance(node, str) else shlex.join(node))
+        elif isinstance(node, list):
+            for value in node:
+                walk(value, key)
+
+    for document in yaml.safe_load_all(interpolate(text, dict.fromkeys(SECRETS, "given"))):
+        walk(document, "")
+    return found
+
+
+def commands_of(text: str) -> Iterator[list[str]]:
+    """Each command of PARSED in a shell text, whatever starts it (`srun`, `sbatch`, `setsid`)."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.lstrip().startswith("#"):
+            continue
+        # What a variable or a substitution stands for: any value.
+        line = re.sub(r"\$\(\(.*?\)\)|\$\{[\w#:/]+\}|\$\w+|\$[@!#]", "1", line)
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if re.fullmatch(r"[();<>|&]+", word):
+                if command and command[0] not in TAKEN_AS_GIVEN:
+                    starts = [n for n, w in enumerate(command) if Path(w).name in PARSED]
+                    if starts:
+                        yield command[starts[0] :]
+                command = []
+            else:
+                command.append(word)
+
+
+def check_command(words: list[str]) -> None:
+    """Raises what the program's own parser makes of a wrong option; AssertionError for the rest."""
+    program, given = Path(words[0]).name, words[1:]
+    if program == "ray":
+        from ray.scripts.scripts import cli
+
+        entry = check_click(cli, given).get("entrypoint")
+        if entry:
+            check_command(list(entry))
+    elif program == "mlflow":
+        from mlflow.cli import cli
+
+        check_click(cli, given)
+    elif program == "rclone":
+        action = [word for word in given if not word.startswith("-")]
+        names = action[:2] if action[0] == "serve" else action[:1]
+        known = (
+            run_tool("rclone", *names, "--help").stdout + run_tool("rclone", "help", "flags").stdout
+        )
+        for option in (word for word in given if word.startswith("-")):
+            assert re.search(rf"^\s+(-\w, )?{option.split('=')[0]}\b", known, re.M), option
+    elif program == "cfer":
+        from cfer.cli import build_parser
+
+        build_parser().parse_args(given)
+    elif given[0] == "-m":
+        check_module(given[1], given[2:])
+    elif given[0] not in ("-c", "-"):
+        assert (REPOSITORY / given[0]).is_file(), f"no file {given[0]}"
+        check_module(given[0].removesuffix(".py").replace("/", "."), given[1:])
+
+
+def check_click(group: click.Group, words: list[str]) -> dict[str, Any]:
+    context = group.make_context(group.name, list(words))
+    name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+    assert command is not None, name
+    if isinstance(command, click.Group):
+        return check_click(command, rest)
+    return command.make_context(name, rest).params
+
+
+def check_module(name: str, words: list[str]) -> None:
+    if name == "venv":
+        return
+    assert importlib.util.find_spec(name) is not None, f"no module {name}"
+    module = importlib.import_module(name)
+    if hasattr(module, "build_parser"):
+        module.build_parser().parse_args(words)
+    else:  # its parser is in its main(), which reads nothing before it has parsed
+        done = subprocess.run(
+            [sys.executable, "-m", name, *words, "--help"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def check_commands(name: str, text: str) -> list[str]:
+    """Check each command and each path of a file → the programs in the order of its commands."""
+    programs = []
+    for command in (c for shell in shell_texts(name, text) for c in commands_of(shell)):
+        check_command(command)
+        programs.append(" ".join([Path(command[0]).name, command[1]]))
+    for path in re.findall(r"(?<![\w./~$-])(?:cluster|pipeline|docs|tests)/[\w./-]*\w", text):
+        assert (REPOSITORY / path).exists(), f"{name}: no {path}"
+    return programs
+
+
+START = ["ray stop", "mlflow server", "ray start", "ray stop", "ray start"]
+COMMANDS = {
+    "README.md": [
+        *("rclone copy", "ray up", "ray attach", "ray down", "ray up", "ray attach", "ray down"),
+        *("ray job", "ray job", "mlflow server", "python pipeline/extract.py", "python -m"),
+        *("python -m", "python -m", "cfer report"),
+    ],
+    "compose.yaml": ["rclone serve", "mlflow server", "ray start", "ray health-check", "ray start"],
+    "ray-machines.yaml": START,
+    "ray-aws.yaml": START,
+    "kuberay-cluster.yaml": ["mlflow server"],
+    "kuberay-extract.yaml": ["python -m"],
+    "kuberay-train.yaml": ["python -m"],
+    "slurm.sh": ["python -c", "ray start", "ray health-check", "ray start", "python -"],
+    "Dockerfile": [],
+    "Dockerfile.dockerignore": [],
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_command_and_path_is_there(name):
+    assert check_commands(name, text_of(name)) == COMMANDS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("README.md", "extract.py --videos $", "extract.py --vidoes $"),
+        ("README.md", "pipeline/extract.py", "pipeline/extracts.py"),
+        ("README.md", "python -m cfer.train", "python -m cfer.trains"),
+        ("README.md", "--method min-min", "--methods min-min"),
+        ("README.md", "--s3-env-auth", "--s3-environment-auth"),
+        ("README.md", "--port-forward 8265", "--forward 8265"),
+        ("README.md", "cluster/ray-aws.yaml", "cluster/ray-amazon.yaml"),
+        ("README.md", "cfer report cfer", "cfer reports cfer"),
+        ("README.md", "cfer.shards verify", "cfer.shards verfy"),
+        ("compose.yaml", "--artifacts-destination", "--artifact-destination"),
+        ("compose.yaml", "serve, s3, --addr", "serve, s3, --address"),
+        ("compose.yaml", "ray start --block", "ray start --blocking"),
+        ("compose.yaml", "health-check", "healthcheck"),
+        ("ray-machines.yaml", "ray start --head", "ray start --heads"),
+        ("ray-aws.yaml", "mlflow server --host", "mlflow server --hosts"),
+        ("kuberay-cluster.yaml", "--allowed-hosts", "--allow-hosts"),
+        ("kuberay-extract.yaml", "--out", "--output"),
+        ("kuberay-train.yaml", "min-min", "min-min-min"),
+        ("slurm.sh", "--ray-client-server-port", "--client-server-port"),
+    ],
+)
+def test_a_spoilt_command_is_found(name, old, new):
+    text = text_of(name)
+    assert old in text
+    with pytest.raises((click.ClickException, AssertionError, SystemExit)):
+        check_commands(name, text.replace(old, new))
+
+
+# ---- secrets -------------------------------------------------------------------------------------
+
+_NAMES_SECRET = re.compile(r"(?i)(password|passwd|secret_?(access)?_?key|token|key_id|auth_key)$")
+
+
+def literal_secrets(name: str, text: str) -> list[str]:
+    """What looks like a secret that is written down: by its name, or by how it looks."""
+    found = re.findall(
+        r"\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY|\b[0-9a-f]{32,}\b", text
+    )
+    # NAME=value in shell, NAME: value in YAML. Fine are: a command or a variable, where that has no
+    # default (`:-`), and a place to look it up.
+    for secret, value in re.findall(r"([A-Za-z_]\w*)(?:=|: *(?:>-\s+)?)([^\s,;}]+[^\n]*)", text):
+        if _NAMES_SECRET.search(secret):
+            rest = re.sub(r"\$\(.*\)|\$\{\w+:\?[^}]*\}", "", value).strip("\"', ")
+            if rest not in ("", "false") and secret != "key":
+                found.append(f"{secret}: {value}")
+    for user, password in re.findall(r"://([^/\s:@]+):([^\s@]+)@", text):
+        if not re.fullmatch(r"\$\{\w+:\?[^}]*\}|[A-Z]+", password):
+            found.append(f"{user}:{password}")
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_secret_is_written_down(name):
+    assert literal_secrets(name, text_of(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("RAY_AUTH_TOKEN: ${RAY_AUTH_TOKEN:?see cluster/README.md}", "RAY_AUTH_TOKEN: letmein"),
+        ("RAY_AUTH_TOKEN:?see", "RAY_AUTH_TOKEN:-see"),
+        ("POSTGRES_PASSWORD: $", "POSTGRES_PASSWORD: x$"),
+        ("//mlflow:${POSTGRES_PASSWORD:?see cluster/README.md}@", "//mlflow:mlflow@"),
+    ],
+)
+def test_a_secret_that_is_written_down_is_found(old, new):
+    text = text_of("compose.yaml")
+    assert old in text
+    assert literal_secrets("compose.yaml", text.replace(old, new))
+
+
+@pytest.mark.parametrize("missing", SECRETS)
+def test_compose_starts_nothing_without_its_secrets(missing):
+    with pytest.raises(KeyError, match=missing):
+        services({name: "given" for name in SECRETS if name != missing})
+
+
+def test_containers_keep_to_themselves():
+    compose = yaml.safe_load(text_of("compose.yaml"))
+    for name, service in compose["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.keys() & {"privileged", "network_mode", "cap_add", "pid"}, name
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), (name, port)
+    users = [line.split()[1] for line in text_of("Dockerfile").splitlines() if line[:5] == "USER "]
+    assert users[-1].split(":")[0] not in ("root", "0")
+
+
+def test_the_image_holds_what_the_package_is_built_from(tmp_path):
+    """Installed the README's way: `pip install .`, of what .dockerignore lets through."""
+    assert "pip install --no-cache-dir '.[server]'" in text_of("Dockerfile")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert "server" in project["optional-dependencies"]
+    kept = [line[1:] for line in text_of("Dockerfile.dockerignore").splitlines() if line[:1] == "!"]
+    assert {"cfer", "pipeline", "pyproject.toml", project["readme"]} <= set(kept)
+    assert all((REPOSITORY / name).exists() for name in kept)
+    for name in ("kuberay-cluster.yaml", "compose.yaml", "README.md"):
+        for version in re.findall(r"cfer:(\d\S*\d)", text_of(name)):
+            assert version == project["version"], name
+
+
+# ---- the services --------------------------------------------------------------------------------
+
+
+def interpolate(text: str, environment: dict[str, str]) -> str:
+    """`${NAME:-default}` and `${NAME:?message}`, as compose puts them in. Raises KeyError."""
+
+    def value(match: re.Match[str]) -> str:
+        name, operator, rest = match.groups()
+        if environment.get(name):
+            return environment[name]
+        if operator == ":-":
+            return rest
+        raise KeyError(f"{name}: {rest}")
+
+    return re.sub(r"\$\{(\w+)(?:(:-|:\?)([^}]*))?\}", value, text)
+
+
+@dataclass
+class Service:
+    command: list[str]
+    environment: dict[str, str]
+    health: list[str]
+
+
+def services(environment: dict[str, str]) -> dict[str, Service]:
+    """The services of cluster/compose.yaml, with these variables in the environment."""
+    compose = yaml.safe_load(interpolate(text_of("compose.yaml"), environment))
+    found = {}
+    for name, service in compose["services"].items():
+        command = service.get("entrypoint") or service["command"]
+        found[name] = Service(
+            shlex.split(command) if isinstance(command, str) else command,
+            {key: str(value) for key, value in service.get("environment", {}).items()},
+            service.get("healthcheck", {}).get("test", [])[1:],
+        )
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def postgres_folder() -> Path | None:
+    """Where PostgreSQL's server is installed; Debian keeps it off the PATH."""
+    found = shutil.which("postgres")
+    folders = [Path(found).parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return folders[-1] if folders else None
+
+
+class Lab:
+    """The services of the compose file, as processes of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        names = ("POSTGRES", "S3", "MLFLOW", "RAY", "DASHBOARD")
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.ports = ports
+        self.secrets = {name: os.urandom(16).hex() for name in SECRETS}
+        given = {f"{name}_PORT": str(port) for name, port in ports.items()} | self.secrets
+        self.services = services(given)
+
+    def here(self, text: str) -> str:
+        """The same, on this machine: hosts are 127.0.0.1, the volume of the store is a folder."""
+        hosts = "|".join([*self.services, r"0\.0\.0\.0"])
+        text = re.sub(rf"(^|[@/=])({hosts})(?=:\d+(/|$))", r"\g<1>127.0.0.1", text)
+        text = re.sub(r"^(--\S+=)?0\.0\.0\.0$", r"\g<1>127.0.0.1", text)
+        return re.sub(r"^/data$", str(self.folder / "data"), text)
+
+    def environment(self, name: str) -> dict[str, str]:
+        own = {key: self.here(value) for key, value in self.services[name].environment.items()}
+        path = f"{BIN}:{os.environ['PATH']}"
+        return {"PATH": path, "HOME": str(self.folder), "OMP_NUM_THREADS": "1", **own}
+
+    def start(
+        self, name: str, programs: Path = BIN, more: dict[str, str] | None = None, **options: Any
+    ) -> None:
+        command = [self.here(word) for word in self.services[name].command]
+        self.processes[name] = subprocess.Popen(
+            [str(programs / command[0]), *command[1:]],
+            env=self.environment(name) | (more or {}),
+            cwd=self.folder,
+            stdout=(self.folder / f"{name}.log").open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+
+    def wait_for(self, name: str, programs: Path = BIN, port: int = 0) -> None:
+        """Until its health check of the compose file says so, or until it listens."""
+        deadline = time.monotonic() + 120
+        check = [self.here(word) for word in self.services[name].health]
+        log = self.folder / f"{name}.log"
+        while True:
+            if port:
+                with socket.socket() as one:
+                    if one.connect_ex(("127.0.0.1", port)) == 0:
+                        return
+            else:
+                environment = self.environment(name) | {"PGHOST": "127.0.0.1"}
+                command = [str(programs / check[0]), *check[1:]]
+                done = subprocess.run(command, env=environment, capture_output=True, check=False)
+                if done.returncode == 0:
+                    return
+            assert self.processes[name].poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        for process in reversed(self.processes.values()):
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """PostgreSQL, the S3 store and the MLflow server of the compose file."""
+    programs = postgres_folder()
+    if programs is None:
+        pytest.skip("no PostgreSQL server here (apt-get install postgresql)")
+    # Not pytest's folder: PostgreSQL's user, who is not root, has to reach its own.
+    folder = Path(tempfile.mkdtemp(prefix="cfer-"))
+    lab = Lab(folder)
+    try:
+        folder.chmod(0o755)
+        (folder / "data" / "cfer").mkdir(parents=True)
+        _make_database(lab, programs)
+        lab.start("s3")
+        lab.wait_for("postgres", programs)
+        _psql(lab, "CREATE DATABASE mlflow", "postgres")
+        lab.start("mlflow")
+        lab.wait_for("s3", port=lab.ports["S3"])
+        lab.wait_for("mlflow", port=lab.ports["MLFLOW"])
+        yield lab
+    finally:
+        lab.stop()
+        shutil.rmtree(folder)
+
+
+def _make_database(lab: Lab, programs: Path) -> None:
+    """What the entry point of PostgreSQL's image does with its environment, and the server."""
+    asked = lab.services["postgres"].environment
+    user: dict[str, Any] = {}
+    if os.getuid() == 0:
+        user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    database, password = lab.folder / "postgres", lab.folder / "password"
+    database.mkdir()
+    password.write_text(asked["POSTGRES_PASSWORD"])
+    if user:
+        shutil.chown(database, user["user"], user["group"])
+    done = subprocess.run(
+        [
+            *(str(programs / "initdb"), f"--pgdata={database}", "--auth=scram-sha-256"),
+            *(f"--username={asked['POSTGRES_USER']}", f"--pwfile={password}", "--no-sync"),
+            "--encoding=UTF8",
+        ],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        **user,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (database / "postgresql.conf").open("a") as settings:
+        settings.write("unix_socket_directories = ''\n")
+    lab.start("postgres", programs, more={"PGDATA": str(database)}, **user)
+
+
+def _psql(lab: Lab, statement: str, database: str = "mlflow") -> list[tuple[Any, ...]]:
+    asked = lab.services["postgres"].environment
+    connection = psycopg2.connect(
+        host="127.0.0.1",
+        port=lab.ports["POSTGRES"],
+        user=asked["POSTGRES_USER"],
+        password=asked["POSTGRES_PASSWORD"],
+        dbname=database,
+    )
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
