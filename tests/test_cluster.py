@@ -1,11 +1,12 @@
 """cluster/: its files against their schemas and the code, and its services, run.
 
 What compose would start in containers is started as processes here, by the very command lines and
-environments of cluster/compose.yaml; 127.0.0.1 stands for the names of hosts, a folder for a volume.
+environments of cluster/compose.yaml: 127.0.0.1 stands for the hosts' names, a folder for a volume.
 """
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
 import re
@@ -23,14 +24,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import click
 import jsonschema
 import kubernetes_validate
 import psycopg2
 import pytest
 import yaml
+from botocore.exceptions import ClientError
 from conftest import REPOSITORY
+from mlflow.tracking import MlflowClient
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.tags import TAG_RAY_NODE_NAME
+
+from cfer.shards import verify
+from cfer.storage import Folder
 
 CLUSTER = REPOSITORY / "cluster"
 BIN = Path(sys.executable).parent
@@ -144,6 +154,22 @@ def test_ray_up_refuses_a_spoilt_file(old, new):
     assert old in text_of("ray-aws.yaml")
     with pytest.raises((jsonschema.ValidationError, ValueError)):
         check_ray_up(text_of("ray-aws.yaml").replace(old, new))
+
+
+def test_ray_up_finds_what_it_starts_machines_with(s3_bucket, monkeypatch, tmp_path):
+    """All that `ray up` asks AWS before the first machine, and a machine, of a server of AWS's API."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # a new key pair is written to ~/.ssh
+    (tmp_path / ".ssh").mkdir()
+    boto3.client("iam").create_instance_profile(InstanceProfileName="cfer")
+    config = _bootstrap_config(check_ray_up(text_of("ray-aws.yaml")), no_config_cache=True)
+    worker = config["available_node_types"]["worker"]
+    assert worker["resources"]["CPU"] == 8  # it knows the type of machine
+    AWSNodeProvider(config["provider"], config["cluster_name"]).create_node(
+        dict(worker["node_config"]), {TAG_RAY_NODE_NAME: "one"}, 1
+    )
+    (started,) = boto3.client("ec2").describe_instances()["Reservations"]
+    assert started["Instances"][0]["InstanceLifecycle"] == "spot"
+    assert started["Instances"][0]["IamInstanceProfile"]["Arn"].endswith("/cfer")
 
 
 @pytest.mark.parametrize(
@@ -648,3 +674,73 @@ def _psql(lab: Lab, statement: str, database: str = "mlflow") -> list[tuple[Any,
     with connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchall() if cursor.description else []
+
+
+def store_client(lab: Lab, secret: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{lab.ports['S3']}",
+        region_name="us-east-1",
+        aws_access_key_id=lab.secrets["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=secret,
+    )
+
+
+def test_a_run_is_in_postgresql_and_its_files_in_the_store(lab, tmp_path):
+    address = f"http://127.0.0.1:{lab.ports['MLFLOW']}"
+    client = MlflowClient(address)
+    run_id = client.create_run(client.create_experiment("lab"), run_name="first").info.run_id
+    client.log_metric(run_id, "accuracy", 0.75)
+    client.log_text(run_id, "what the run has to say", "notes/words.txt")
+    client.set_terminated(run_id)
+    rows = _psql(
+        lab,
+        "SELECT name, status, key, value, artifact_uri FROM runs JOIN metrics USING (run_uuid) "
+        f"WHERE run_uuid = '{run_id}'",
+    )
+    assert [row[:4] for row in rows] == [("first", "FINISHED", "accuracy", 0.75)]
+    # The server hands them on, so that a client needs no key of the store.
+    assert rows[0][4].startswith("mlflow-artifacts:/")
+    words = client.download_artifacts(run_id, "notes/words.txt", str(tmp_path))
+    assert Path(words).read_text() == "what the run has to say"
+    store = store_client(lab, lab.secrets["AWS_SECRET_ACCESS_KEY"])
+    (found,) = [
+        item["Key"]
+        for item in store.list_objects_v2(Bucket="cfer", Prefix="mlflow/")["Contents"]
+        if run_id in item["Key"]
+    ]
+    assert store.get_object(Bucket="cfer", Key=found)["Body"].read() == b"what the run has to say"
+
+
+def test_the_services_turn_strangers_away(lab):
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(
+            host="127.0.0.1", port=lab.ports["POSTGRES"], user="mlflow", password="mlflow"
+        )
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        store_client(lab, "another").list_objects_v2(Bucket="cfer")
+    # A page of the web that names this machine; and the containers, which name the service.
+    for host, status in (("elsewhere.example", 403), ("mlflow:5000", 200)):
+        connection = http.client.HTTPConnection("127.0.0.1", lab.ports["MLFLOW"], timeout=60)
+        path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+        connection.request("GET", path, headers={"Host": host})
+        assert connection.getresponse().status == status, host
+        connection.close()
+
+
+def test_shards_go_to_the_store(lab, monkeypatch, drawn_shards):
+    """cfer's own way to S3, and the README's line that copies a folder into the store."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{lab.ports['S3']}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, lab.secrets[name])
+    (line,) = re.findall(r"^rclone copy videos .*$", text_of(PAGE), re.M)
+    line = line.replace(" videos ", f" {drawn_shards} ").replace("8080", str(lab.ports["S3"]))
+    subprocess.run([BIN / "rclone", *shlex.split(line)[1:]], check=True, cwd=lab.folder)
+    assert verify("s3://cfer/videos") == []
+    folder = Folder("s3://cfer/notes")
+    folder.write("words", b"one")
+    folder.write("words", b"two" * 4_000_000)  # longer than one part of an upload
+    assert (folder.names(), folder.read("words")) == (["words"], b"two" * 4_000_000)
+    folder.delete("words")
+    assert folder.names() == []
