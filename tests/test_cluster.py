@@ -157,7 +157,7 @@ def test_ray_up_refuses_a_spoilt_file(old, new):
 
 
 def test_ray_up_finds_what_it_starts_machines_with(s3_bucket, monkeypatch, tmp_path):
-    """All that `ray up` asks AWS before the first machine, and a machine, of a server of AWS's API."""
+    """What `ray up` asks AWS before it starts a machine, and the start, of a server of its API."""
     monkeypatch.setenv("HOME", str(tmp_path))  # a new key pair is written to ~/.ssh
     (tmp_path / ".ssh").mkdir()
     boto3.client("iam").create_instance_profile(InstanceProfileName="cfer")
