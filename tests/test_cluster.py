@@ -6,6 +6,7 @@ environments of cluster/compose.yaml: 127.0.0.1 stands for the hosts' names, a f
 
 from __future__ import annotations
 
+import csv
 import http.client
 import importlib.util
 import os
@@ -744,3 +745,62 @@ def test_shards_go_to_the_store(lab, monkeypatch, drawn_shards):
     assert (folder.names(), folder.read("words")) == (["words"], b"two" * 4_000_000)
     folder.delete("words")
     assert folder.names() == []
+
+
+def test_jobs_of_the_cluster_end_in_the_store_and_in_mlflow(lab, drawn_videos):
+    """Ray's head and a worker; the README's two jobs, of eight small clips and one epoch."""
+    few = lab.folder / "manifest.csv"
+    rows = list(csv.DictReader((drawn_videos / "manifest.csv").open()))
+    rows = [row for row in rows if row["subject"] < "S005" and row["label"] in ("anger", "fear")]
+    with few.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"path": drawn_videos / row["path"]} for row in rows)
+    for name in ("ray-head", "ray-worker"):
+        # Not where a `ray.init()` of this machine looks for a cluster.
+        lab.start(name, more={"RAY_TMPDIR": str(lab.folder)})
+        if name == "ray-head":
+            lab.wait_for(name)
+    address = f"http://127.0.0.1:{lab.ports['DASHBOARD']}"
+
+    def submit(line: str, token: str = lab.secrets["RAY_AUTH_TOKEN"]) -> tuple[int, str]:
+        command = line.replace("http://127.0.0.1:8265", address).replace("$CFER_STORE", "s3://cfer")
+        done = subprocess.run(
+            shlex.split(command),
+            cwd=REPOSITORY,
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": token,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    extract, train = re.findall(r"^ray job submit .*$", text_of(PAGE), re.M)
+    extract = extract.replace("$CFER_STORE/videos/manifest.csv", str(few))
+    extract += " --size 64 --identity dlib --clips-per-shard 2"
+    train = train.replace("--folds 5", "--epochs 1")
+    deadline = time.monotonic() + 120
+    while True:
+        status, output = submit(extract, token="another")
+        if "invalid or incorrect" in output:
+            break
+        assert time.monotonic() < deadline, output
+    assert status != 0
+    while True:
+        status, output = submit(extract)
+        # The head is healthy before its agent can start a job.
+        if "No available agent" not in output:
+            break
+        assert time.monotonic() < deadline, output
+    assert status == 0, output
+    assert "8 clips" in output
+    status, output = submit(train)
+    assert status == 0, output
+    assert _psql(lab, "SELECT status FROM runs WHERE name = 'cv'") == [("FINISHED",)]
+    files = [path.name for path in (lab.folder / "data" / "cfer").rglob("*")]
+    assert {"dataset.json", "results.json", "model.safetensors"} <= set(files)
