@@ -227,7 +227,7 @@ def test_linters_have_nothing_to_say(tmp_path):
 # ---- commands ------------------------------------------------------------------------------------
 
 # Programs whose command lines are parsed by the very parser that they run with, …
-PARSED = ("ray", "mlflow", "rclone", "python", "cfer")
+PARSED = ("ray", "mlflow", "rclone", "weed", "python", "cfer")
 # … and those that are not here to ask: of these only the files are looked for.
 TAKEN_AS_GIVEN = ("docker", "kubectl", "useradd")
 
@@ -297,13 +297,14 @@ def check_command(words: list[str]) -> None:
 
         check_click(cli, given)
     elif program == "rclone":
-        action = [word for word in given if not word.startswith("-")]
-        names = action[:2] if action[0] == "serve" else action[:1]
-        known = (
-            run_tool("rclone", *names, "--help").stdout + run_tool("rclone", "help", "flags").stdout
-        )
+        pages = [run_tool("rclone", given[0], "--help"), run_tool("rclone", "help", "flags")]
+        known = "".join(page.stdout for page in pages)
         for option in (word for word in given if word.startswith("-")):
             assert re.search(rf"^\s+(-\w, )?{option.split('=')[0]}\b", known, re.M), option
+    elif program == "weed":
+        known = run_tool("weed", given[0], "-h").stderr
+        for option in given[1:]:
+            assert re.search(rf"^\s+{re.escape(option.split('=')[0])}(\s|$)", known, re.M), option
     elif program == "cfer":
         from cfer.cli import build_parser
 
@@ -360,7 +361,7 @@ COMMANDS = {
         *("ray job", "ray job", "mlflow server", "python pipeline/extract.py", "python -m"),
         *("python -m", "python -m", "cfer report"),
     ],
-    "compose.yaml": ["rclone serve", "mlflow server", "ray start", "ray health-check", "ray start"],
+    "compose.yaml": ["weed server", "mlflow server", "ray start", "ray health-check", "ray start"],
     "ray-machines.yaml": START,
     "ray-aws.yaml": START,
     "kuberay-cluster.yaml": ["mlflow server"],
@@ -390,7 +391,7 @@ def test_every_command_and_path_is_there(name):
         ("README.md", "cfer report cfer", "cfer reports cfer"),
         ("README.md", "cfer.shards verify", "cfer.shards verfy"),
         ("compose.yaml", "--artifacts-destination", "--artifact-destination"),
-        ("compose.yaml", "serve, s3, --addr", "serve, s3, --address"),
+        ("compose.yaml", "-s3.ip.bind", "-s3.ip.binds"),
         ("compose.yaml", "ray start --block", "ray start --blocking"),
         ("compose.yaml", "health-check", "healthcheck"),
         ("ray-machines.yaml", "ray start --head", "ray start --heads"),
@@ -552,11 +553,11 @@ class Lab:
         self.services = services(given)
 
     def here(self, text: str) -> str:
-        """The same, on this machine: hosts are 127.0.0.1, the volume of the store is a folder."""
+        """The same, on this machine: hosts are 127.0.0.1, a volume is a folder."""
         hosts = "|".join([*self.services, r"0\.0\.0\.0"])
         text = re.sub(rf"(^|[@/=])({hosts})(?=:\d+(/|$))", r"\g<1>127.0.0.1", text)
-        text = re.sub(r"^(--\S+=)?0\.0\.0\.0$", r"\g<1>127.0.0.1", text)
-        return re.sub(r"^/data$", str(self.folder / "data"), text)
+        text = re.sub(r"^(-\S+=)?0\.0\.0\.0$", r"\g<1>127.0.0.1", text)
+        return text.replace("=/store", f"={self.folder}/store")
 
     def environment(self, name: str) -> dict[str, str]:
         own = {key: self.here(value) for key, value in self.services[name].environment.items()}
@@ -585,7 +586,8 @@ class Lab:
         while True:
             if port:
                 with socket.socket() as one:
-                    if one.connect_ex(("127.0.0.1", port)) == 0:
+                    # A free port may be the one that the connection is made from.
+                    if one.connect_ex(("127.0.0.1", port)) == 0 and one.getsockname()[1] != port:
                         return
             else:
                 environment = self.environment(name) | {"PGHOST": "127.0.0.1"}
@@ -598,8 +600,9 @@ class Lab:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        for process in reversed(self.processes.values()):
-            process.send_signal(signal.SIGTERM)
+        for name, process in self.processes.items():
+            # The store would wait for ten seconds before it ends.
+            process.send_signal(signal.SIGKILL if name == "s3" else signal.SIGTERM)
         for process in self.processes.values():
             try:
                 process.wait(20)
@@ -619,7 +622,7 @@ def lab() -> Iterator[Lab]:
     lab = Lab(folder)
     try:
         folder.chmod(0o755)
-        (folder / "data" / "cfer").mkdir(parents=True)
+        (folder / "store").mkdir()
         _make_database(lab, programs)
         lab.start("s3")
         lab.wait_for("postgres", programs)
@@ -736,7 +739,7 @@ def test_shards_go_to_the_store(lab, monkeypatch, drawn_shards):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, lab.secrets[name])
     (line,) = re.findall(r"^rclone copy videos .*$", text_of(PAGE), re.M)
-    line = line.replace(" videos ", f" {drawn_shards} ").replace("8080", str(lab.ports["S3"]))
+    line = line.replace(" videos ", f" {drawn_shards} ").replace("8333", str(lab.ports["S3"]))
     subprocess.run([BIN / "rclone", *shlex.split(line)[1:]], check=True, cwd=lab.folder)
     assert verify("s3://cfer/videos") == []
     folder = Folder("s3://cfer/notes")
@@ -802,5 +805,7 @@ def test_jobs_of_the_cluster_end_in_the_store_and_in_mlflow(lab, drawn_videos):
     status, output = submit(train)
     assert status == 0, output
     assert _psql(lab, "SELECT status FROM runs WHERE name = 'cv'") == [("FINISHED",)]
-    files = [path.name for path in (lab.folder / "data" / "cfer").rglob("*")]
-    assert {"dataset.json", "results.json", "model.safetensors"} <= set(files)
+    store = store_client(lab, lab.secrets["AWS_SECRET_ACCESS_KEY"])
+    keys = [item["Key"] for item in store.list_objects_v2(Bucket="cfer")["Contents"]]
+    assert {"shards/dataset.json", "runs/cv/results.json"} <= set(keys)
+    assert any(re.fullmatch(r"mlflow/.*/model\.safetensors", key) for key in keys)
