@@ -23,7 +23,13 @@ from cfer.dataset import NO_LABEL
 from cfer.inputs import Input
 from cfer.shards import read_clips
 
-PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
+PAGES = sorted(
+    [
+        REPOSITORY / "README.md",
+        REPOSITORY / "cluster" / "README.md",
+        *(REPOSITORY / "docs").glob("*.md"),
+    ]
+)
 
 
 @pytest.fixture(scope="module")
