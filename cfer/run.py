@@ -36,7 +36,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor
 
 from cfer import evaluate, tracking
-from cfer.cluster import join_cluster
+from cfer.cluster import NodeNetwork, join_cluster
 from cfer.config import OPERATIONAL, SHORT_NAMES, TrainConfig, command_of, flag
 from cfer.data import (
     BatchMaker,
@@ -839,6 +839,7 @@ def _fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=setup,
+        torch_config=NodeNetwork(),
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Of a small extraction.
+OPTIONS = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2", "--actors", "1")
 
 # A test never joins a Ray cluster that happens to run on the machine.
 os.environ["RAY_ADDRESS"] = "local"
@@ -81,6 +86,39 @@ def kill_with_children(process: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(family, timeout=20)
 
 
+def extract(videos: Path, out: Path, *options: str) -> tuple[int, str]:
+    """On the session's own Ray → the exit status, and what was said on stderr."""
+    from pipeline.extract import main
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = main(["--videos", str(videos), "--out", str(out), *OPTIONS, *options])
+    return status, said.getvalue()
+
+
+def shard_bytes(out: Path) -> dict[str, bytes]:
+    files = [*out.glob("shard-*"), out / "dataset.json", out / "failures.csv"]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a checkout holds of the program, without what Git ignores: to be shipped with a job."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("cfer", "pipeline"):
+        shutil.copytree(
+            REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return folder
+
+
 @pytest.fixture(scope="session")
 def drawn_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 drawn subjects × 7 classes, as the built-in data set writes them."""
@@ -104,6 +142,25 @@ def drawn_shards(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def six_videos(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("six")
+    for source in sorted((drawn_videos / "videos" / "S001").glob("*.mp4"))[:6]:
+        shutil.copy(source, folder / source.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    six_videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The six videos in three shards, extracted by one worker and without a break."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    status, said = extract(six_videos, out)
+    assert status == 0, said
+    return out
 
 
 @pytest.fixture(scope="session")

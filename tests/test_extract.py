@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import os
 import re
@@ -12,8 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -21,7 +18,15 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from conftest import REPOSITORY, kill_with_children, run_module
+from conftest import (
+    OPTIONS,
+    REPOSITORY,
+    extract,
+    kill_with_children,
+    run_module,
+    shard_bytes,
+    wait_for,
+)
 
 from cfer.codec import encode
 from cfer.errors import InputError
@@ -37,45 +42,6 @@ from pipeline.extract import (
     source_digest,
 )
 from pipeline.manifest import Entry
-
-OPTIONS = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2", "--actors", "1")
-
-
-def extract(videos: Path, out: Path, *options: str) -> tuple[int, str]:
-    """On the session's own Ray → the exit status, and what was said on stderr."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        status = main(["--videos", str(videos), "--out", str(out), *OPTIONS, *options])
-    return status, said.getvalue()
-
-
-def shard_bytes(out: Path) -> dict[str, bytes]:
-    files = [*out.glob("shard-*"), out / "dataset.json", out / "failures.csv"]
-    return {file.name: file.read_bytes() for file in files}
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def six_videos(drawn_videos, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("six")
-    for source in sorted((drawn_videos / "videos" / "S001").glob("*.mp4"))[:6]:
-        shutil.copy(source, folder / source.name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(six_videos, ray_session, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    status, said = extract(six_videos, out)
-    assert status == 0, said
-    return out
-
 
 # ----------------------------------------------------------------- what comes out
 
@@ -423,18 +389,14 @@ def is_open(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_ray_job_submit(ray_cluster, six_videos, undisturbed, tmp_path):
-    # What a checkout holds, without what Git ignores.
-    shipped = tmp_path / "shipped"
-    for name in ("cfer", "pipeline"):
-        shutil.copytree(REPOSITORY / name, shipped / name)
+def test_ray_job_submit(ray_cluster, checkout, six_videos, undisturbed, tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
         [str(Path(sys.executable).with_name("ray")), "job", "submit"]
         + ["--address", ray_cluster, "--working-dir", ".", "--"]
         + ["python", "pipeline/extract.py", "--videos", str(six_videos), "--out", str(out)]
         + [*OPTIONS],
-        cwd=shipped,
+        cwd=checkout,
         env={**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"},
         capture_output=True,
         text=True,
