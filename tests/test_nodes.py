@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+import torch
 from conftest import OPTIONS, shard_bytes, wait_for
-from mlflow.tracking import MlflowClient
 from nodes import Cluster, Forbidden, Network, TrackingServer, find_postgres
 
 from cfer.codec import Bitstream
 from cfer.inputs import Input
-from cfer.run import read_results
+from cfer.run import STATE_NAME, newest_checkpoint, read_results
 from cfer.shards import read_clips, verify
 from cfer.train import main
 
@@ -128,7 +128,7 @@ def test_a_driver_that_dies_is_started_again(cluster, checkout, six_videos, undi
 
 
 TRAINING = (
-    *("--workers", "4", "--epochs", "2", "--width", "8", "--code-dim", "32", "--batch-size", "8"),
+    *("--workers", "4", "--epochs", "4", "--width", "8", "--code-dim", "32", "--batch-size", "8"),
     *("--lambda", "0.5", "--mu", "0.2", "--run", "four"),
 )
 # What the server holds of a run, as another machine sees it.
@@ -152,30 +152,61 @@ json.dump({"status": run.info.status, "curves": curves, "files": files}, sys.std
 """
 
 
-def test_training_on_several_nodes_equals_training_on_one(
-    cluster, tracking_server, checkout, drawn_shards, ray_session, tmp_path, monkeypatch
-):
+@pytest.fixture(scope="module")
+def trained_on_one(drawn_shards, ray_session, tmp_path_factory) -> tuple[Path, str]:
+    """The run's folder after four workers on this machine, and its MLflow store."""
+    folder = tmp_path_factory.mktemp("one")
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store)
+        patch.chdir(folder)  # the model's files go to ./mlruns
+        arguments = ["--data", str(drawn_shards), *TRAINING, "--storage", str(folder)]
+        assert main(arguments) == 0
+    return folder / "four", store
+
+
+@pytest.fixture
+def tracking_uri(tracking_server: TrackingServer | None) -> str:
     if tracking_server is None:
         pytest.skip("no PostgreSQL here (looked on PATH, and in /usr/lib/postgresql)")
     tracking_server.wait()
-    arguments = ["--data", str(drawn_shards), *TRAINING]
-    storage = tmp_path / "several"
+    return tracking_server.uri
+
+
+def training(shards: Path, storage: Path) -> list[str]:
+    folders = ["--data", str(shards), "--storage", str(storage)]
+    return ["python", "-m", "cfer.train", *folders, *TRAINING]
+
+
+def curves_of(run: Path) -> dict[str, list[float]]:
+    """Every figure of every epoch, from the last checkpoint; but what the clock says."""
+    (checkpoint,) = run.glob("epoch-*")
+    history = torch.load(checkpoint / STATE_NAME, weights_only=True)["history"]
+    names = [name for name in history[0] if not name.startswith("time/")]
+    return {name: [figures[name] for figures in history] for name in names}
+
+
+def check_curves(curves: Mapping[str, Sequence[float]], expected: Mapping[str, Sequence[float]]):
+    assert curves.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(curves[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_training_on_several_nodes_equals_training_on_one(
+    cluster, tracking_uri, checkout, drawn_shards, trained_on_one, tmp_path
+):
     status, said = ended(
         cluster.submit(
-            checkout,
-            *("python", "-m", "cfer.train", *arguments, "--storage", str(storage)),
-            MLFLOW_TRACKING_URI=tracking_server.uri,
+            checkout, *training(drawn_shards, tmp_path), MLFLOW_TRACKING_URI=tracking_uri
         )
     )
     assert status == 0, said
     actors = cluster.listed("actors", "class_name=RayTrainWorker")
     assert len(actors) == 4
     assert len({actor["node_id"] for actor in actors}) >= 2
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.chdir(tmp_path)
-    assert main([*arguments, "--storage", str(tmp_path / "one")]) == 0
-    (one, several) = (read_results(str(place / "four")) for place in (tmp_path / "one", storage))
+    folder, store = trained_on_one
+    expected = curves_of(folder)
+    check_curves(curves_of(tmp_path / "four"), expected)
 
     clips = np.stack(
         [
@@ -184,30 +215,44 @@ def test_training_on_several_nodes_equals_training_on_one(
         ]
     )
     np.save(tmp_path / "clips.npy", clips)
+    results = read_results(str(tmp_path / "four"))
     done = cluster.client.run(
-        *(sys.executable, "-c", LOOK, several.mlflow_run_id),
+        *(sys.executable, "-c", LOOK, results.mlflow_run_id),
         *(str(tmp_path / "clips.npy"), str(tmp_path / "probabilities.npy")),
-        MLFLOW_TRACKING_URI=tracking_server.uri,
+        MLFLOW_TRACKING_URI=tracking_uri,
     )
     assert done.returncode == 0, done.stderr
     held = json.loads(done.stdout)
     assert held["status"] == "FINISHED"
     assert {"confusion.png", "curves.png", "embedding.png"} <= set(held["files"])
     assert {"predictions/train.npz", "predictions/held_out.npz"} <= set(held["files"])
-
-    client = MlflowClient()
-    names = set(client.get_run(one.mlflow_run_id).data.metrics)
-    assert names == set(held["curves"])
-    differences = {}
-    for name in sorted(names):
-        expected = client.get_metric_history(one.mlflow_run_id, name)
-        assert [step for step, _ in held["curves"][name]] == [metric.step for metric in expected]
-        if not name.startswith("time/"):
-            values = np.array([value for _, value in held["curves"][name]])
-            differences[name] = np.abs(values - [metric.value for metric in expected]).max()
-    print(differences)
-    assert max(differences.values()) < 1e-5
-    model = mlflow.pyfunc.load_model(f"runs:/{one.mlflow_run_id}/model")
+    for name in expected:
+        assert [step for step, _ in held["curves"][name]] == [1, 2, 3, 4]
+    check_curves(
+        {name: [value for _, value in held["curves"][name]] for name in expected}, expected
+    )
+    mlflow.set_tracking_uri(store)
+    model = mlflow.pyfunc.load_model(f"runs:/{read_results(str(folder)).mlflow_run_id}/model")
     np.testing.assert_allclose(
         np.load(tmp_path / "probabilities.npy"), model.predict(clips), atol=1e-5
     )
+
+
+def test_training_goes_on_when_a_node_dies(
+    cluster, tracking_uri, checkout, drawn_shards, trained_on_one, tmp_path
+):
+    """Another takes its place; the workers go on from the last checkpoint."""
+    job = cluster.submit(
+        checkout, *training(drawn_shards, tmp_path), MLFLOW_TRACKING_URI=tracking_uri
+    )
+    run = tmp_path / "four"
+    wait_for(lambda: newest_checkpoint(str(run)) or job.poll() is not None)
+    busy = [node for node in cluster.workers if node.processes("RayTrainWorker")]
+    assert busy
+    busy[0].kill()
+    assert not (run / "epoch-00004").exists()
+    assert read_results(str(run)) is None
+    cluster.complete()
+    status, said = ended(job)
+    assert status == 0, said
+    check_curves(curves_of(run), curves_of(trained_on_one[0]))
