@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Machine:
         if self._holder.stdout.readline() != "ready\n":
             raise Forbidden(self._holder.communicate()[1].strip())
         (self.first_process,) = psutil.Process(self._holder.pid).children()
+        self._namespace = os.readlink(f"/proc/{self.first_process.pid}/ns/pid")
         self.address = ""
 
     def command(self, *command: str, namespaces: Sequence[str] = ()) -> list[str]:
@@ -80,18 +82,17 @@ class Machine:
         )
 
     def reaches(self, address: str, port: int) -> bool:
-        return self.run("bash", "-c", f"</dev/tcp/{address}/{port}").returncode == 0
+        connect = f"</dev/tcp/{address}/{port}"
+        return self.run("timeout", "2", "bash", "-c", connect).returncode == 0
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """Those whose command line has all these words in it."""
         found = []
-        for process in self.first_process.children(recursive=True):
-            try:
-                line = " ".join(process.cmdline())
-            except psutil.NoSuchProcess:
-                continue
-            if all(word in line for word in words):
-                found.append(process)
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):  # ended meanwhile, or not ours to look at
+                is_here = os.readlink(f"/proc/{process.pid}/ns/pid") == self._namespace
+                if is_here and all(word in " ".join(process.cmdline()) for word in words):
+                    found.append(process)
         return found
 
     @property
@@ -100,9 +101,10 @@ class Machine:
 
     def kill(self) -> None:
         """Every process, with its memory and its network, at once."""
-        self._holder.kill()
+        if self.is_alive:
+            self.first_process.kill()
+        # It ends after the last of the machine's processes.
         self._holder.communicate()
-        self.first_process.wait(timeout=20)
 
 
 def environment(**more: str) -> dict[str, str]:
