@@ -18,9 +18,7 @@ import json
 import logging
 import math
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -35,13 +33,11 @@ import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor
 
 from cfer import evaluate, tracking
-from cfer.cluster import is_on_loopback, join_cluster
+from cfer.cluster import join_cluster, worker_links
 from cfer.config import OPERATIONAL, SHORT_NAMES, TrainConfig, command_of, flag
 from cfer.data import (
     BatchMaker,
@@ -844,7 +840,7 @@ def _fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=setup,
-        torch_config=_OneMachine() if is_on_loopback() else TorchConfig(),
+        torch_config=worker_links(),
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(
@@ -919,40 +915,6 @@ def _beside_the_main_thread(work: Callable[[], Any]) -> None:
 
     threading.Thread(target=do, daemon=True).start()
     outcome.result()
-
-
-class _OneMachine(TorchConfig):
-    """How workers find each other where nothing may listen beyond loopback: in a file, since
-    PyTorch's store for it, of TCP, listens at every address."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _FileBackend
-
-
-class _FileBackend(_TorchBackend):
-    """See `_OneMachine`."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        self._folder = tempfile.mkdtemp(prefix="cfer-workers-")
-        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
-        meeting = (f"{self._folder}/store", "nccl" if on_gpus else "gloo", len(worker_group))
-        ray.get(
-            [
-                worker_group.execute_single_async(rank, _meet, *meeting, rank)
-                for rank in range(len(worker_group))
-            ]
-        )
-
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        try:
-            super().on_shutdown(worker_group, backend_config)
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _meet(file: str, backend: str, world_size: int, rank: int) -> None:
-    dist.init_process_group(backend, init_method=f"file://{file}", world_size=world_size, rank=rank)
 
 
 def _cuts(num_clips: int, workers: int) -> list[int]:

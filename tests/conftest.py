@@ -194,6 +194,17 @@ def is_loopback(address: str) -> bool:
 
 
 @pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a checkout holds of the program, without what Git ignores: to be shipped with a job."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("cfer", "pipeline"):
+        shutil.copytree(
+            REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def drawn_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 drawn subjects × 7 classes, as the built-in data set writes them."""
     folder = tmp_path_factory.mktemp("drawn") / "videos"

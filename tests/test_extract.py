@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from conftest import (
     EXTRACTION,
-    REPOSITORY,
     extract,
     free_ports,
     is_open,
@@ -321,18 +320,14 @@ def ray_cluster(tmp_path: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_ray_job_submit(ray_cluster, six_videos, undisturbed, tmp_path):
-    # What a checkout holds, without what Git ignores.
-    shipped = tmp_path / "shipped"
-    for name in ("cfer", "pipeline"):
-        shutil.copytree(REPOSITORY / name, shipped / name)
+def test_ray_job_submit(ray_cluster, checkout, six_videos, undisturbed, tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
         [str(Path(sys.executable).with_name("ray")), "job", "submit"]
         + ["--address", ray_cluster, "--working-dir", ".", "--"]
         + ["python", "pipeline/extract.py", "--videos", str(six_videos), "--out", str(out)]
         + [*EXTRACTION],
-        cwd=shipped,
+        cwd=checkout,
         env={**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"},
         capture_output=True,
         text=True,
