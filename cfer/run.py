@@ -877,9 +877,8 @@ def _fit_again_and_again(trainer: TorchTrainer, setup: Mapping[str, Any]) -> Non
             _beside_the_main_thread(trainer.fit)
             return
         except ray.train.WorkerGroupError as error:
-            # Ray Train wraps what its workers raise.
-            causes = [getattr(e, "_base_exc", e) for e in error.worker_failures.values()]
-            texts = [str(e) for e in error.worker_failures.values()]
+            causes = list(error.worker_failures.values())
+            tracebacks = str(error)
         for cause in causes:
             if isinstance(cause, InputError):
                 raise cause
@@ -890,7 +889,7 @@ def _fit_again_and_again(trainer: TorchTrainer, setup: Mapping[str, Any]) -> Non
         if failures >= (MOST_LOSSES if lost else MOST_ERRORS):
             where = f"after {checkpoint.rsplit('/', 1)[-1]}" if checkpoint else "in its first epoch"
             failed = WorkerError(f"training failed {failures} times {where}: {reason}")
-            failed.where = f"{texts[0].strip()}\n"
+            failed.where = f"{tracebacks.strip()}\n"
             raise failed
         _say(
             f"{'a worker was lost' if lost else 'a worker failed'} ({reason}); going on from the "

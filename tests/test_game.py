@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -217,9 +216,9 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
     assert bounds[1.0] < 0.2 * bounds[0.0]
 
 
-def _in_worker(rank: int, port: int, folder: str) -> None:
+def _in_worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         recogniser, estimator = players()
         assert_players_leave_each_other_alone(
@@ -234,15 +233,13 @@ def _in_worker(rank: int, port: int, folder: str) -> None:
         )
         state = {"terms": terms, "players": [parameters(recogniser), parameters(estimator)]}
         torch.save(state, Path(folder) / f"{rank}.pt")
+        dist.barrier()  # Gloo may abort when the other one is gone already
     finally:
         dist.destroy_process_group()
 
 
 def test_two_workers_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_in_worker, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(_in_worker, args=(str(tmp_path),), nprocs=2)
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
 
     recogniser, estimator = players()

@@ -7,12 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import psutil
 import pyarrow.fs as pafs
 import pytest
 import torch
-from conftest import REPOSITORY, kill_with_children
+from conftest import REPOSITORY, free_ports, kill_with_children, wait_for
 from mlflow.tracking import MlflowClient
 
 from cfer.errors import WorkerError
@@ -38,20 +37,11 @@ def epoch_of(location: str) -> int:
     return 0 if checkpoint is None else int(checkpoint.rsplit("-", 1)[1])
 
 
-def wait_for(is_due: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_due():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 class Server:
     """`mlflow server` on loopback: killed and started again, on the same store."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port = one.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{self.port}"
         self.artifacts = folder / "artifacts"
         self._store = f"sqlite:///{folder / 'mlflow.db'}"
@@ -109,6 +99,30 @@ def train(name: str, shards: Path, storage: Path, meanwhile: Callable[[], None])
     return status
 
 
+def training_workers() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE
+        and process.cmdline()
+        and process.cmdline()[0].startswith("ray::RayTrainWorker")
+    ]
+
+
+@contextmanager
+def halted() -> Iterator[list[psutil.Process]]:
+    """The workers, none of which gets on meanwhile: what is done is done in the middle of a run."""
+    workers = training_workers()
+    for worker in workers:
+        worker.suspend()
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.resume()
+
+
 @pytest.fixture(scope="module")
 def outlived(
     server: Server, storage: Path, ray_session: None, drawn_shards: Path
@@ -120,8 +134,9 @@ def outlived(
     def outages() -> None:
         server.start()  # the run is to be made in it meanwhile
         wait_for(lambda: epoch_of(location) >= 2)
-        server.kill()
-        epochs.append(epoch_of(location))
+        with halted():
+            server.kill()
+            epochs.append(epoch_of(location))
         wait_for(lambda: epoch_of(location) == EPOCHS)
         server.start()
         wait_for(lambda: any(server.artifacts.rglob("confusion.png")))
@@ -177,16 +192,6 @@ def test_a_run_outlives_outages_of_mlflow(
     assert Recognizer.from_pretrained(run_id).card.figures == results.figures
 
 
-def training_workers() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE
-        and process.cmdline()
-        and process.cmdline()[0].startswith("ray::RayTrainWorker")
-    ]
-
-
 def test_killed_workers_change_nothing(
     outlived: tuple[str, int],
     server: Server,
@@ -202,10 +207,10 @@ def test_killed_workers_change_nothing(
     def kills() -> None:
         for which, epoch in ((-1, 2), (0, 5)):
             wait_for(lambda least=epoch: epoch_of(location) >= least)
-            workers = training_workers()
-            assert len(workers) == 2
-            workers[which].kill()
-        assert epoch_of(location) < EPOCHS, "the second came too late"
+            with halted() as workers:
+                assert len(workers) == 2
+                assert epoch_of(location) < EPOCHS, "it comes too late"
+                workers[which].kill()
 
     assert train("killed", drawn_shards, storage, kills) == 0
     assert capfd.readouterr().err.count("going on from the last checkpoint") == 2
