@@ -186,10 +186,16 @@ def curves_of(run: Path) -> dict[str, list[float]]:
     return {name: [figures[name] for figures in history] for name in names}
 
 
-def check_curves(curves: Mapping[str, Sequence[float]], expected: Mapping[str, Sequence[float]]):
+def check_curves(
+    curves: Mapping[str, Sequence[float]],
+    expected: Mapping[str, Sequence[float]],
+    tolerance: float = 1e-5,
+) -> None:
     assert curves.keys() == expected.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(curves[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            curves[name], values, rtol=tolerance, atol=tolerance, err_msg=name
+        )
 
 
 def test_training_on_several_nodes_equals_training_on_one(
@@ -255,4 +261,6 @@ def test_training_goes_on_when_a_node_dies(
     cluster.complete()
     status, said = ended(job)
     assert status == 0, said
-    check_curves(curves_of(run), curves_of(trained_on_one[0]))
+    # DDP sorts the gradients into its buckets anew, and with them changes the order in which Gloo
+    # adds those of four workers: they round otherwise. The losses are about 2, the clips no others.
+    check_curves(curves_of(run), curves_of(trained_on_one[0]), tolerance=2e-4)
