@@ -33,10 +33,14 @@ import av
 import av.error
 import numpy as np
 import pyarrow.fs as pafs
+import ray
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ray import serve
+from ray._common.network_utils import build_address
+from ray._common.tls_utils import add_port_to_grpc_server
+from ray.serve._private import replica
 from ray.serve.handle import DeploymentHandle
 
 from cfer.errors import InputError
@@ -152,11 +156,23 @@ def _chunks_of_link(link: str) -> Iterator[bytes]:
 # ---- deployments ---------------------------------------------------------------------------------
 
 
+def _keep_to_the_cluster() -> None:
+    """To be called as a deployment is made, in each of its processes.
+
+    Ray Serve opens a gRPC port there for its other processes, which takes pickled requests, so
+    whoever reaches it can run code; and opens it at every address of the machine. From now on it
+    does so at the node's own, which is loopback's where the cluster is this machine alone.
+    """
+    address = build_address(ray.util.get_node_ip_address(), 0)
+    replica.add_port_to_grpc_server = lambda server, _: add_port_to_grpc_server(server, address)
+
+
 @serve.deployment(name="network", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
 class Network:
     """The network: clips that are there at the same time go through it together."""
 
     def __init__(self, predictor: Predictor, card: ModelCard) -> None:
+        _keep_to_the_cluster()
         self._recognizer = Recognizer(predictor, card)
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.01)
@@ -208,6 +224,7 @@ class Reader:
     def __init__(
         self, service: Service, predictor: Predictor, card: ModelCard, network: DeploymentHandle
     ) -> None:
+        _keep_to_the_cluster()
         self._service = service
         self._predictor, self._card = predictor, card
         self._recognizer = RemoteRecognizer(predictor, card, network)
@@ -346,8 +363,6 @@ def run(
         InputError: no such model; the port is taken; other machines can reach it, and no token is
             set.
     """
-    import ray
-
     from cfer.cluster import join_cluster
 
     token = os.environ.get(TOKEN_VARIABLE, "")
