@@ -600,9 +600,10 @@ class Lab:
             time.sleep(0.1)
 
     def stop(self) -> None:
+        # The store would wait for ten seconds, and the database for its clients to leave.
+        signals = {"s3": signal.SIGKILL, "postgres": signal.SIGINT}
         for name, process in self.processes.items():
-            # The store would wait for ten seconds before it ends.
-            process.send_signal(signal.SIGKILL if name == "s3" else signal.SIGTERM)
+            process.send_signal(signals.get(name, signal.SIGTERM))
         for process in self.processes.values():
             try:
                 process.wait(20)

@@ -122,6 +122,7 @@ def run_job(
     clips_per_shard: int,
     seconds_between: float = 0.5,
     only_plan: bool = False,
+    cores: int | None = None,
 ) -> Job:
     """Extract a manifest's rows into FOLDER/shards, and check what came out.
 
@@ -130,6 +131,7 @@ def run_job(
 
     Args:
         only_plan: end it when its first shard is finished.
+        cores: with all its processes on so many cores, in place of all that there are.
 
     Raises:
         InputError: it failed; the end of its log is in the message.
@@ -155,6 +157,8 @@ def run_job(
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, "RAY_ADDRESS": "local"}
         )
+    if cores is not None:
+        os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:cores])
     watch = Watch(process.pid, finished, seconds_between, folder / "memory.csv")
     with watch:
         try:
@@ -521,7 +525,10 @@ def draw_run(samples: Sequence[Sample], measurement: Measurement, path: Path) ->
 def measure_workers(
     material: Path, clips: int, workers: Sequence[int], clips_per_shard: int, rounds: int
 ) -> tuple[Measurement, Draw]:
-    """The job's throughput with each number of workers, in turns.
+    """The job's throughput with each number of workers and as many cores, in turns.
+
+    A worker is a pair of processes, which takes turns on its core: on a machine of more cores than
+    workers it would use two.
 
     Raises:
         InputError: the machine has fewer cores than workers.
@@ -536,7 +543,7 @@ def measure_workers(
     for number in tqdm(range(rounds), "workers", unit="round", disable=None, leave=False):
         for count in workers if number % 2 == 0 else reversed(workers):
             with tempfile.TemporaryDirectory() as folder:
-                job = run_job(rows, Path(folder), count, clips_per_shard)
+                job = run_job(rows, Path(folder), count, clips_per_shard, cores=count)
                 rates[names[count]].append(job.clips_per_second(count, clips_per_shard))
             others.append(job.cores_of_others)
     first = workers[0]
