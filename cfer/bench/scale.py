@@ -392,9 +392,9 @@ def _prediction_figures(
 ) -> dict[str, str]:
     name = f"{made.clips:,} clips"
     return {
-        f"{name}: time": f"{made.machines:,} machines of {given.cores} cores for {made.hours:.1f} "
-        f"hours ({made.core_hours:,.0f} core-hours), in {made.jobs} "
-        f"job{'s' * (made.jobs > 1)}; {clip.frames:g} frames a clip",
+        f"{name}: time": f"{made.machines:,} machine{'s' * (made.machines > 1)} of "
+        f"{given.cores} cores for {made.hours:.1f} hours ({made.core_hours:,.0f} core-hours), in "
+        f"{made.jobs} job{'s' * (made.jobs > 1)}; {clip.frames:g} frames a clip",
         f"{name}: bytes": f"{made.bytes_read / 1e9:,.0f} GB read, {made.bytes_out / 1e9:,.0f} GB "
         f"written in {made.files:,} files; {made.puts:,} requests to write, {made.gets:,} to read",
         f"{name}: money": f"{made.money:,.0f} = {made.money_cores:,.0f} for cores (assumed "
