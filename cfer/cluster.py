@@ -41,7 +41,7 @@ def join_cluster(for_training: bool) -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
             # What Ray notes of every task and of its own doings: nobody reads it here, and it grows
-            # by some 20 MB with a thousand clips.
+            # with the job (docs/scale.md).
             os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
             os.environ.setdefault("RAY_enable_metrics_collection", "false")
         handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}

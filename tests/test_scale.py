@@ -134,6 +134,15 @@ def test_a_run_that_was_started_again_is_judged_within_its_runs():
     assert judged(both, 4000).figures["runs"] == "2, 1,000 s"
 
 
+def test_processes_that_leave_at_the_end_are_no_fall_of_memory():
+    grown = series(3.0)
+    leaving = [
+        replace(grown[-1], seconds=500.0 + n, processes=7 - n, workers=800.0 - 100 * n)
+        for n in range(7)
+    ]
+    assert judged(grown + leaving, 2000).figures["memory"].startswith("NOT FLAT: +3.00 MB")
+
+
 def test_throughput_that_falls_is_found():
     slowing = [
         replace(s, seconds=s.seconds if s.clips <= 1000 else 250 + (s.clips - 1000) / 2)

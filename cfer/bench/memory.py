@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -195,8 +196,7 @@ def growth(samples: Sequence[Sample], warm_up: int, value: Callable[[Sample], fl
         warm_up: so many clips of every run do not count.
     """
     above, below = 0.0, 0.0
-    for run in by_run(samples):
-        settled = [s for s in run if s.clips - run[0].clips >= warm_up]
+    for settled in settled_runs(samples, warm_up):
         if len(settled) < 2:
             continue
         clips = np.array([s.clips for s in settled], np.float64) / 1000
@@ -210,6 +210,16 @@ def growth(samples: Sequence[Sample], warm_up: int, value: Callable[[Sample], fl
             "tell; give more --clips"
         )
     return above / below
+
+
+def settled_runs(samples: Iterable[Sample], warm_up: int) -> list[list[Sample]]:
+    """Each run without its first clips, and without its end, when its processes leave."""
+    runs = []
+    for run in by_run(samples):
+        usual = statistics.median(sample.processes for sample in run)
+        last = max(n for n, sample in enumerate(run) if sample.processes >= usual)
+        runs.append([s for s in run[: last + 1] if s.clips - run[0].clips >= warm_up])
+    return runs
 
 
 def by_run(samples: Iterable[Sample]) -> list[list[Sample]]:

@@ -54,6 +54,7 @@ from cfer.bench.memory import (
     growth,
     machine_seconds,
     read_log,
+    settled_runs,
 )
 from cfer.codec import CodecSettings
 from cfer.errors import InputError
@@ -456,9 +457,7 @@ def judged(samples: Sequence[Sample], clips: int) -> Measurement:
         InputError: too few of them.
     """
     warm_up = int(WARM_UP * clips)
-    settled = [
-        s for run in by_run(samples) for s in run if s.clips - run[0].clips >= warm_up
-    ]  # fmt: skip
+    settled = list(itertools.chain.from_iterable(settled_runs(samples, warm_up)))
     slope = growth(samples, warm_up, attrgetter("total"))
     rates = _rates(samples)
     measurement = measurement_of(
