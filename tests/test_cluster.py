@@ -568,6 +568,9 @@ class Lab:
         self, name: str, programs: Path = BIN, more: dict[str, str] | None = None, **options: Any
     ) -> None:
         command = [self.here(word) for word in self.services[name].command]
+        if name.startswith("ray-"):
+            # Its usual port, of which each container has one, may be another Ray's of this machine.
+            command.append("--dashboard-agent-listen-port=0")
         self.processes[name] = subprocess.Popen(
             [str(programs / command[0]), *command[1:]],
             env=self.environment(name) | (more or {}),
