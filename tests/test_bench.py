@@ -29,11 +29,13 @@ DOCUMENTED = REPOSITORY / "docs" / "bench"
 def test_a_documented_bench_runs_in_its_quick_form(
     command: str,
     drawn_videos: Path,
+    drawn_shards: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
+    Path("shards").symlink_to(drawn_shards)
     Path("videos").mkdir()
     shutil.copy(drawn_videos / "videos" / "S002" / "fear_1.mp4", "videos")
     python, module, package, *words = command.split()
