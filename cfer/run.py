@@ -37,7 +37,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor
 
 from cfer import evaluate, tracking
-from cfer.cluster import join_cluster, worker_links
+from cfer.cluster import join_cluster
 from cfer.config import OPERATIONAL, SHORT_NAMES, TrainConfig, command_of, flag
 from cfer.data import (
     BatchMaker,
@@ -56,6 +56,7 @@ from cfer.errors import InputError, WorkerError
 from cfer.evaluate import Predictions
 from cfer.game import PLAYERS, Batch, Weights, play_turn
 from cfer.inputs import LAST
+from cfer.links import worker_links
 from cfer.model import APEX_SIZE, ModelConfig, Predictor, Recogniser
 from cfer.model_file import ModelCard
 from cfer.shards import Description, read_description
