@@ -100,7 +100,8 @@ def command_lines(block: str) -> list[str]:
 
 def is_open(port: int) -> bool:
     with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+        # A free port may be the one that the connection is made from.
+        return one.connect_ex(("127.0.0.1", port)) == 0 and one.getsockname()[1] != port
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -108,6 +109,16 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+def find_postgres() -> Path | None:
+    """The folder of a PostgreSQL server's programs; Debian keeps it off the PATH."""
+    on_path = shutil.which("initdb")
+    if on_path:
+        return Path(on_path).resolve().parent
+    packaged = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    newest = max(packaged, key=lambda file: float(file.parts[-3]), default=None)
+    return None if newest is None else newest.parent
 
 
 def kill_with_children(process: subprocess.Popen[bytes]) -> None:

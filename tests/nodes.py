@@ -230,16 +230,6 @@ class Cluster:
         return found
 
 
-def find_postgres() -> Path | None:
-    """The folder of a PostgreSQL server's programs."""
-    on_path = shutil.which("initdb")
-    if on_path:
-        return Path(on_path).resolve().parent
-    packaged = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-    newest = max(packaged, key=lambda file: float(file.parts[-3]), default=None)
-    return None if newest is None else newest.parent
-
-
 class TrackingServer:
     """An MLflow server on one machine, its database, PostgreSQL, on another."""
 

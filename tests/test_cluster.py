@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import psycopg2
 import pytest
 import yaml
 from botocore.exceptions import ClientError
-from conftest import REPOSITORY
+from conftest import REPOSITORY, find_postgres, free_ports, is_open, wait_for
 from mlflow.tracking import MlflowClient
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.commands import _bootstrap_config
@@ -521,24 +520,6 @@ def services(environment: dict[str, str]) -> dict[str, Service]:
     return found
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def postgres_folder() -> Path | None:
-    """Where PostgreSQL's server is installed; Debian keeps it off the PATH."""
-    found = shutil.which("postgres")
-    folders = [Path(found).parent] if found else []
-    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return folders[-1] if folders else None
-
-
 class Lab:
     """The services of the compose file, as processes of this machine."""
 
@@ -583,24 +564,22 @@ class Lab:
 
     def wait_for(self, name: str, programs: Path = BIN, port: int = 0) -> None:
         """Until its health check of the compose file says so, or until it listens."""
-        deadline = time.monotonic() + 120
         check = [self.here(word) for word in self.services[name].health]
-        log = self.folder / f"{name}.log"
-        while True:
+        environment = self.environment(name) | {"PGHOST": "127.0.0.1"}
+
+        def is_up() -> bool:
+            assert self.processes[name].poll() is None, "it has ended"
             if port:
-                with socket.socket() as one:
-                    # A free port may be the one that the connection is made from.
-                    if one.connect_ex(("127.0.0.1", port)) == 0 and one.getsockname()[1] != port:
-                        return
-            else:
-                environment = self.environment(name) | {"PGHOST": "127.0.0.1"}
-                command = [str(programs / check[0]), *check[1:]]
-                done = subprocess.run(command, env=environment, capture_output=True, check=False)
-                if done.returncode == 0:
-                    return
-            assert self.processes[name].poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
+                return is_open(port)
+            command = [str(programs / check[0]), *check[1:]]
+            done = subprocess.run(command, env=environment, capture_output=True, check=False)
+            return done.returncode == 0
+
+        try:
+            wait_for(is_up)
+        except AssertionError as error:
+            error.add_note((self.folder / f"{name}.log").read_text())
+            raise
 
     def stop(self) -> None:
         # The store would wait for ten seconds, and the database for its clients to leave.
@@ -618,7 +597,7 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """PostgreSQL, the S3 store and the MLflow server of the compose file."""
-    programs = postgres_folder()
+    programs = find_postgres()
     if programs is None:
         pytest.skip("no PostgreSQL server here (apt-get install postgresql)")
     # Not pytest's folder: PostgreSQL's user, who is not root, has to reach its own.

@@ -12,8 +12,8 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import EXTRACTION, shard_bytes, wait_for
-from nodes import Cluster, Forbidden, Network, TrackingServer, find_postgres
+from conftest import EXTRACTION, find_postgres, shard_bytes, wait_for
+from nodes import Cluster, Forbidden, Network, TrackingServer
 
 from cfer.codec import Bitstream
 from cfer.inputs import Input
