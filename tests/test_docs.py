@@ -148,6 +148,12 @@ RUN_ELSEWHERE = {
     "python -m pipeline.datasets.synthetic --out drawn --subjects 60": (
         "tests/conftest.py::drawn_videos"
     ),
+    "python -m pipeline.datasets.synthetic --out drawn --subjects 24": (
+        "tests/conftest.py::drawn_videos"
+    ),
+    "python pipeline/extract.py --videos drawn/manifest.csv --out shards --identity dlib": (
+        "tests/conftest.py::drawn_shards"
+    ),
     "python pipeline/extract.py --videos s3://BUCKET/videos/all.csv --out s3://BUCKET/shards": (
         "tests/test_faults.py::test_videos_manifest_and_shards_in_a_store"
     ),
