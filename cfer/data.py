@@ -235,9 +235,9 @@ def read_clips(
 
     A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes; all P-frames
     where training draws N of them anew each epoch, else only those that `what` selects),
-    `num_planes` and `side` (C and S/2), `z_I` (mean of the I-frames' embeddings, not standardised),
-    `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the packets that `what`
-    gives to the decoder).
+    `num_planes` and `side` (C and S/2), `z_I` (the clip's identity, not standardised; the mean,
+    where it has several), `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the
+    packets that `what` gives to the decoder).
     """
     wanted = pa.array(sorted(clip_ids))
     draws_later = for_training and what.frames != LAST
@@ -405,14 +405,16 @@ def augment(
     order, signs = what.mirror
     # Moved while a sample is still one byte: slices of uint8 cost next to nothing.
     moved = np.full(planes.shape, GRAY, np.uint8)
-    for clip, (is_flipped, by) in enumerate(zip(flip.tolist(), shift.tolist(), strict=True)):
+    into = {by: slice(max(0, -by), side - max(0, by)) for by in range(-reach, reach + 1)}
+    for clip, (is_flipped, (down, right)) in enumerate(
+        zip(flip.tolist(), shift.tolist(), strict=True)
+    ):
         source = planes[clip][:, order, :, ::-1] if is_flipped else planes[clip]
-        into = [slice(max(0, -step), side - max(0, step)) for step in by]
-        out_of = [slice(max(0, step), side + min(0, step)) for step in by]
-        moved[clip][:, :, into[0], into[1]] = source[:, :, out_of[0], out_of[1]]
+        moved[clip][:, :, into[down], into[right]] = source[:, :, into[-down], into[-right]]
     factors = torch.where(flip.unsqueeze(1), torch.tensor(signs), 1) * gain.unsqueeze(1)
-    varied = scale_planes(torch.from_numpy(moved).to(device))
-    varied *= factors.reshape(num_clips, 1, -1, 1, 1).to(device)
+    # As `scale_planes` does, whose division is in the factors here: one pass less.
+    varied = torch.from_numpy(moved).to(device).float().sub_(GRAY)
+    varied *= (factors / GRAY).reshape(num_clips, 1, -1, 1, 1).to(device)
     return varied, flip.to(device)
 
 
@@ -458,8 +460,7 @@ class BatchMaker:
             packed, mask = self._packed(chosen.tolist(), draws)
             planes, flipped = augment(packed, self.what, augmentation, generator, self.device)
             batch = self._batch(chosen.tolist(), planes, mask)
-            mirrored = batch.apex.flip(-1)
-            batch.apex = torch.where(flipped.reshape(-1, 1, 1, 1), mirrored, batch.apex)
+            batch.apex[flipped] = batch.apex[flipped].flip(-1)
             yield batch
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -474,12 +475,13 @@ class BatchMaker:
     ) -> tuple[np.ndarray, Tensor]:
         """The clips' frames, uint8 (N, T, C, S/2, S/2), and which of them are there, (N, T)."""
         clips = [self._frames(position, draws) for position in chosen]
-        most = max(len(frames) for frames in clips)
-        packed = np.full((len(clips), most, *clips[0].shape[1:]), GRAY, np.uint8)
-        mask = torch.zeros(len(clips), most, dtype=torch.bool)
+        counts = np.array([len(frames) for frames in clips])
+        mask = torch.from_numpy(np.arange(counts.max()) < counts[:, None])
+        if counts.min() == counts.max():
+            return np.stack(clips), mask
+        packed = np.full((*mask.shape, *clips[0].shape[1:]), GRAY, np.uint8)
         for position, frames in enumerate(clips):
             packed[position, : len(frames)] = frames
-            mask[position, : len(frames)] = True
         return packed, mask
 
     def _batch(self, chosen: list[int], planes: Tensor, mask: Tensor) -> Batch:

@@ -4,7 +4,7 @@ The square stays where it is for a whole clip (or a window of a long one): a cro
 face would put motion into the residuals that the face did not make. The rule:
 
 1. MTCNN looks at `LOOKS` frames, evenly spaced. A face counts from a probability of
-   `MIN_PROBABILITY`.
+   `MIN_PROBABILITY`. Small faces are looked for in frames without a large one (`LARGE_FACE`).
 2. Faces of different frames that overlap are one person. A person seen in less than half as many
    frames as the one seen most often is dropped.
 3. The largest person is taken; among those within `SAME_SIZE` of the largest area, the one nearest
@@ -15,8 +15,8 @@ face would put motion into the residuals that the face did not make. The rule:
     for window in face_clip("clip.mp4", size=112, detector=FaceDetector()):
         window.pictures             # RGB, uint8 (112, 112, 3)
 
-With `every=True` there is a square for each person of rule 2, and a face keeps its number from one
-window to the next where its squares overlap (`SAME_PERSON`).
+With `every=True` there is a square for each person of rule 2, small or large, and a face keeps its
+number from one window to the next where its squares overlap (`SAME_PERSON`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ SAME_PERSON = 0.3  # intersection over union
 MARGIN = 0.3  # a share of the box's longer side, half of it on either side
 # A face of less than MIN_FACE / LOOK_SIZE of the picture's longer side is not looked for.
 LOOK_SIZE, MIN_FACE = 480, 24  # pixels
+# Most of the detector's time goes into the scales for small faces. Three steps of its pyramid up,
+# those for larger ones are the same scales as before, so a large face gets the very same box.
+LARGE_FACE = MIN_FACE / 0.709**3
 
 
 @dataclass(frozen=True)
@@ -106,31 +109,58 @@ class FaceDetector:
     def __init__(self, device: str = "cpu") -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # facenet-pytorch's own torch.load
-            self._network = MTCNN(keep_all=True, min_face_size=MIN_FACE, device=device)
+            self._networks = {
+                least: MTCNN(keep_all=True, min_face_size=least, device=device)
+                for least in (MIN_FACE, LARGE_FACE)
+            }
 
-    def faces(self, picture: np.ndarray) -> list[_Face]:
-        """Every face of an RGB picture, uint8 (H, W, 3)."""
-        scale = min(LOOK_SIZE / max(picture.shape[:2]), 1.0)
+    def faces(self, pictures: Sequence[np.ndarray], every: bool = True) -> list[list[_Face]]:
+        """The faces of each of a few pictures.
+
+        Args:
+            pictures: RGB, uint8 (H, W, 3), all of one size.
+            every: False looks for small faces only in the pictures without a large one.
+        """
+        scale = min(LOOK_SIZE / max(pictures[0].shape[:2]), 1.0)
         if scale < 1:
-            picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        if min(picture.shape[:2]) < MIN_FACE:
-            return []
-        boxes, probabilities = self._network.detect(picture)
-        if boxes is None:
-            return []
+            pictures = [
+                cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+                for picture in pictures
+            ]
+        found = self._detect(pictures, scale, MIN_FACE if every else LARGE_FACE)
+        without = [number for number, there in enumerate(found) if not there]
+        if without and not every:
+            small = self._detect([pictures[number] for number in without], scale, MIN_FACE)
+            for number, there in zip(without, small, strict=True):
+                found[number] = there
+        return found
+
+    def _detect(
+        self, pictures: Sequence[np.ndarray], scale: float, least: float
+    ) -> list[list[_Face]]:
+        """The faces of at least so many pixels, in pictures that were brought to this scale."""
+        if min(pictures[0].shape[:2]) < least:
+            return [[] for _ in pictures]
+        detected = self._networks[least].detect(list(pictures))
         return [
-            _Face(np.asarray(box, np.float64) / scale, float(probability))
-            for box, probability in zip(boxes, probabilities, strict=True)
-            if probability >= MIN_PROBABILITY
+            [
+                _Face(np.asarray(box, np.float64) / scale, float(probability))
+                for box, probability in zip(boxes, probabilities, strict=True)
+                if probability >= MIN_PROBABILITY
+            ]
+            if boxes is not None
+            else []
+            for boxes, probabilities in zip(*detected, strict=True)
         ]
 
-    def find(self, pictures: Sequence[np.ndarray]) -> list[Square]:
+    def find(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[Square]:
         """The squares of the persons in a few pictures of one clip; the first is the one of rule 3.
 
         Args:
             pictures: RGB, uint8 (H, W, 3), all of one size.
+            every: persons whose faces are small are wanted too, beside those with large ones.
         """
-        return squares_of([self.faces(picture) for picture in pictures], pictures[0].shape[:2])
+        return squares_of(self.faces(pictures, every), pictures[0].shape[:2])
 
 
 def squares_of(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> list[Square]:
@@ -231,7 +261,7 @@ def face_clip(
         raise _one_frame(source)
     spans = windows(num_frames, window_frames)
     looks = pictures.select({frame for span in spans for frame in _looks(span)})
-    found = [detector.find(list(islice(looks, len(_looks(span))))) for span in spans]
+    found = [detector.find(list(islice(looks, len(_looks(span)))), every) for span in spans]
     tracks = _Tracks()
     taken = [[span[frame] for frame in take(len(span))] for span in spans]
     stream = pictures.select({frame for frames in taken for frame in frames})
@@ -265,7 +295,7 @@ def face_stream(
         span = range(first, first + count)
         first += count
         now = [held.pop(0) for _ in range(count)]
-        there = detector.find([now[frame - span[0]] for frame in _looks(span)])
+        there = detector.find([now[frame - span[0]] for frame in _looks(span)], every)
         empty = FaceWindow(number, 0, span, pictures.fps)
         taken = [now[frame] for frame in take(count)]
         yield from _cropped(pictures.source, empty, taken, _kept(there, every, tracks), size)

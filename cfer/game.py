@@ -142,6 +142,16 @@ PLAYERS: dict[str, type[MinMin] | type[MinMax] | type[GradientReversal]] = {
 }
 
 
+def optimiser_of(
+    module: nn.Module, lr: float = 1e-3, weight_decay: float = 0.01
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, ICLR 2019) for one of the players.
+
+    Fused: both are small, and going through their parameters one by one took a tenth of a turn.
+    """
+    return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
 def _bare(module: nn.Module) -> nn.Module:
     return module.module if isinstance(module, DistributedDataParallel) else module
 

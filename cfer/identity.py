@@ -96,6 +96,15 @@ def open_recogniser(
     return FaceNetRecogniser(name, path, device)
 
 
+def embed_clip(recogniser: Recogniser, i_frames: Sequence[np.ndarray]) -> np.ndarray:
+    """A clip's identity: the embedding of the middle one of its I-frames, float32 (1, D).
+
+    One face stays one person for a clip, and an embedding takes longer than everything else that
+    is done to a GOP (`python -m cfer.bench extract`).
+    """
+    return recogniser.embed([i_frames[len(i_frames) // 2]])
+
+
 def _choose(weights: str | Path | None) -> str:
     if weights is not None:
         return "facenet"

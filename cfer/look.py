@@ -569,7 +569,7 @@ def _draw_stored(page: _Page, shown: _Shown, clip: Clip, box: _Box) -> None:
         "frames": f"{clip.num_frames}, at {clip.fps:g} per second",
         "picture": f"{clip.size} × {clip.size}, GOP {clip.gop_size}",
         "bitstream": f"{len(clip.bitstream):,} bytes (MP4)",
-        "identity": f"{clip.identity.shape[1]} numbers an I-frame",
+        "identity": f"{clip.identity.shape[1]} numbers",
     }
     for row, (name, value) in enumerate(stored.items()):
         line = box.top + side + 0.3 + 0.21 * row

@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfer import evaluate, tracking
 from cfer.cluster import join_cluster
@@ -54,7 +55,7 @@ from cfer.data import (
 )
 from cfer.errors import InputError, WorkerError
 from cfer.evaluate import Predictions
-from cfer.game import PLAYERS, Batch, Weights, play_turn
+from cfer.game import PLAYERS, Batch, Weights, optimiser_of, play_turn
 from cfer.inputs import LAST
 from cfer.links import worker_links
 from cfer.model import APEX_SIZE, ModelConfig, Predictor, Recogniser
@@ -218,10 +219,8 @@ def train_worker(setup: dict[str, Any]) -> None:
     player = PLAYERS[config.game](config.code_dim, identity_dim, num_subjects)
     wrapped_recogniser = prepare_model(recogniser)
     wrapped_player = prepare_model(player)
-    optimiser = torch.optim.AdamW(
-        recogniser.parameters(), lr=config.lr, weight_decay=config.weight_decay
-    )
-    player_optimiser = torch.optim.AdamW(player.parameters(), lr=config.estimator_lr)
+    optimiser = optimiser_of(recogniser, config.lr, config.weight_decay)
+    player_optimiser = optimiser_of(player, config.estimator_lr)
     stateful = {
         "recogniser": recogniser,
         "player": player,
@@ -298,37 +297,63 @@ def seconds_of_a_run(config: TrainConfig, description: Description, num_clips: i
 
     A few turns on noise are timed; reading, probing and logging are not.
     """
-    num_classes = len(description.classes)
-    identity_dim = int(description.identity["dimension"])
-    recogniser = Recogniser(model_config(config, num_classes, identity_dim), config.apex_weight > 0)
-    player = PLAYERS[config.game](config.code_dim, identity_dim, 2)
-    optimisers = [torch.optim.AdamW(part.parameters()) for part in (recogniser, player)]
     clip_gops = description.counts["frames"] / description.counts["clips"]
     clip_gops /= description.codec["gop_size"]
-    num_frames = math.ceil(clip_gops) if config.what.frames == LAST else int(config.what.frames)
-    side = int(description.codec["size"]) // 2
-    count = min(config.batch_size, num_clips)
-    batch = Batch(
-        planes=torch.randn(count, num_frames, config.what.num_planes, side, side) / 10,
-        mask=torch.ones(count, num_frames, dtype=torch.bool),
-        labels=torch.arange(count) % num_classes,
-        z_I=torch.randn(count, identity_dim),
-        subjects=torch.arange(count) % 2,
-        apex=torch.zeros(count, 3, APEX_SIZE, APEX_SIZE),
-        has_apex=torch.ones(count, dtype=torch.bool),
+    turn = turn_on_noise(
+        config,
+        num_classes=len(description.classes),
+        identity_dim=int(description.identity["dimension"]),
+        num_clips=min(config.batch_size, num_clips),
+        num_frames=math.ceil(clip_gops) if config.what.frames == LAST else int(config.what.frames),
+        side=int(description.codec["size"]) // 2,
     )
-    weights = Weights(config.identity_weight, config.apex_weight)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times = []
     for _ in range(4):
         started = time.perf_counter()
-        play_turn(
-            recogniser, player, optimisers[0], optimisers[1], batch, weights, config.estimator_steps
-        )
+        turn()
         times.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     return min(times[1:]) * config.epochs * math.ceil(num_clips / config.batch_size)
+
+
+def turn_on_noise(
+    config: TrainConfig,
+    num_classes: int,
+    identity_dim: int,
+    num_clips: int,
+    num_frames: int,
+    side: int,
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> Callable[[], object]:
+    """A turn of the game as this configuration plays it, to be timed on the CPU.
+
+    Args:
+        num_clips, num_frames, side: of its one batch, (num_clips, num_frames, C, side, side).
+        wrap: what is done to the two players, such as DDP.
+    """
+    recogniser = Recogniser(model_config(config, num_classes, identity_dim), config.apex_weight > 0)
+    player = PLAYERS[config.game](config.code_dim, identity_dim, 2)
+    batch = Batch(
+        planes=torch.randn(num_clips, num_frames, config.what.num_planes, side, side) / 10,
+        mask=torch.ones(num_clips, num_frames, dtype=torch.bool),
+        labels=torch.arange(num_clips) % num_classes,
+        z_I=torch.randn(num_clips, identity_dim),
+        subjects=torch.arange(num_clips) % 2,
+        apex=torch.zeros(num_clips, 3, APEX_SIZE, APEX_SIZE),
+        has_apex=torch.ones(num_clips, dtype=torch.bool),
+    )
+    return partial(
+        play_turn,
+        wrap(recogniser),
+        wrap(player),
+        optimiser_of(recogniser),
+        optimiser_of(player),
+        batch,
+        Weights(config.identity_weight, config.apex_weight),
+        config.estimator_steps,
+    )
 
 
 def model_config(config: TrainConfig, num_classes: int, identity_dim: int) -> ModelConfig:

@@ -1,7 +1,7 @@
 """What the cluster's processes do to a planned shard of the extraction.
 
 `extract_clip` decodes a video, cuts the face out and encodes it: a *clip actor* does that to all
-clips of a shard. A *shard actor* adds the embeddings of their I-frames, and writes the shard. An
+clips of a shard. A *shard actor* adds their identity, and writes the shard. An
 actor may die at any time; Ray then gives its shard to another.
 """
 
@@ -24,7 +24,7 @@ from cfer.clips import ClipError
 from cfer.codec import CodecSettings, encode
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, face_clip
-from cfer.identity import open_recogniser
+from cfer.identity import embed_clip, open_recogniser
 from cfer.shards import Clip, Failure, write_shard
 from cfer.storage import Folder, StorageError, local_copy
 from pipeline.manifest import Entry
@@ -179,7 +179,7 @@ def _clip(
         i_frame_numbers=[gop[0] for gop in bitstream.gops],
         bitstream=bitstream.data,
         residual_frames=[residual.frame for residual in residuals],
-        identity=np.zeros((len(i_frames), 0), np.float32),
+        identity=np.zeros((1, 0), np.float32),
         apex_frame=apex_frame,
         apex=apex,
         intra_fraction=float(np.mean([r.intra_fraction for r in residuals])),
@@ -224,7 +224,7 @@ class ClipActor:
 
 
 class ShardActor:
-    """Embeds the I-frames of one shard's clips at a time, and writes the shard."""
+    """Embeds an I-frame of each clip, one shard at a time, and writes the shard."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class ShardActor:
         failures: list[Failure] = pickle.loads(row["failures"])
         for clip in pickle.loads(row["clips"]):
             try:
-                clips.append(replace(clip, identity=self.recogniser.embed(clip.i_frames)))
+                clips.append(replace(clip, identity=embed_clip(self.recogniser, clip.i_frames)))
             except Exception as error:  # one bad clip must not end the job
                 log.exception("%s: unexpected error", clip.clip_id)
                 failures.append(_failure(clip.clip_id, clip.source, error))

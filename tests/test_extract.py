@@ -60,10 +60,17 @@ def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
         assert clip.num_frames == 24
         assert clip.i_frame_numbers == [0, 12]
         assert clip.residual_frames == [*range(1, 12), *range(13, 24)]
-        assert clip.identity.shape == (2, 128)
+        assert clip.identity.shape == (1, 128)
         assert clip.apex.shape == (64, 64, 3)
         assert clip.intra_fraction == 0
     assert verify(drawn_shards) == []
+
+
+def test_a_clip_has_the_identity_of_its_middle_i_frame(drawn_shards):
+    recogniser = open_recogniser("dlib")
+    for clip in list(read_clips(drawn_shards))[:3]:
+        assert len(clip.i_frames) == 2
+        np.testing.assert_array_equal(clip.identity, recogniser.embed(clip.i_frames[1:]))
 
 
 def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards):

@@ -147,6 +147,21 @@ def test_one_frame_is_an_error(drawn_videos, detector, tmp_path):
         list(face_clip(tmp_path / "one.mp4", 64, detector))
 
 
+def test_looking_for_large_faces_first_changes_no_square(drawn_videos, detector):
+    """A large face gets the very same box; a small one is found where there is no large one."""
+    face = drawn_picture(drawn_videos)
+    small = np.full((480, 480, 3), 128, np.uint8)
+    small[40:104, 300:364] = cv2.resize(face, (64, 64), interpolation=cv2.INTER_AREA)
+    both = small.copy()
+    both[200:456, 20:276] = face
+    for pictures in ([both] * 3, [small] * 3, [both, small, both]):
+        assert detector.find(pictures)[0].x == detector.find(pictures, every=True)[0].x
+        assert detector.find(pictures)[0].side == detector.find(pictures, every=True)[0].side
+    assert len(detector.find([both] * 3, every=True)) == 2
+    assert len(detector.find([both] * 3)) == 1, "the small one was looked for all the same"
+    assert [len(faces) for faces in detector.faces([both, small], every=False)] == [1, 1]
+
+
 def test_no_face_in_noise(detector):
     picture = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
     assert detector.find([cv2.GaussianBlur(picture, (0, 0), 3)] * 3) == []

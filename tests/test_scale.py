@@ -28,9 +28,9 @@ from cfer.shards import read_clips, read_description
 
 DOCUMENTED = REPOSITORY / "docs" / "bench"
 
-CLIP = cost.Clip(frames=48, encoded=6, i_frames=2, windows=1, bytes_in=2e6, bytes_out=5e3)
+CLIP = cost.Clip(frames=48, encoded=6, windows=1, bytes_in=2e6, bytes_out=5e3)
 COSTS = Costs(
-    frame=0.001, window=0.05, encoded=0.002, i_frame=0.1, row=0.01, megabyte=0.004,
+    frame=0.001, window=0.05, encoded=0.002, identity=0.2, row=0.01, megabyte=0.004,
     start=10.0, shard=0.5, driver=0.0005, driver_bytes=4000,
 )  # fmt: skip
 CLIP_SECONDS = 0.048 + 0.05 + 0.012 + 0.2 + 0.01 + 0.008
@@ -70,7 +70,7 @@ def test_throughput_is_told_without_the_start(tmp_path: Path):
 
 def test_a_longer_clip_of_the_same_kind():
     long = CLIP.of_length(WINDOW_FRAMES + 24, SETTINGS, WINDOW_FRAMES)
-    assert (long.windows, long.encoded, long.i_frames) == (2, 63, 21)
+    assert (long.windows, long.encoded) == (2, 63)
     assert long.bytes_in == pytest.approx(2e6 * 504 / 48)
     assert long.bytes_out == pytest.approx(5e3 * 63 / 6)
 
@@ -250,7 +250,7 @@ def test_the_cost_model_predicts_a_run(
     (ratio,) = found["ratios"].values()
     assert 0.2 < ratio["median"] < 5
     figures = found["figures"]
-    assert figures["a clip"].startswith("24 frames, 3 of them encoded, 1 as I-frames; ")
+    assert figures["a clip"].startswith("24 frames, 3 of them encoded; ")
     assert figures["1,000,000 clips: time"].endswith("24 frames a clip")
     assert "machines of 16 cores" in figures["100,000,000 clips: time"]
     printed = capsys.readouterr().out

@@ -207,6 +207,9 @@ def _measured(options: argparse.Namespace) -> Measurement:
         done = train.measure(num_clips, options.size, device, options.rounds, options.batch_size)
         if options.data:
             train.measure_workers(done, options.data, (1, options.workers), options.rounds)
+            train.measure_exchange(
+                done, options.workers, options.batch_size, options.size, options.rounds
+            )
         return done
     if options.command == "predict":
         from cfer.bench import predict

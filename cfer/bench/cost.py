@@ -24,14 +24,13 @@ class Clip:
 
     Attributes:
         frames: of the video.
-        encoded, i_frames: how many of them are encoded, and how many of those are I-frames.
+        encoded: how many of them are encoded.
         windows: its rows in the shards; a long video is cut.
         bytes_in, bytes_out: of the video, and of its part of the shards and their records.
     """
 
     frames: float
     encoded: float
-    i_frames: float
     windows: float
     bytes_in: float
     bytes_out: float
@@ -40,14 +39,10 @@ class Clip:
         """The same kind of video, with so many frames."""
         spans = windows(frames, window_frames)
         encoded = sum(len(settings.encoded_frames(len(span))) for span in spans)
-        i_frames = sum(
-            math.ceil(len(settings.encoded_frames(len(s))) / settings.gop_size) for s in spans
-        )
         return replace(
             self,
             frames=frames,
             encoded=encoded,
-            i_frames=i_frames,
             windows=len(spans),
             bytes_in=self.bytes_in * frames / self.frames,
             bytes_out=self.bytes_out * encoded / self.encoded,
@@ -62,7 +57,7 @@ class Costs:
         frame: core-seconds to decode a frame of the video, and to crop it where it is encoded.
         window: core-seconds to find the face in a window.
         encoded: core-seconds to encode a frame and to read its residual.
-        i_frame: core-seconds to embed an I-frame.
+        identity: core-seconds to embed an I-frame of a window.
         row: core-seconds to write a row of a shard.
         megabyte: core-seconds to hash a megabyte of a source.
         start: seconds until the first clip is begun, and after the last.
@@ -74,7 +69,7 @@ class Costs:
     frame: float
     window: float
     encoded: float
-    i_frame: float
+    identity: float
     row: float
     megabyte: float
     start: float = 0.0
@@ -88,7 +83,7 @@ class Costs:
             self.frame * clip.frames
             + self.window * clip.windows
             + self.encoded * clip.encoded
-            + self.i_frame * clip.i_frames
+            + self.identity * clip.windows
             + self.row * clip.windows
             + self.megabyte * clip.bytes_in / 1e6
         )

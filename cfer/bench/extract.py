@@ -28,11 +28,11 @@ from cfer.bench.measure import Measurement, Ratio, measurement_of
 from cfer.codec import CodecSettings, encode
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, Square, face_clip
-from cfer.identity import open_recogniser
+from cfer.identity import embed_clip, open_recogniser
 from cfer.shards import Clip, shard_name, write_shard
 
 READ, FACES, ENCODE = "decode and crop", "find the face", "encode"
-RESIDUALS, IDENTITY, WRITE = "read residuals", "embed the I-frames", "write the shard"
+RESIDUALS, IDENTITY, WRITE = "read residuals", "embed an I-frame", "write the shard"
 STAGES = (READ, FACES, ENCODE, RESIDUALS, IDENTITY, WRITE)
 NETWORKS = (FACES, IDENTITY)
 FLOOR, WHOLE = "decode and encode alone", "everything"
@@ -55,9 +55,9 @@ class Clock:
 class _ClockedDetector(FaceDetector):
     clock = Clock()
 
-    def find(self, pictures: Sequence[np.ndarray]) -> list[Square]:
+    def find(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[Square]:
         with self.clock.stage(FACES):
-            return super().find(pictures)
+            return super().find(pictures, every)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Stages:
             saturated = float(np.mean([r.saturated_fraction for r in residuals]))
             i_frames = bitstream.i_frames()
         with clock.stage(IDENTITY):
-            identity = self._recogniser.embed(i_frames)
+            identity = embed_clip(self._recogniser, i_frames)
         return Clip(
             clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
             split=None, num_frames=len(window.pictures), fps=float(rate), size=self._size,

@@ -269,8 +269,8 @@ def measure_cost(
     )
     measurement = _checked(jobs, predicted, sizes, rounds)
     measurement.figures = {
-        "a clip": f"{clip.frames:g} frames, {clip.encoded:g} of them encoded, {clip.i_frames:g} as "
-        f"I-frames; {clip.bytes_in:,.0f} bytes in, {clip.bytes_out:,.0f} out",
+        "a clip": f"{clip.frames:g} frames, {clip.encoded:g} of them encoded; "
+        f"{clip.bytes_in:,.0f} bytes in, {clip.bytes_out:,.0f} out",
         **_cost_figures(costs, clip, clips_per_shard),
         "other programs": f"{max(j.cores_of_others for j in jobs.values()):.1f} of "
         f"{available_cores()} cores at most, during a run",
@@ -315,19 +315,17 @@ def _per_unit(
     clips = [clip for extracted in done for clip in extracted.clips]
     frames = sum(extracted.source_frames for extracted in done)
     encoded = sum(clip.num_frames for clip in clips)
-    i_frames = sum(len(clip.i_frames) for clip in clips)
     costs = Costs(
         frame=spent[READ] / frames,
         window=spent[FACES] / len(clips),
         encoded=(spent[ENCODE] + spent[RESIDUALS]) / encoded,
-        i_frame=spent[IDENTITY] / i_frames,
+        identity=spent[IDENTITY] / len(clips),
         row=spent[WRITE] / len(clips),
         megabyte=spent["hash"] / (num_bytes / 1e6),
     )
     clip = cost.Clip(
         frames=frames / count,
         encoded=encoded / count,
-        i_frames=i_frames / count,
         windows=len(clips) / count,
         bytes_in=num_bytes / count,
         bytes_out=sum(len(clip.bitstream) for clip in clips) / count,
@@ -374,7 +372,7 @@ def _cost_figures(costs: Costs, clip: cost.Clip, clips_per_shard: int) -> dict[s
         "decode and crop": f"{1000 * costs.frame:.2f} ms for a frame of the video",
         "find the face": f"{1000 * costs.window:.1f} ms for a window",
         "encode, read residuals": f"{1000 * costs.encoded:.2f} ms for an encoded frame",
-        "embed": f"{1000 * costs.i_frame:.1f} ms for an I-frame",
+        "embed an I-frame": f"{1000 * costs.identity:.1f} ms for a window",
         "write": f"{1000 * costs.row:.2f} ms for a row",
         "hash": f"{1000 * costs.megabyte:.2f} ms for a megabyte",
         "all stages": f"{each:.4f} core-seconds for a clip",

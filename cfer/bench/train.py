@@ -3,33 +3,42 @@
 *Tensors in memory* is a plain PyTorch loop: every batch was made before, so nothing is waited for.
 `cfer.train`'s own loop draws, augments and packs each batch from the clips' uint8 planes; what it
 is slower by is the wait for data. With `--data`, real runs of `cfer.train` follow, of one and of
-more workers, each worker with one core of its own.
+more workers, each worker with one core of its own; and the turns of such workers alone, with what
+they exchange and without it.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing.queues
+import multiprocessing.synchronize
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cfer.bench.measure import Measurement, Ratio, Spread, Work, side_by_side
 from cfer.config import TrainConfig
 from cfer.data import BatchMaker, Rows, Standardisation
 from cfer.errors import InputError
-from cfer.game import PLAYERS, Weights, play_turn
+from cfer.game import PLAYERS, Weights, optimiser_of, play_turn
 from cfer.model import APEX_SIZE, Recogniser
-from cfer.run import model_config
+from cfer.run import model_config, turn_on_noise
 
 NUM_CLASSES, IDENTITY_DIM, NUM_SUBJECTS = 7, 128, 60
 LOOP, FLOOR, LOADER = "cfer's loop", "tensors in memory", "making the batches alone"
 EPOCHS_OF_A_RUN = 4
+WARM_UP_TURNS, TIMED_TURNS = 5, 40
 
 
 def measure(
@@ -63,7 +72,7 @@ def measure(
     network = model_config(config, NUM_CLASSES, IDENTITY_DIM)
     recogniser = Recogniser(network, with_apex=False).to(device)
     player = PLAYERS[config.game](config.code_dim, IDENTITY_DIM, NUM_SUBJECTS).to(device)
-    optimisers = [torch.optim.AdamW(part.parameters(), lr=1e-4) for part in (recogniser, player)]
+    optimisers = [optimiser_of(part, lr=1e-4) for part in (recogniser, player)]
     weights = Weights(config.identity_weight)
     steps = config.estimator_steps
 
@@ -159,6 +168,72 @@ def _epoch_seconds(data: str, workers: int, cores: Sequence[int]) -> float:
             raise InputError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
         results = json.loads(Path(folder, "bench", "results.json").read_text())
         return float(results["figures"]["time/epoch_seconds"])
+
+
+def measure_exchange(
+    measurement: Measurement, workers: int, batch_size: int, side: int, rounds: int
+) -> None:
+    """Add the turns of so many workers, which share a batch; of one; and of workers that exchange
+    nothing, which is as good as sharing can get."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    whole = f"a turn of {batch_size} clips, 1 worker"
+    shared = f"the same, {workers} workers"
+    apart = f"the same, {workers} workers that exchange nothing"
+    seconds: dict[str, list[float]] = {whole: [], shared: [], apart: []}
+    context = torch.multiprocessing.get_context("spawn")
+    for _ in range(rounds):
+        results = context.SimpleQueue()
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(
+                _time_turns,
+                (workers, batch_size, side, f"{folder}/store", context.Barrier(workers), results),
+                nprocs=workers,
+            )
+        for name, value in zip((whole, apart, shared), results.get(), strict=True):
+            seconds[name].append(value)
+    for name, values in seconds.items():
+        measurement.rates[name] = Spread.of([1 / value for value in values])
+        measurement.units[name] = "turns"
+    for name in (shared, apart):
+        pairs = zip(seconds[whole], seconds[name], strict=True)
+        measurement.ratios[f"{name} / 1 worker"] = Spread.of([one / other for one, other in pairs])
+
+
+def _time_turns(
+    rank: int,
+    workers: int,
+    batch_size: int,
+    side: int,
+    store: str,
+    barrier: multiprocessing.synchronize.Barrier,
+    results: multiprocessing.queues.SimpleQueue[tuple[float, float, float]],
+) -> None:
+    """One worker, on a core of its own → seconds of a turn: of the whole batch by rank 0 alone, of
+    each rank's share with nothing exchanged, and of the share in DDP."""
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+    torch.set_num_threads(1)
+    config = TrainConfig(data="", identity_weight=1.0)
+
+    def seconds(num_clips: int, **how: Callable[[nn.Module], nn.Module]) -> float:
+        turn = turn_on_noise(
+            config, NUM_CLASSES, IDENTITY_DIM, num_clips, num_frames=1, side=side // 2, **how
+        )
+        for _ in range(WARM_UP_TURNS):
+            turn()
+        started = time.perf_counter()
+        for _ in range(TIMED_TURNS):
+            turn()
+        return (time.perf_counter() - started) / TIMED_TURNS
+
+    whole = seconds(batch_size) if rank == 0 else 0.0
+    barrier.wait()
+    apart = seconds(batch_size // workers)
+    barrier.wait()
+    dist.init_process_group("gloo", init_method=f"file://{store}", world_size=workers, rank=rank)
+    shared = seconds(batch_size // workers, wrap=DistributedDataParallel)
+    dist.destroy_process_group()
+    if rank == 0:
+        results.put((whole, apart, shared))
 
 
 def _wait_for(device: torch.device) -> None:

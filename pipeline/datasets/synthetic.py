@@ -328,9 +328,9 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
     looked, found, crops, kept = 0, 0, [], []
     for row in tqdm(rows, desc="looking", unit="clip", disable=not sys.stderr.isatty()):
         pictures = list(open_pictures(directory / row["path"]))
-        for picture in (pictures[0], pictures[len(pictures) // 2], pictures[-1]):
-            looked += 1
-            found += len(detector.faces(picture)) == 1
+        three = (pictures[0], pictures[len(pictures) // 2], pictures[-1])
+        looked += len(three)
+        found += sum(len(faces) == 1 for faces in detector.faces(three))
         squares = detector.find(pictures[:1])
         if squares:
             crops.append(crop(pictures[0], squares[0], 160))
