@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -123,7 +124,10 @@ def test_a_full_disk(six_videos, undisturbed, small_disk, ray_session):
     ballast.unlink()
     status, said = extract(six_videos, out)
     assert status == 0, said
-    assert f"of which {len(kept)} are done already" in said
+    done = re.search(r"of which (\d+) are done already", said)
+    # Another actor may have finished its shard after the first one's error was reported.
+    assert done is not None
+    assert int(done[1]) >= len(kept)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert shard_bytes(out) == shard_bytes(undisturbed)
     assert verify(out) == []
