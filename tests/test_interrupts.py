@@ -152,13 +152,53 @@ def test_extraction_ends_at_ctrl_c_and_goes_on(few_videos: Path, tmp_path: Path)
     assert read_description(out).counts["clips"] == 14
 
 
-def test_a_stop_while_ray_starts(few_videos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "process"), [(signal.SIGTERM, "gcs_server"), (signal.SIGINT, "raylet/raylet")]
+)
+def test_a_stop_while_ray_starts(
+    number: signal.Signals, process: str, few_videos: Path, tmp_path: Path
+) -> None:
     command = Command(*extraction(few_videos, tmp_path / "out"), folder=tmp_path)
-    command.wait_for(lambda: "gcs_server" in command.names())
-    said = command.stop(signal.SIGTERM, to_group=False)
-    assert command.process.returncode == 143
+    command.wait_for(lambda: process in command.names())
+    said = command.stop(number, to_group=False)
+    assert command.process.returncode == 128 + number
     assert "interrupted; what is finished is kept\n" in said
     assert not any("Traceback" in line for line in said)
+
+
+LOST = """
+import os, signal, subprocess, sys, threading
+from cfer import errors
+
+errors.MOST_SECONDS_TO_STOP = 2
+lock = threading.Lock()
+
+class Hook:
+    def __del__(self):
+        lock.acquire()
+        subprocess.Popen(["sh", "-c", "sleep 600 & wait"])
+        print("within", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)
+        lock.release()
+
+def main():
+    Hook()
+    print("after", file=sys.stderr)
+    lock.acquire()
+
+errors.exit_with_message(main)
+"""
+
+
+def test_a_stop_that_python_loses(tmp_path: Path) -> None:
+    """Where Python ignores exceptions, the handler's too; and whoever waits then waits for ever."""
+    command = Command("-c", LOST, folder=tmp_path)
+    command.wait_for(lambda: len(command.family) == 3)
+    command.process.wait(60)
+    command.stop(signal.SIGTERM, to_group=False)
+    assert command.process.returncode == 143
+    assert command.lines[0] == "within\n"
+    assert command.lines[-2:] == ["after\n", "interrupted; what is finished is kept\n"]
 
 
 def test_training_ends_at_sigterm_and_goes_on(drawn_shards: Path, tmp_path: Path) -> None:
