@@ -71,9 +71,8 @@ def exit_with_message(main: Callable[[], int]) -> None:
         status = 128 + _stopped_by[0]
         _say_stopped()
         if "ray" in sys.modules:
-            _adopt_orphans()
             sys.modules["ray"].shutdown()
-            _kill_family()
+        _kill_family()
     sys.exit(status)
 
 
@@ -81,6 +80,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     """The first signal unwinds the program, in seconds. Others meanwhile change nothing."""
     if not _stopped_by:
         _stopped_by.append(number)
+        _adopt_orphans()
         threading.Thread(target=_end_when_late, daemon=True).start()
         raise KeyboardInterrupt
 
@@ -115,11 +115,22 @@ def _adopt_orphans() -> None:
 
 def _kill_family() -> None:
     deadline = time.monotonic() + MOST_SECONDS_TO_STOP
-    while (family := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
+    while (family := _family()) and time.monotonic() < deadline:
         for member in family:
             with suppress(psutil.Error):
                 member.kill()
         psutil.wait_procs(family, timeout=0.1)
+
+
+def _family() -> list[psutil.Process]:
+    """What this process has started, and what that has, but what Python has started to clean up
+    when this process has ended."""
+    found = []
+    for member in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "multiprocessing.resource_tracker" not in " ".join(member.cmdline()):
+                found.append(member)
+    return found
 
 
 @contextmanager
