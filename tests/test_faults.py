@@ -182,7 +182,7 @@ def test_a_store_that_fails_and_is_slow_for_a_while(s3, six_videos, undisturbed,
         s3.be(mode)
         time.sleep(4)
     assert s3.be("well") > before + 4, "it went on without the store"
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=240) == 0
     assert downloaded(out) == shard_bytes(undisturbed)
     assert verify(out) == []
 

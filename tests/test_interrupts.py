@@ -3,6 +3,7 @@ command goes on. And what listens while they work: nothing beyond loopback."""
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -95,8 +96,16 @@ class Command:
         return self.lines[said:]
 
     def _own_memory(self) -> set[str]:
-        """New shared memory that no living process holds: what others use is theirs."""
-        new = {f"/dev/shm/{name}" for name in set(os.listdir("/dev/shm")) - self._memory}
+        """New shared memory that no living process holds: what others use is theirs. So is what
+        the servers of tests that run beside this one leave there when they are killed."""
+        shared = Path("/dev/shm")
+        new = {
+            str(path)
+            for path in shared.iterdir()
+            if path.name not in self._memory
+            and not path.name.startswith("PostgreSQL.")
+            and not any(path.glob("*mlflow*"))
+        }
         for process in psutil.process_iter() if new else ():
             try:
                 new -= {part.path for part in process.memory_maps()}
@@ -109,9 +118,12 @@ class Command:
 @pytest.fixture(scope="module")
 def few_videos(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of 14 of the drawn videos."""
-    lines = (drawn_videos / "manifest.csv").read_text().splitlines()
-    file = drawn_videos / "few.csv"
-    file.write_text("\n".join(lines[:15]) + "\n")
+    rows = list(csv.DictReader((drawn_videos / "manifest.csv").open()))[:14]
+    file = tmp_path_factory.mktemp("few") / "few.csv"
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"path": drawn_videos / row["path"]} for row in rows)
     return file
 
 
