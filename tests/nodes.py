@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import wait_for
+from conftest import NO_MLFLOW_JOBS, wait_for
 
 NETWORK = "10.77.0.0/24"
 # Runs as the machine's first process: everything else of it ends with this one. Children that lost
@@ -284,7 +284,7 @@ class TrackingServer:
         with open(self.log, "ab") as log:
             return subprocess.Popen(
                 machine.command(*command),
-                env=environment(),
+                env=environment(**NO_MLFLOW_JOBS),
                 cwd=self.log.parent,
                 stdout=log,
                 stderr=log,

@@ -33,6 +33,7 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 from conftest import (
+    NO_MLFLOW_JOBS,
     REPOSITORY,
     find_postgres,
     free_ports,
@@ -550,7 +551,8 @@ class Lab:
     def environment(self, name: str) -> dict[str, str]:
         own = {key: self.here(value) for key, value in self.services[name].environment.items()}
         path = f"{BIN}:{os.environ['PATH']}"
-        return {"PATH": path, "HOME": str(self.folder), "OMP_NUM_THREADS": "1", **own}
+        here = {"PATH": path, "HOME": str(self.folder), "OMP_NUM_THREADS": "1", **NO_MLFLOW_JOBS}
+        return here | own
 
     def start(
         self, name: str, programs: Path = BIN, more: dict[str, str] | None = None, **options: Any
