@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
+from collections.abc import Callable
+from typing import Any
 
 import ray
 import ray.data
 from ray._private import ray_constants, services
 
-from cfer.errors import STOP_SIGNALS
+from cfer.errors import signals_kept_from_ray
 
 LOOPBACK = "127.0.0.1"
 
@@ -36,28 +37,37 @@ def join_cluster(for_training: bool) -> None:
             # with the job (docs/scale.md).
             os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
             os.environ.setdefault("RAY_enable_metrics_collection", "false")
-        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         # Ray's switch for systems on which it makes no clusters: its processes then listen at
         # loopback. There is no option of `init` for that; a loopback address is not taken as it is.
-        makes_clusters = ray_constants.ENABLE_RAY_CLUSTER
+        makes_clusters, popen = ray_constants.ENABLE_RAY_CLUSTER, services.ConsolePopen
         ray_constants.ENABLE_RAY_CLUSTER = not starts_here
+        services.ConsolePopen = _PopenWithoutBlock  # type: ignore[assignment,misc]
         try:
-            ray.init(
-                include_dashboard=for_training,
-                log_to_driver=for_training,
-                logging_level=logging.ERROR,
-            )
+            with signals_kept_from_ray():
+                ray.init(
+                    include_dashboard=for_training,
+                    log_to_driver=for_training,
+                    logging_level=logging.ERROR,
+                )
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = makes_clusters
-        if threading.current_thread() is threading.main_thread():
-            # Ray puts one of its own in the place of SIGTERM's, which aborts.
-            for number, handler in handlers.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+            services.ConsolePopen = popen  # type: ignore[misc]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # an InputError stays one
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+class _PopenWithoutBlock(services.ConsolePopen):
+    """Ray's processes end by SIGTERM, which this one blocks while it starts them."""
+
+    def __init__(self, command: list[str], preexec_fn: Callable[[], None], **options: Any) -> None:
+        def prepare() -> None:
+            preexec_fn()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+        super().__init__(command, preexec_fn=prepare, **options)
 
 
 def is_on_loopback() -> bool:

@@ -9,28 +9,25 @@ a line and ends with 130 or 143. Ray's processes end with the one that started t
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+import psutil
 
 EXIT_INPUT_ERROR = 2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOST_SECONDS_TO_STOP = 15
+_PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 
-
-@dataclass(frozen=True)
-class _Stop:
-    """A signal, and when it came (`time.monotonic`)."""
-
-    number: int
-    when: float
-
-
-_stopped_by: list[_Stop] = []
+_stopped_by: list[int] = []
+_is_said = threading.Lock()
 
 
 class InputError(ValueError):
@@ -58,6 +55,7 @@ def exit_with_message(main: Callable[[], int]) -> None:
     """Run a command's `main`, and end the process: an `InputError` becomes one line on stderr."""
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
+    status = 1
     try:
         status = main()
     except InputError as error:
@@ -65,28 +63,108 @@ def exit_with_message(main: Callable[[], int]) -> None:
         status = EXIT_INPUT_ERROR
     except WorkerError as error:
         print(f"{error.where}error: {error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        status = _status_of_a_stop()
-    except SystemExit as ended:
-        # Ray's own answer to SIGTERM, while it starts.
-        if ended.code != signal.SIGTERM:
+    except BaseException:
+        # What Ray makes of a stop in the midst of its own code is an error of another kind.
+        if not _stopped_by:
             raise
-        _stopped_by.append(_Stop(signal.SIGTERM, time.monotonic()))
-        status = _status_of_a_stop()
+    if _stopped_by:
+        status = 128 + _stopped_by[0]
+        _say_stopped()
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        _kill_family()
     sys.exit(status)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """The first signal unwinds the program, in seconds. Others meanwhile change nothing: a process
-    that ends at once leaves some of Ray's behind for a minute."""
+    """The first signal unwinds the program, in seconds. Others meanwhile change nothing."""
     if not _stopped_by:
-        _stopped_by.append(_Stop(number, time.monotonic()))
+        _stopped_by.append(number)
+        _adopt_orphans()
+        threading.Thread(target=_end_when_late, daemon=True).start()
         raise KeyboardInterrupt
-    if time.monotonic() - _stopped_by[0].when > MOST_SECONDS_TO_STOP:
-        os._exit(128 + number)
 
 
-def _status_of_a_stop() -> int:
-    print("interrupted; what is finished is kept", file=sys.stderr)
-    return 128 + (_stopped_by[0].number if _stopped_by else signal.SIGINT)
+def _end_when_late() -> None:
+    """Python ignores an exception that is raised in a hook (of a fork, of the garbage collector),
+    and the program goes on, or waits for ever for a lock that the hook was about to release."""
+    time.sleep(MOST_SECONDS_TO_STOP)
+    _end_at_once(_stopped_by[0])
+
+
+def _end_at_once(number: int) -> None:
+    _say_stopped()
+    # What other threads have to say of the end of Ray's processes.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _adopt_orphans()
+    _kill_family()
+    os._exit(128 + number)
+
+
+def _say_stopped() -> None:
+    if _is_said.acquire(blocking=False):
+        # Not by `print`: whoever was stopped may hold the lock of sys.stderr.
+        os.write(2, b"interrupted; what is finished is kept\n")
+
+
+def _adopt_orphans() -> None:
+    """From now on, whoever loses its parent within this process's family is its child: some of
+    Ray's processes outlive by a minute the one that has started them."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _kill_family() -> None:
+    deadline = time.monotonic() + MOST_SECONDS_TO_STOP
+    while (family := _family()) and time.monotonic() < deadline:
+        for member in family:
+            with suppress(psutil.Error):
+                member.kill()
+        psutil.wait_procs(family, timeout=0.1)
+
+
+def _family() -> list[psutil.Process]:
+    """What this process has started, and what that has, but what Python has started to clean up
+    when this process has ended."""
+    found = []
+    for member in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "multiprocessing.resource_tracker" not in " ".join(member.cmdline()):
+                found.append(member)
+    return found
+
+
+@contextmanager
+def signals_kept_from_ray() -> Iterator[None]:
+    """While Ray starts, a stop ends a command at once, and does not unwind it.
+
+    Ray forks then, where a handler's exception is lost (see above), and puts a handler of its own,
+    which aborts, in the place of SIGTERM's. So signals are blocked, also for Ray's threads, and a
+    thread waits for them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    is_over = threading.Event()
+
+    def wait() -> None:
+        while not is_over.is_set():
+            found = signal.sigtimedwait(STOP_SIGNALS, 0.05)
+            if found is not None:
+                _end_at_once(found.si_signo)
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    is_a_command = handlers[signal.SIGTERM] is _stop
+    if is_a_command:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        waiter.start()
+    try:
+        yield
+    finally:
+        if is_a_command:
+            is_over.set()
+            waiter.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if is_a_command:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

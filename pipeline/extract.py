@@ -69,6 +69,8 @@ SOURCES_PER_TASK = 64
 MOST_WARNINGS = 5
 
 log = logging.getLogger("extract")
+# Its thread would take a stop while Ray starts (cfer/errors.py).
+tqdm.monitor_interval = 0
 
 T = TypeVar("T")
 

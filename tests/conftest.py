@@ -19,12 +19,24 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Most of the tests' time is waiting: three of them at once leave two cores some rest.
+NUM_PROCESSES = 3
+# These take minutes each, and begin first, so that no process is left alone with one at the end.
+LONG_FILES = """
+    test_nodes test_training_faults test_docs test_cluster test_bench test_interrupts test_train
+    test_faults test_cli test_scale test_extract test_serve test_protocol test_predict test_models
+    test_benchmark
+""".split()
 
 # A test never joins a Ray cluster that happens to run on the machine.
 os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# An MLflow server starts seven processes more, for jobs that no test has.
+NO_MLFLOW_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+os.environ |= NO_MLFLOW_JOBS
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,6 +56,20 @@ os.environ |= {
     "AWS_SECRET_ACCESS_KEY": "any",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Only the whole suite is run by several processes: a file by itself can be debugged."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return NUM_PROCESSES if is_whole else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +96,28 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Of a name and of what makes a folder: the folder, which the first of pytest's processes that
+    needs it has made for all of them. Nobody writes into it afterwards."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, is_made = common / name, common / f"{name}.made"
+        with FileLock(common / f"{name}.lock"):
+            if not is_made.exists():
+                make(folder)
+                is_made.touch()
+        return folder
+
+    return folder_of
 
 
 def run_module(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -104,7 +152,7 @@ def is_open(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0 and one.getsockname()[1] != port
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -169,22 +217,24 @@ def shard_bytes(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def six_videos(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("six")
-    for source in sorted((drawn_videos / "videos" / "S001").glob("*.mp4"))[:6]:
-        shutil.copy(source, folder / source.name)
-    return folder
+def six_videos(drawn_videos: Path, made_once: MadeOnce) -> Path:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        for source in sorted((drawn_videos / "videos" / "S001").glob("*.mp4"))[:6]:
+            shutil.copy(source, folder / source.name)
+
+    return made_once("six", make)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    six_videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def undisturbed(six_videos: Path, ray_session: None, made_once: MadeOnce) -> Path:
     """The six videos, extracted without any fault, in three shards."""
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    status, said = extract(six_videos, out)
-    assert status == 0, said
-    return out
+
+    def make(out: Path) -> None:
+        status, said = extract(six_videos, out)
+        assert status == 0, said
+
+    return made_once("undisturbed", make)
 
 
 def listening(family: Iterable[psutil.Process]) -> set[tuple[str, str]]:
@@ -216,43 +266,52 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drawn_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn_videos(made_once: MadeOnce) -> Path:
     """8 drawn subjects × 7 classes, as the built-in data set writes them."""
-    folder = tmp_path_factory.mktemp("drawn") / "videos"
-    done = run_module(
-        "pipeline.datasets.synthetic", "--out", str(folder), "--subjects", "8", "--workers", "2"
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def make(folder: Path) -> None:
+        done = run_module(
+            "pipeline.datasets.synthetic", "--out", str(folder), "--subjects", "8", "--workers", "2"
+        )
+        assert done.returncode == 0, done.stderr
+
+    return made_once("drawn", make)
 
 
 @pytest.fixture(scope="session")
-def drawn_shards(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn_shards(drawn_videos: Path, made_once: MadeOnce) -> Path:
     """The drawn videos, extracted by the real job: 64×64, GOP 12, dlib's embedding."""
-    folder = tmp_path_factory.mktemp("shards")
-    done = run_module(
-        "pipeline.extract",
-        *("--videos", str(drawn_videos / "manifest.csv"), "--out", str(folder)),
-        *("--size", "64", "--gop-size", "12", "--gop-span", "12", "--quantiser", "2"),
-        *("--identity", "dlib", "--clips-per-shard", "14"),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+
+    def make(folder: Path) -> None:
+        done = run_module(
+            "pipeline.extract",
+            *("--videos", str(drawn_videos / "manifest.csv"), "--out", str(folder)),
+            *("--size", "64", "--gop-size", "12", "--gop-span", "12", "--quantiser", "2"),
+            *("--identity", "dlib", "--clips-per-shard", "14"),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return made_once("shards", make)
 
 
 @pytest.fixture(scope="session")
-def trained_store(drawn_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def trained_store(drawn_shards: Path, made_once: MadeOnce) -> str:
     """An MLflow store's URI, with a short run `short` of the whole game in it."""
-    folder = tmp_path_factory.mktemp("trained")
-    store = f"sqlite:///{folder / 'mlflow.db'}"
-    done = run_module(
-        "cfer.train",
-        *("--data", str(drawn_shards), "--workers", "2", "--epochs", "3", "--run", "short"),
-        *("--lambda", "1", "--mu", "0.1", "--storage", str(folder / "runs")),
-        env={**os.environ, "MLFLOW_TRACKING_URI": store},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return store
+
+    def store_in(folder: Path) -> str:
+        return f"sqlite:///{folder / 'mlflow.db'}"
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        done = run_module(
+            "cfer.train",
+            *("--data", str(drawn_shards), "--workers", "2", "--epochs", "3", "--run", "short"),
+            *("--lambda", "1", "--mu", "0.1", "--storage", str(folder / "runs")),
+            env={**os.environ, "MLFLOW_TRACKING_URI": store_in(folder)},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return store_in(made_once("trained", make))
 
 
 # ---- an object store -----------------------------------------------------------------------------

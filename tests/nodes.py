@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import wait_for
+from conftest import NO_MLFLOW_JOBS, wait_for
 
 NETWORK = "10.77.0.0/24"
 # Runs as the machine's first process: everything else of it ends with this one. Children that lost
@@ -173,6 +173,10 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": "",
+            # How long a machine may be silent: Ray waits for a minute.
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "4000",
+            "RAY_health_check_failure_threshold": "3",
         }
         self.client = network.machine()
         self.head = network.machine()
@@ -280,7 +284,7 @@ class TrackingServer:
         with open(self.log, "ab") as log:
             return subprocess.Popen(
                 machine.command(*command),
-                env=environment(),
+                env=environment(**NO_MLFLOW_JOBS),
                 cwd=self.log.parent,
                 stdout=log,
                 stderr=log,

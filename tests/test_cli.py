@@ -18,7 +18,7 @@ from cfer.shards import read_description, verify
 @pytest.fixture(scope="module")
 def demo_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    done = run_module("cfer.cli", "demo", "--out", str(folder / "work"), "--subjects", "5")
+    done = run_module("cfer.cli", "demo", "--out", str(folder / "work"), "--subjects", "4")
     (folder / "output.txt").write_text(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -27,14 +27,14 @@ def demo_folder(tmp_path_factory) -> Path:
 def test_the_demo_leaves_everything_in_one_folder(demo_folder):
     work = demo_folder / "work"
     assert verify(work / "shards") == []
-    assert read_description(work / "shards").counts["clips"] == 35
+    assert read_description(work / "shards").counts["clips"] == 28
     assert (work / "residuals.png").read_bytes().startswith(b"\x89PNG")
     client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("demo")
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
-        assert run.data.params["val_subjects"] == "S005"
+        assert run.data.params["val_subjects"] == "S004"
         assert run.data.params["workers"] == "2"
     assert Path(experiment.artifact_location.removeprefix("file://")).is_relative_to(work)
 
@@ -57,7 +57,7 @@ def test_the_demo_ends_with_a_table_and_where_to_look(demo_folder):
 def test_the_demo_again_repeats_nothing(demo_folder):
     videos = sorted((demo_folder / "work" / "videos").rglob("*.mp4"))
     before = [video.stat().st_mtime_ns for video in videos]
-    done = run_module("cfer.cli", "demo", "--out", str(demo_folder / "work"), "--subjects", "5")
+    done = run_module("cfer.cli", "demo", "--out", str(demo_folder / "work"), "--subjects", "4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing to do" in done.stderr
     assert "is finished already" in done.stderr

@@ -32,7 +32,15 @@ import psycopg2
 import pytest
 import yaml
 from botocore.exceptions import ClientError
-from conftest import REPOSITORY, find_postgres, free_ports, is_open, wait_for
+from conftest import (
+    NO_MLFLOW_JOBS,
+    REPOSITORY,
+    find_postgres,
+    free_ports,
+    is_open,
+    kill_with_children,
+    wait_for,
+)
 from mlflow.tracking import MlflowClient
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.commands import _bootstrap_config
@@ -543,7 +551,8 @@ class Lab:
     def environment(self, name: str) -> dict[str, str]:
         own = {key: self.here(value) for key, value in self.services[name].environment.items()}
         path = f"{BIN}:{os.environ['PATH']}"
-        return {"PATH": path, "HOME": str(self.folder), "OMP_NUM_THREADS": "1", **own}
+        here = {"PATH": path, "HOME": str(self.folder), "OMP_NUM_THREADS": "1", **NO_MLFLOW_JOBS}
+        return here | own
 
     def start(
         self, name: str, programs: Path = BIN, more: dict[str, str] | None = None, **options: Any
@@ -582,7 +591,11 @@ class Lab:
             raise
 
     def stop(self) -> None:
-        # The store would wait for ten seconds, and the database for its clients to leave.
+        # The store would wait for ten seconds, a node of Ray for its work, and the database for its
+        # clients to leave.
+        for name, process in self.processes.items():
+            if name.startswith("ray-") and process.poll() is None:
+                kill_with_children(process)
         signals = {"s3": signal.SIGKILL, "postgres": signal.SIGINT}
         for name, process in self.processes.items():
             process.send_signal(signals.get(name, signal.SIGTERM))
@@ -770,7 +783,7 @@ def test_jobs_of_the_cluster_end_in_the_store_and_in_mlflow(lab, drawn_videos):
     extract = extract.replace("$CFER_STORE/videos/manifest.csv", str(few))
     extract += " --size 64 --identity dlib --clips-per-shard 2"
     train = train.replace("--folds 5", "--epochs 1")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         status, output = submit(extract, token="another")
         if "invalid or incorrect" in output:

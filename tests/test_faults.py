@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -123,7 +124,10 @@ def test_a_full_disk(six_videos, undisturbed, small_disk, ray_session):
     ballast.unlink()
     status, said = extract(six_videos, out)
     assert status == 0, said
-    assert f"of which {len(kept)} are done already" in said
+    done = re.search(r"of which (\d+) are done already", said)
+    # Another actor may have finished its shard after the first one's error was reported.
+    assert done is not None
+    assert int(done[1]) >= len(kept)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert shard_bytes(out) == shard_bytes(undisturbed)
     assert verify(out) == []
@@ -178,7 +182,7 @@ def test_a_store_that_fails_and_is_slow_for_a_while(s3, six_videos, undisturbed,
         s3.be(mode)
         time.sleep(4)
     assert s3.be("well") > before + 4, "it went on without the store"
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=240) == 0
     assert downloaded(out) == shard_bytes(undisturbed)
     assert verify(out) == []
 

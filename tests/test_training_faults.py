@@ -263,7 +263,7 @@ def test_a_run_on_s3_goes_on(s3_bucket: str, drawn_shards: Path, tmp_path: Path)
     location = f"{s3_bucket}/runs/far"
     command = [
         *(sys.executable, "-m", "cfer.train", "--data", f"{s3_bucket}/shards", "--run", "far"),
-        *("--storage", f"{s3_bucket}/runs", "--epochs", str(EPOCHS), *OPTIONS),
+        *("--storage", f"{s3_bucket}/runs", "--epochs", "6", *OPTIONS),
     ]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(REPOSITORY)}
     killed = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
@@ -281,7 +281,7 @@ def test_a_run_on_s3_goes_on(s3_bucket: str, drawn_shards: Path, tmp_path: Path)
     assert results is not None
     client = MlflowClient(store)
     losses = client.get_metric_history(results.mlflow_run_id, "train/loss")
-    assert sorted(metric.step for metric in losses) == list(range(1, EPOCHS + 1))
+    assert sorted(metric.step for metric in losses) == [1, 2, 3, 4, 5, 6]
     assert not (tmp_path / "mlruns").exists()
     selector = pafs.FileSelector(f"{name}/mlflow", recursive=True)
     there = {info.base_name for info in bucket.get_file_info(selector)}
