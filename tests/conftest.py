@@ -22,8 +22,8 @@ import pytest
 from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Most of the tests' time is waiting: three of them at once leave two cores some rest.
-NUM_PROCESSES = 3
+# Most of the tests' time is waiting. Two processes and what they start take some 12 GB.
+NUM_PROCESSES = 2
 # These take minutes each, and begin first, so that no process is left alone with one at the end.
 LONG_FILES = """
     test_nodes test_training_faults test_docs test_cluster test_bench test_interrupts test_train
