@@ -199,14 +199,13 @@ def extract(videos: str | Path, out: str | Path, *options: str) -> tuple[int, st
 def start_extraction(
     videos: str | Path, out: str | Path, *options: str, **environment: str
 ) -> subprocess.Popen[bytes]:
-    """On a Ray of its own, in a session of its own."""
+    """On a Ray of its own, in a session of its own; a test that fails shows what it said."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.extract", "--videos", str(videos), "--out", str(out)]
         + [*EXTRACTION, *options],
         cwd=REPOSITORY,
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
