@@ -166,7 +166,7 @@ RUN_ELSEWHERE = {
     "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/cfer demo": DEMO,
     "python pipeline/benchmark.py --dataset synthetic --out bench": BENCHMARK,  # by --quick
     "python pipeline/benchmark.py --dataset synthetic --out quick --quick": BENCHMARK,
-    "python pipeline/benchmark.py --dataset synthetic --out bench --seeds 0 --identity dlib": (
+    "python pipeline/benchmark.py --dataset synthetic --out bench --identity dlib": (
         BENCHMARK  # by --quick
     ),
     "python pipeline/extract.py --dataset NAME --root TREE --out shards": READERS,
