@@ -207,6 +207,9 @@ RUN_ELSEWHERE = {
     ),
 }
 NOT_RUN = {
+    "python pipeline/benchmark.py --dataset synthetic --out search --search --identity dlib "
+    '--seeds 0 --rows "recommended,gop-size 2,quantiser 6,quantiser 10,size 160,planes luma,'
+    'width 32,lambda 0.3,lambda 5,lambda 5 estimator-steps 5"': "a quarter of an hour of training",
     "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest": (
         "it is what runs the tests; .ci/run takes it from the page"
     ),
