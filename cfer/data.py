@@ -405,12 +405,13 @@ def augment(
     order, signs = what.mirror
     # Moved while a sample is still one byte: slices of uint8 cost next to nothing.
     moved = np.full(planes.shape, GRAY, np.uint8)
-    into = {by: slice(max(0, -by), side - max(0, by)) for by in range(-reach, reach + 1)}
+    # Where a picture moved by so many still is; it came from where the opposite move leaves it.
+    kept = {by: slice(max(0, -by), side - max(0, by)) for by in range(-reach, reach + 1)}
     for clip, (is_flipped, (down, right)) in enumerate(
         zip(flip.tolist(), shift.tolist(), strict=True)
     ):
         source = planes[clip][:, order, :, ::-1] if is_flipped else planes[clip]
-        moved[clip][:, :, into[down], into[right]] = source[:, :, into[-down], into[-right]]
+        moved[clip][:, :, kept[down], kept[right]] = source[:, :, kept[-down], kept[-right]]
     factors = torch.where(flip.unsqueeze(1), torch.tensor(signs), 1) * gain.unsqueeze(1)
     # As `scale_planes` does, whose division is in the factors here: one pass less.
     varied = torch.from_numpy(moved).to(device).float().sub_(GRAY)

@@ -114,7 +114,7 @@ class FaceDetector:
                 for least in (MIN_FACE, LARGE_FACE)
             }
 
-    def faces(self, pictures: Sequence[np.ndarray], every: bool = True) -> list[list[_Face]]:
+    def faces(self, pictures: Sequence[np.ndarray], every: bool) -> list[list[_Face]]:
         """The faces of each of a few pictures.
 
         Args:
@@ -141,17 +141,18 @@ class FaceDetector:
         """The faces of at least so many pixels, in pictures that were brought to this scale."""
         if min(pictures[0].shape[:2]) < least:
             return [[] for _ in pictures]
+        found = []
         detected = self._networks[least].detect(list(pictures))
-        return [
-            [
-                _Face(np.asarray(box, np.float64) / scale, float(probability))
-                for box, probability in zip(boxes, probabilities, strict=True)
-                if probability >= MIN_PROBABILITY
-            ]
-            if boxes is not None
-            else []
-            for boxes, probabilities in zip(*detected, strict=True)
-        ]
+        for boxes, probabilities in zip(*detected, strict=True):
+            pairs = () if boxes is None else zip(boxes, probabilities, strict=True)
+            found.append(
+                [
+                    _Face(np.asarray(box, np.float64) / scale, float(probability))
+                    for box, probability in pairs
+                    if probability >= MIN_PROBABILITY
+                ]
+            )
+        return found
 
     def find(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[Square]:
         """The squares of the persons in a few pictures of one clip; the first is the one of rule 3.

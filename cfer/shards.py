@@ -122,7 +122,9 @@ class Clip:
         }
         for name, (given, wanted) in expected.items():
             assert given == wanted, f"{self.clip_id}: {name} is {given}, expected {wanted}"
-        assert 1 <= len(self.identity) <= len(self.i_frames), self.identity.shape
+        assert 1 <= len(self.identity) <= len(self.i_frames), (
+            f"{self.clip_id}: identity is {self.identity.shape}, of {len(self.i_frames)} I-frames"
+        )
         assert all(picture.shape == (side, side, 3) for picture in self.i_frames)
 
     def __repr__(self) -> str:

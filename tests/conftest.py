@@ -39,13 +39,15 @@ NO_MLFLOW_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 os.environ |= NO_MLFLOW_JOBS
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+def free_ports(count: int, highest: int = 65_535) -> list[int]:
+    """Different ones, none above the highest, at which nothing listens."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as bound:
+        while len(ports) < count:
+            one = bound.enter_context(socket.socket())
+            one.bind(("127.0.0.1", 0))
+            if one.getsockname()[1] <= highest:
+                ports.append(one.getsockname()[1])
     return ports
 
 

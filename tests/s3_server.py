@@ -1,7 +1,8 @@
 """An S3 server on loopback that can be told to fail: `python tests/s3_server.py PORT`.
 
 moto's server, behind `/-/be/MODE`, which answers with the number of requests that were disturbed
-so far. MODE is `500`, `503`, `slow` (every answer takes some seconds) or `well`.
+so far. MODE is `500`, `503`, `slow` (every answer takes some seconds), `forgetful` (it deletes what
+it is told to, and answers 500) or `well`.
 """
 
 from __future__ import annotations
@@ -31,16 +32,23 @@ class FaultyStore:
             return [str(self._num_disturbed).encode()]
         if self._mode != "well":
             self._num_disturbed += 1
+        if self._mode == "forgetful" and environ["REQUEST_METHOD"] == "DELETE":
+            list(self._store(environ, lambda *_: None))
+            return self._error("500", start)
         if self._mode in CODES:
             # What was sent has to be read, or the connection breaks off instead.
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            body = f"<Error><Code>{CODES[self._mode]}</Code><Message>-</Message></Error>"
-            headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-            start(f"{self._mode} {CODES[self._mode]}", headers)
-            return [body.encode()]
+            return self._error(self._mode, start)
         if self._mode == "slow":
             time.sleep(SLOW_SECONDS)
         return self._store(environ, start)
+
+    @staticmethod
+    def _error(status: str, start: Callable[..., Any]) -> Iterable[bytes]:
+        body = f"<Error><Code>{CODES[status]}</Code><Message>-</Message></Error>"
+        headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+        start(f"{status} {CODES[status]}", headers)
+        return [body.encode()]
 
 
 class Quiet(WSGIRequestHandler):

@@ -100,3 +100,14 @@ def test_a_store_that_stays_out_of_order_is_an_error(s3: S3Server, monkeypatch):
         folder.read("a")
     s3.be("well")
     assert folder.read("a") == b"1"
+
+
+def test_a_store_that_has_deleted_a_file_and_does_not_say_so(s3: S3Server):
+    folder = Folder(f"{s3.uri}/any")
+    for name in ("a", "below/b"):
+        folder.write(name, b"1")
+    s3.be("forgetful")
+    folder.delete("a")
+    folder.delete_folder("below")
+    assert folder.names_below() == []
+    assert s3.be("well") > 1

@@ -17,7 +17,6 @@ exits with 1 where a ratio fell by more than a third.
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -142,8 +141,6 @@ def _scale(options: argparse.Namespace) -> int:
     from cfer.bench.material import many_clips
     from cfer.bench.memory import available_cores
 
-    # A job that was started must not outlive this process.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     numbers = _numbers(options)
     workers = numbers[0] if numbers else available_cores()
     per_shard = 2 if options.quick else options.clips_per_shard

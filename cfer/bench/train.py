@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,16 +137,10 @@ def measure_workers(
     for _ in range(rounds):
         for number in workers:
             seconds[number].append(_epoch_seconds(data, number, cores[:number]))
-    for number in workers:
-        name = f"cfer.train, {number} worker{'s' * (number > 1)}"
-        measurement.rates[name] = Spread.of([1 / value for value in seconds[number]])
-        measurement.units[name] = "epochs"
-        if number != workers[0]:
-            ratio = f"{name} / {workers[0]}"
-            pairs = zip(seconds[workers[0]], seconds[number], strict=True)
-            measurement.ratios[ratio] = Spread.of([one / more for one, more in pairs])
-            if number == 2:
-                measurement.targets[ratio] = 1.7
+    names = {number: f"cfer.train, {number} worker{'s' * (number > 1)}" for number in workers}
+    _add(measurement, {names[n]: seconds[n] for n in workers}, "epochs", str(workers[0]))
+    if 2 in workers[1:]:
+        measurement.targets[f"{names[2]} / {workers[0]}"] = 1.7
 
 
 def _epoch_seconds(data: str, workers: int, cores: Sequence[int]) -> float:
@@ -191,12 +185,21 @@ def measure_exchange(
             )
         for name, value in zip((whole, apart, shared), results.get(), strict=True):
             seconds[name].append(value)
-    for name, values in seconds.items():
+    _add(measurement, seconds, "turns", "1 worker")
+
+
+def _add(
+    measurement: Measurement, seconds: Mapping[str, Sequence[float]], unit: str, reference: str
+) -> None:
+    """Works that took so many seconds for a unit in each round; ratios to the first of them, which
+    their names call `reference`."""
+    first, *_ = seconds.values()
+    for number, (name, values) in enumerate(seconds.items()):
         measurement.rates[name] = Spread.of([1 / value for value in values])
-        measurement.units[name] = "turns"
-    for name in (shared, apart):
-        pairs = zip(seconds[whole], seconds[name], strict=True)
-        measurement.ratios[f"{name} / 1 worker"] = Spread.of([one / other for one, other in pairs])
+        measurement.units[name] = unit
+        if number:
+            pairs = zip(first, values, strict=True)
+            measurement.ratios[f"{name} / {reference}"] = Spread.of([a / b for a, b in pairs])
 
 
 def _time_turns(

@@ -330,7 +330,7 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
         pictures = list(open_pictures(directory / row["path"]))
         three = (pictures[0], pictures[len(pictures) // 2], pictures[-1])
         looked += len(three)
-        found += sum(len(faces) == 1 for faces in detector.faces(three))
+        found += sum(len(faces) == 1 for faces in detector.faces(three, every=True))
         squares = detector.find(pictures[:1])
         if squares:
             crops.append(crop(pictures[0], squares[0], 160))
