@@ -70,8 +70,10 @@ def exit_with_message(main: Callable[[], int]) -> None:
     if _stopped_by:
         status = 128 + _stopped_by[0]
         _say_stopped()
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+        # Interrupted at whatever moment, Ray may fail at this too; its processes are ended then.
+        with suppress(Exception):
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
         _kill_family()
     sys.exit(status)
 
@@ -115,7 +117,12 @@ def _adopt_orphans() -> None:
 
 def _kill_family() -> None:
     deadline = time.monotonic() + MOST_SECONDS_TO_STOP
-    while (family := _family()) and time.monotonic() < deadline:
+    # A look misses the children of a member that ends meanwhile. In the next, they are this
+    # process's own.
+    looks_at_none = 0
+    while looks_at_none < 2 and time.monotonic() < deadline:
+        family = _family()
+        looks_at_none = 0 if family else looks_at_none + 1
         for member in family:
             with suppress(psutil.Error):
                 member.kill()

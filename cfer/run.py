@@ -564,13 +564,19 @@ def newest_checkpoint(location: str) -> str | None:
     """The complete checkpoint of the latest epoch in a run's folder.
 
     A kill can leave a checkpoint half written: one counts as complete when its state has the hash
-    that its seal gives.
+    that its seal gives. The run may be going on, and remove one when the next is written.
     """
     folder = Folder(location)
-    for name in sorted(_checkpoint_names(folder), reverse=True):
-        if _is_sealed(Folder(folder.name_of(name))):
-            return folder.name_of(name)
-    return None
+    seen: list[str] | None = None
+    while True:
+        names = _checkpoint_names(folder)
+        for name in reversed(names):
+            if _is_sealed(Folder(folder.name_of(name))):
+                return folder.name_of(name)
+        # The next one is complete before anything of the last is removed: the second look finds it.
+        if names == seen:
+            return None
+        seen = names
 
 
 def _checkpoint_name(epoch: int) -> str:
@@ -578,6 +584,7 @@ def _checkpoint_name(epoch: int) -> str:
 
 
 def _checkpoint_names(folder: Folder) -> list[str]:
+    """By epoch, the latest last."""
     return [name for name in folder.folder_names() if name.startswith("epoch-")]
 
 
@@ -585,11 +592,16 @@ def _is_sealed(folder: Folder) -> bool:
     if not folder.exists(SEAL_NAME) or not folder.exists(STATE_NAME):
         return False
     try:
-        seal = json.loads(folder.read(SEAL_NAME))
+        seal, state = folder.read(SEAL_NAME), folder.read(STATE_NAME)
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False  # it has been removed meanwhile
+        raise
+    try:
+        digest: str = json.loads(seal)["sha256"]
     except ValueError:
         return False
-    digest: str = seal["sha256"]
-    return hashlib.sha256(folder.read(STATE_NAME)).hexdigest() == digest
+    return hashlib.sha256(state).hexdigest() == digest
 
 
 # ---- the driver ----------------------------------------------------------------------------------

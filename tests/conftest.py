@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import itertools
 import os
+import random
 import re
 import shutil
 import signal
@@ -39,15 +41,29 @@ NO_MLFLOW_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 os.environ |= NO_MLFLOW_JOBS
 
 
-def free_ports(count: int, highest: int = 65_535) -> list[int]:
-    """Different ones, none above the highest, at which nothing listens."""
+# Below those that Linux gives to whoever asks for any, so nobody takes one before it is used; the
+# ones 10,000 above, where SeaweedFS listens too, are such ones as well. Ray's own begin at 10,002.
+PORTS = range(20_000, 22_768)
+
+
+def _ports_of_this_process() -> Iterator[int]:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    own = PORTS[int(worker.removeprefix("gw")) :: NUM_PROCESSES]
+    first = random.randrange(len(own))  # several suites may run on a machine
+    return itertools.cycle([*own[first:], *own[:first]])
+
+
+_next_ports = _ports_of_this_process()
+
+
+def free_ports(count: int) -> list[int]:
+    """At which nothing listens; never the same again."""
     ports: list[int] = []
-    with contextlib.ExitStack() as bound:
-        while len(ports) < count:
-            one = bound.enter_context(socket.socket())
-            one.bind(("127.0.0.1", 0))
-            if one.getsockname()[1] <= highest:
-                ports.append(one.getsockname()[1])
+    while len(ports) < count:
+        port = next(_next_ports)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            ports.append(port)
     return ports
 
 

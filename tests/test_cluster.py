@@ -535,9 +535,7 @@ class Lab:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         names = ("POSTGRES", "S3", "MLFLOW", "RAY", "DASHBOARD")
-        # SeaweedFS also listens 10,000 above the port that it is given.
-        ports = dict(zip(names, free_ports(len(names), highest=55_535), strict=True))
-        self.ports = ports
+        self.ports = ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.secrets = {name: os.urandom(16).hex() for name in SECRETS}
         given = {f"{name}_PORT": str(port) for name, port in ports.items()} | self.secrets
         self.services = services(given)

@@ -87,7 +87,7 @@ class Command:
             self.process.wait(60)
             self._reader.join(10)
             _, left = psutil.wait_procs(list(self.family.values()), timeout=20)
-            assert not left, [member.cmdline() for member in left]
+            assert not left, ([member.cmdline() for member in left], self.lines)
             assert not self._own_memory()
         finally:
             for member in self.family.values():

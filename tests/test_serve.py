@@ -23,7 +23,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from conftest import is_loopback, kill_with_children, listening, run_module
+from conftest import free_ports, is_loopback, kill_with_children, listening, run_module
 
 from cfer.codec import CodecSettings
 from cfer.errors import InputError
@@ -38,9 +38,7 @@ SECONDS = 10
 @contextmanager
 def serving(*options: str, token: str = "") -> Iterator[tuple[int, psutil.Process]]:
     """`cfer serve` → its port and process, once it answers."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "cfer.cli", "serve", "--port", str(port), *options],
         env={**os.environ, "CFER_TOKEN": token},

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -20,6 +21,7 @@ from mlflow.tracking import MlflowClient
 from cfer import evaluate, shards, tracking
 from cfer.codec import Bitstream
 from cfer.config import TrainConfig, command_of, config_of
+from cfer.data import Standardisation
 from cfer.errors import InputError
 from cfer.inputs import Input
 from cfer.predict import Recognizer
@@ -27,6 +29,7 @@ from cfer.run import (
     SEAL_NAME,
     STATE_NAME,
     Node,
+    _save,
     newest_checkpoint,
     place_workers,
     read_results,
@@ -307,6 +310,27 @@ def test_only_a_complete_checkpoint_counts(tmp_path: Path) -> None:
     (tmp_path / "epoch-00004" / SEAL_NAME).write_text('{"epoch": 4, "sha')
     assert newest_checkpoint(str(tmp_path)) == str(tmp_path / "epoch-00002")
     assert newest_checkpoint(str(tmp_path / "nothing")) is None
+
+
+def test_the_newest_checkpoint_while_the_run_goes_on(tmp_path: Path) -> None:
+    """Of one that is removed while it is looked at, the next has been there before."""
+    setup = {"location": str(tmp_path), "config": {}, "classes": [], "run_id": ""}
+    nothing = Standardisation(torch.zeros(1), torch.ones(1))
+
+    def write() -> None:
+        for epoch in range(1, 151):
+            _save(setup, {}, [{}] * epoch, 0.0, nothing)
+            time.sleep(0.02)
+
+    last = 0
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write)
+        while not writing.done():
+            found = newest_checkpoint(str(tmp_path))
+            epoch = 0 if found is None else int(found.rsplit("-", 1)[1])
+            assert epoch >= last
+            last = epoch
+        writing.result()
 
 
 def test_more_workers_than_cores_and_frames_drawn_at_random(

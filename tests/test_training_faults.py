@@ -19,7 +19,7 @@ import psutil
 import pyarrow.fs as pafs
 import pytest
 import torch
-from conftest import REPOSITORY, free_ports, kill_with_children, wait_for
+from conftest import REPOSITORY, free_ports, is_open, kill_with_children, wait_for
 from mlflow.tracking import MlflowClient
 
 from cfer.errors import WorkerError
@@ -45,6 +45,7 @@ class Server:
         self.uri = f"http://127.0.0.1:{self.port}"
         self.artifacts = folder / "artifacts"
         self._store = f"sqlite:///{folder / 'mlflow.db'}"
+        self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -56,8 +57,10 @@ class Server:
                 *("--artifacts-destination", str(self.artifacts)),
             ],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log.open("wb"),
         )
+        wait_for(lambda: is_open(self.port) or self._process.poll() is not None)
+        assert self._process.poll() is None, self._log.read_text()
 
     def kill(self) -> None:
         if self._process is not None:
