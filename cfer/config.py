@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cfer.data import Augmentation
+from cfer.batches import Augmentation
 from cfer.errors import InputError
 from cfer.game import PLAYERS
 from cfer.inputs import KINDS, PLANES, Input, parse_frame_rule

@@ -30,7 +30,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from facenet_pytorch import MTCNN
 
 from cfer.clips import ClipError, Pictures, open_pictures, windows
 
@@ -107,6 +106,9 @@ class FaceDetector:
     """
 
     def __init__(self, device: str = "cpu") -> None:
+        # PyTorch takes seconds and 200 MB, and some processes that import this find no faces.
+        from facenet_pytorch import MTCNN
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # facenet-pytorch's own torch.load
             self._networks = {

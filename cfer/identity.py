@@ -26,8 +26,6 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
-from facenet_pytorch import InceptionResnetV1
 from tqdm import tqdm
 
 from cfer.errors import InputError
@@ -117,11 +115,14 @@ def _choose(weights: str | Path | None) -> str:
 
 
 class FaceNetRecogniser:
-    """InceptionResnetV1; see the module."""
+    """InceptionResnetV1; see the module. Who uses dlib does not load PyTorch."""
 
     dimension = 512
 
     def __init__(self, name: str, weights: Path, device: str = "cpu") -> None:
+        import torch
+        from facenet_pytorch import InceptionResnetV1
+
         self.name = name
         self.weights_sha256 = _sha256(weights)
         self._device = device
@@ -144,6 +145,8 @@ class FaceNetRecogniser:
         self._network.eval().requires_grad_(False).to(device)
 
     def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        import torch
+
         batches = [np.zeros((0, self.dimension), np.float32)]
         for start in range(0, len(pictures), BATCH):
             resized = [_resize(p, FACENET_SIZE) for p in pictures[start : start + BATCH]]
@@ -203,6 +206,8 @@ def facenet_weights(name: str) -> Path:
     Raises:
         InputError: it cannot be downloaded.
     """
+    import torch
+
     file = FACENET_FILES[name]
     path = Path(torch.hub.get_dir()).parent / "checkpoints" / file  # where facenet-pytorch looks
     if not path.exists():

@@ -32,6 +32,7 @@ FrameRule = int | Literal["last"]
 # Motion vectors are known for blocks of 8 × 8 samples; a plane's sample is 2 × 2 of the picture.
 BLOCK = 8
 STEPS_PER_PIXEL = 4
+APEX_SIZE = 32  # side in pixels of the picture that the apex decoder rebuilds
 
 
 def parse_frame_rule(text: str) -> FrameRule:

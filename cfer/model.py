@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from cfer.codec import GRAY
 
 GRID = 4  # a crop is aligned with the face: where something moves is kept to a 4 × 4 grid
-APEX_SIZE = 32  # side in pixels of the picture that the apex decoder rebuilds
 
 
 @dataclass(frozen=True)

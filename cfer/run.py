@@ -38,15 +38,12 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 
 from cfer import evaluate, tracking
+from cfer.batches import BatchMaker, Rows, Standardisation, load_rows
 from cfer.cluster import join_cluster
 from cfer.config import OPERATIONAL, SHORT_NAMES, TrainConfig, command_of, flag
 from cfer.data import (
-    BatchMaker,
     ClipIndex,
-    Rows,
     Split,
-    Standardisation,
-    load_rows,
     read_clips,
     read_index,
     split_by_column,
@@ -56,9 +53,9 @@ from cfer.data import (
 from cfer.errors import InputError, WorkerError
 from cfer.evaluate import Predictions
 from cfer.game import PLAYERS, Batch, Weights, optimiser_of, play_turn
-from cfer.inputs import LAST
+from cfer.inputs import APEX_SIZE, LAST
 from cfer.links import worker_links
-from cfer.model import APEX_SIZE, ModelConfig, Predictor, Recogniser
+from cfer.model import ModelConfig, Predictor, Recogniser
 from cfer.model_file import ModelCard
 from cfer.shards import Description, read_description
 from cfer.storage import Folder, absolute_location

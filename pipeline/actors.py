@@ -12,12 +12,14 @@ import logging
 import multiprocessing
 import pickle
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 
 from cfer.clips import ClipError
@@ -202,9 +204,9 @@ class ClipActor:
     """Turns the sources of one planned shard at a time into clips without their identity."""
 
     def __init__(self, out: str, settings: Settings, classes: Sequence[str], job: str) -> None:
-        _use_one_thread()
         self.out, self.settings, self.classes, self.job = out, settings, classes, job
         self.detector = FaceDetector()
+        _use_one_thread()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         attempt = _Attempt(self.out, int(row["index"]), "clips", self.job)
@@ -235,9 +237,9 @@ class ShardActor:
         device: str,
         job: str,
     ) -> None:
-        _use_one_thread()
         self.out, self.job = out, job
         self.recogniser = open_recogniser(settings.identity, weights, device)
+        _use_one_thread()
         if self.recogniser.weights_sha256 != weights_sha256:
             raise InputError(
                 f"--identity {settings.identity}: this node has other weights than the job's; "
@@ -261,12 +263,10 @@ class ShardActor:
 
 
 def _use_one_thread() -> None:
-    """There is an actor for every CPU."""
-    import cv2
-    import torch
-
-    torch.set_num_threads(1)
+    """There is an actor for every CPU. Called when the actor's networks are loaded, or are not."""
     cv2.setNumThreads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 class _Attempt:
@@ -356,8 +356,8 @@ class _ChildProcess:
 def _extract_clips_in_child(
     connection: Connection, settings: Settings, classes: Sequence[str]
 ) -> None:
-    _use_one_thread()
     detector = FaceDetector()
+    _use_one_thread()
     connection.send("ready")
     made: Any
     while True:

@@ -10,14 +10,10 @@ import pytest
 import torch
 
 from cfer import shards
+from cfer.batches import Augmentation, BatchMaker, Standardisation, augment, load_rows
 from cfer.codec import Bitstream
 from cfer.data import (
-    Augmentation,
-    BatchMaker,
     ClipIndex,
-    Standardisation,
-    augment,
-    load_rows,
     read_clips,
     read_index,
     split_by_column,

@@ -23,8 +23,9 @@ from cfer.game import (
     identity_term,
     play_turn,
 )
+from cfer.inputs import APEX_SIZE
 from cfer.mi import identity_moments, vclub
-from cfer.model import APEX_SIZE, ModelConfig, Recogniser
+from cfer.model import ModelConfig, Recogniser
 
 IDENTITY_DIM = 12
 CONFIG = ModelConfig(num_classes=3, identity_dim=IDENTITY_DIM, width=4, code_dim=8)

@@ -19,9 +19,9 @@ from conftest import kill_with_children, run_module
 from mlflow.tracking import MlflowClient
 
 from cfer import evaluate, shards, tracking
+from cfer.batches import Standardisation
 from cfer.codec import Bitstream
 from cfer.config import TrainConfig, command_of, config_of
-from cfer.data import Standardisation
 from cfer.errors import InputError
 from cfer.inputs import Input
 from cfer.predict import Recognizer

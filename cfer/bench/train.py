@@ -27,12 +27,13 @@ import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cfer.batches import BatchMaker, Rows, Standardisation
 from cfer.bench.measure import Measurement, Ratio, Spread, Work, side_by_side
 from cfer.config import TrainConfig
-from cfer.data import BatchMaker, Rows, Standardisation
 from cfer.errors import InputError
 from cfer.game import PLAYERS, Weights, optimiser_of, play_turn
-from cfer.model import APEX_SIZE, Recogniser
+from cfer.inputs import APEX_SIZE
+from cfer.model import Recogniser
 from cfer.run import model_config, turn_on_noise
 
 NUM_CLASSES, IDENTITY_DIM, NUM_SUBJECTS = 7, 128, 60
