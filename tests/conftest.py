@@ -36,6 +36,8 @@ LONG_FILES = """
 # A test never joins a Ray cluster that happens to run on the machine.
 os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What these two tell their makers is not what tests do.
+os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 # An MLflow server starts seven processes more, for jobs that no test has.
 NO_MLFLOW_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 os.environ |= NO_MLFLOW_JOBS

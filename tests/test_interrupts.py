@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, is_loopback, listening
+from conftest import EXTRACTION, REPOSITORY, extract, is_loopback, listening
 
 from cfer.shards import read_description
 
@@ -130,7 +130,7 @@ def few_videos(drawn_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def extraction(videos: Path, out: Path) -> list[str]:
     return [
         *(str(REPOSITORY / "pipeline" / "extract.py"), "--videos", str(videos), "--out", str(out)),
-        *("--size", "64", "--identity", "dlib", "--clips-per-shard", "2"),
+        *EXTRACTION,
     ]
 
 
@@ -141,7 +141,9 @@ def training(shards: Path) -> list[str]:
     ]
 
 
-def test_extraction_ends_at_ctrl_c_and_goes_on(few_videos: Path, tmp_path: Path) -> None:
+def test_extraction_ends_at_ctrl_c_and_goes_on(
+    few_videos: Path, ray_session: None, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     command = Command(*extraction(few_videos, out), folder=tmp_path)
     command.wait_for(lambda: any(out.glob("shard-*.parquet")))
@@ -156,11 +158,9 @@ def test_extraction_ends_at_ctrl_c_and_goes_on(few_videos: Path, tmp_path: Path)
     assert all(is_loopback(address) for address, _ in command.listening), command.listening
     assert not (out / "dataset.json").exists()
 
-    again = subprocess.run(
-        [sys.executable, *extraction(few_videos, out)], capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert "of which 0 are done already" not in again.stderr
+    status, again = extract(few_videos, out)
+    assert status == 0, again
+    assert "of which 0 are done already" not in again
     assert read_description(out).counts["clips"] == 14
 
 

@@ -257,29 +257,37 @@ def test_a_failure_that_stays_ends_the_run(
     assert MlflowClient(server.uri).get_run(outlived[0]).info.status == "FAILED"
 
 
-def test_a_run_on_s3_goes_on(s3_bucket: str, drawn_shards: Path, tmp_path: Path) -> None:
+def test_a_run_on_s3_goes_on(
+    s3_bucket: str,
+    drawn_shards: Path,
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """Shards, checkpoints and MLflow's artifacts are there; the whole family is killed."""
     bucket, name = pafs.FileSystem.from_uri(s3_bucket)
     pafs.copy_files(str(drawn_shards), f"{name}/shards", destination_filesystem=bucket)
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     MlflowClient(store).create_experiment("cfer", artifact_location=f"{s3_bucket}/mlflow")
     location = f"{s3_bucket}/runs/far"
-    command = [
-        *(sys.executable, "-m", "cfer.train", "--data", f"{s3_bucket}/shards", "--run", "far"),
-        *("--storage", f"{s3_bucket}/runs", "--epochs", "6", *OPTIONS),
+    arguments = [
+        *("--data", f"{s3_bucket}/shards", "--storage", f"{s3_bucket}/runs", "--run", "far"),
+        *("--epochs", "6", *OPTIONS),
     ]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(REPOSITORY)}
-    killed = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.chdir(tmp_path)
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "cfer.train", *arguments], stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: epoch_of(location) >= 2 or killed.poll() is not None)
     assert killed.poll() is None, "it ended before it could be killed"
     kill_with_children(killed)
     assert not Folder(location).exists("results.json")
 
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "going on from its last checkpoint" in done.stderr
+    assert main(arguments) == 0
+    assert "going on from its last checkpoint" in capfd.readouterr().err
     results = read_results(location)
     assert results is not None
     client = MlflowClient(store)

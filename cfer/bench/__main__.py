@@ -203,7 +203,8 @@ def _measured(options: argparse.Namespace) -> Measurement:
         device = torch.device(options.device)
         done = train.measure(num_clips, options.size, device, options.rounds, options.batch_size)
         if options.data:
-            train.measure_workers(done, options.data, (1, options.workers), options.rounds)
+            epochs = 1 if options.quick else train.EPOCHS_OF_A_RUN
+            train.measure_workers(done, options.data, (1, options.workers), epochs, options.rounds)
             train.measure_exchange(
                 done, options.workers, options.batch_size, options.size, options.rounds
             )

@@ -122,7 +122,7 @@ def measure(
 
 
 def measure_workers(
-    measurement: Measurement, data: str, workers: Sequence[int], rounds: int
+    measurement: Measurement, data: str, workers: Sequence[int], epochs: int, rounds: int
 ) -> None:
     """Add real runs of `cfer.train` on these shards, with 1 worker and with more.
 
@@ -137,18 +137,18 @@ def measure_workers(
     seconds: dict[int, list[float]] = {number: [] for number in workers}
     for _ in range(rounds):
         for number in workers:
-            seconds[number].append(_epoch_seconds(data, number, cores[:number]))
+            seconds[number].append(_epoch_seconds(data, number, epochs, cores[:number]))
     names = {number: f"cfer.train, {number} worker{'s' * (number > 1)}" for number in workers}
     _add(measurement, {names[n]: seconds[n] for n in workers}, "epochs", str(workers[0]))
     if 2 in workers[1:]:
         measurement.targets[f"{names[2]} / {workers[0]}"] = 1.7
 
 
-def _epoch_seconds(data: str, workers: int, cores: Sequence[int]) -> float:
+def _epoch_seconds(data: str, workers: int, epochs: int, cores: Sequence[int]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "cfer.train", "--data", data, "--method", "min-min"),
-            *("--workers", str(workers), "--epochs", str(EPOCHS_OF_A_RUN), "--run", "bench"),
+            *("--workers", str(workers), "--epochs", str(epochs), "--run", "bench"),
             *("--storage", folder, "--device", "cpu"),
         ]
         environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
