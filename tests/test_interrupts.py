@@ -27,6 +27,7 @@ class Command:
         self.family: dict[int, psutil.Process] = {}
         self.listening: set[tuple[str, str]] = set()
         self.lines: list[str] = []
+        self._next_listening = 0.0
         self._memory = set(os.listdir("/dev/shm"))
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         environment.pop("MLFLOW_TRACKING_URI", None)
@@ -48,14 +49,17 @@ class Command:
         self.lines.extend(self.process.stderr)
 
     def look(self) -> None:
-        """Note new members of the family, and where they listen."""
-        for member in list(self.family.values()):
-            try:
-                for child in member.children():
-                    self.family.setdefault(child.pid, child)
-            except psutil.Error:  # it has ended
-                continue
-        self.listening |= listening(list(self.family.values()))
+        """Note new members of the family, and now and then where they listen."""
+        others = [p for p in psutil.process_iter(["ppid"]) if p.pid not in self.family]
+        while new := [process for process in others if self._is_parent(process.info["ppid"])]:
+            self.family |= {process.pid: process for process in new}
+            others = [process for process in others if process.pid not in self.family]
+        if time.monotonic() > self._next_listening:
+            self.listening |= listening(self.family.values())
+            self._next_listening = time.monotonic() + 2
+
+    def _is_parent(self, pid: int) -> bool:
+        return pid in self.family and self.family[pid].is_running()
 
     def names(self) -> str:
         names = []
@@ -224,7 +228,7 @@ def test_training_ends_at_sigterm_and_goes_on(drawn_shards: Path, tmp_path: Path
     assert not any("Traceback" in line for line in said), said
     assert len(command.listening) > 8
     assert all(is_loopback(address) for address, _ in command.listening), command.listening
-    (before,) = folder.glob("epoch-*")
+    before = max(folder.glob("epoch-*"))  # the one before it may be there yet
 
     command = Command(*training(drawn_shards), folder=tmp_path)
     command.wait_for(lambda: max(folder.glob("epoch-*")).name > before.name)
