@@ -405,7 +405,8 @@ def _of_one_size(
 
 
 def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> np.ndarray:
-    picture: np.ndarray = frame.to_ndarray(format="rgb24")
+    # By default a conversion starts as many threads as there are cores, for each picture.
+    picture: np.ndarray = frame.to_ndarray(format="rgb24", threads=1)
     if pixel_aspect != 1:
         height, width = picture.shape[:2]
         size = (max(round(width * pixel_aspect), 1), height)

@@ -61,7 +61,8 @@ class CodecSettings:
     Attributes:
         gop_size: frames from one I-frame to the next, at least 1.
         gop_span: how many frames of the video a GOP stands for, at least `gop_size`: its first one,
-            its last one, and others evenly between are encoded. None: every frame is.
+            its last one, and others evenly between are encoded; what is left at the end, where it
+            is less than half of that, belongs to the GOP before it. None: every frame is encoded.
         quantiser: fixed quantiser, 1 (finest) to 31; exclusive with `bit_rate`.
         bit_rate: bits per second; exclusive with `quantiser`.
         motion_search: False makes every motion vector zero: the accumulated residual is then the
@@ -99,8 +100,16 @@ class CodecSettings:
     def encoded_frames(self, num_frames: int) -> list[int]:
         """Which frames of a video of `num_frames` are encoded, ascending."""
         kept: list[int] = []
-        for start in range(0, num_frames, self.span):
-            last = min(start + self.span, num_frames) - 1
+        starts = list(range(0, num_frames, self.span))
+        # The apex is often a clip's last frame: in a GOP of its own it would have no residual.
+        if (
+            self.span > self.gop_size
+            and len(starts) > 1
+            and num_frames - starts[-1] < self.span / 2
+        ):
+            starts.pop()
+        for start, end in zip(starts, [*starts[1:], num_frames], strict=True):
+            last = end - 1
             count = min(self.gop_size, last - start + 1)
             kept += np.linspace(start, last, count).round().astype(int).tolist()
         return kept
@@ -229,8 +238,8 @@ def encode(
                 stream.height, stream.width = shape[:2]
             elif picture.shape != shape:
                 raise CodecError(f"picture {number} is {picture.shape}, the first one {shape}")
+            # The stream converts it, by a converter that it keeps.
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame = frame.reformat(format="yuv420p")
             frame.pts = number
             frame.time_base = 1 / rate
             container.mux(stream.encode(frame))
@@ -353,7 +362,8 @@ class Bitstream:
     def i_frame(self, gop: int) -> np.ndarray:
         """The I-frame of one GOP as RGB, uint8 (H, W, 3)."""
         (frame,) = self._decode([self._i_packet(self.gops[gop])])
-        return frame.to_ndarray(format="rgb24")
+        # By default a conversion starts as many threads as there are cores, for each picture.
+        return frame.to_ndarray(format="rgb24", threads=1)
 
     def direct_residual(self, frame: int) -> Residual:
         """What the bitstream transmits for one P-frame; only that frame's packet is read.
@@ -666,13 +676,19 @@ class _VideoObjectLayer:
         return cls(width, height, time_bits, interlaced, low_delay)
 
     def is_coded(self, vop: bytes) -> bool:
-        """Whether a VOP (what follows its start code) is coded, or repeats the one before it."""
-        bits = _BitReader(vop[:64])
-        bits.take(2)
-        while bits.take(1):  # whole seconds
-            pass
-        bits.take(1 + self.time_bits + 1)
-        return bool(bits.take(1))
+        """Whether a VOP (what follows its start code) is coded, or repeats the one before it.
+
+        It is asked of every frame when a bitstream is opened, hence no `_BitReader`.
+        """
+        head = vop[:64]
+        bits = int.from_bytes(head, "big")
+        place = 8 * len(head) - 3  # of the bit after the type, counted from the last one
+        while place > 0 and bits >> place & 1:  # whole seconds
+            place -= 1
+        place -= 1 + 1 + self.time_bits + 1
+        if place < 0:
+            raise ValueError("the header ends too early")
+        return bool(bits >> place & 1)
 
 
 def _gray_vop(layer: _VideoObjectLayer) -> bytes:

@@ -447,10 +447,14 @@ def test_gop_structure(gop, frames):
 
 def test_a_gop_that_stands_for_more_frames_than_it_has():
     settings = CodecSettings(gop_size=3, gop_span=8)
-    # First and last of each eight; the last GOP stands for what is left.
+    # First and last of each eight; the last GOP stands for what is left, unless that is little.
     assert settings.encoded_frames(21) == [0, 4, 7, 8, 12, 15, 16, 18, 20]
-    assert settings.encoded_frames(18) == [0, 4, 7, 8, 12, 15, 16, 17]
-    assert settings.encoded_frames(17) == [0, 4, 7, 8, 12, 15, 16]
+    assert settings.encoded_frames(20) == [0, 4, 7, 8, 12, 15, 16, 18, 19]
+    assert settings.encoded_frames(19) == [0, 4, 7, 8, 13, 18]
+    assert settings.encoded_frames(17) == [0, 4, 7, 8, 12, 16]
+    assert settings.encoded_frames(9) == [0, 4, 8]
+    assert settings.encoded_frames(3) == [0, 1, 2]
+    assert settings.encoded_frames(1) == [0]
     assert CodecSettings(gop_size=12).encoded_frames(30) == list(range(30))
     assert settings.encoded_fps(Fraction(24)) == 9
     assert CodecSettings(gop_size=12).encoded_fps(Fraction(24)) == 24
