@@ -104,19 +104,20 @@ class Augmentation:
 
 
 def augment(
-    planes: np.ndarray,
+    clips: Sequence[np.ndarray],
     what: Input,
     settings: Augmentation,
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Vary planes, uint8 (N, T, C, S/2, S/2); the draws come from the CPU.
+    """Vary N clips' planes, uint8 (T of the clip, C, S/2, S/2); the draws come from the CPU.
 
     Returns:
-        The planes in [-1, 1) times their gain, float32 on the device, and which clips were
-        flipped, bool (N,) there.
+        The planes in [-1, 1) times their gain, float32 (N, T, C, S/2, S/2) on the device, where T
+        is the longest clip's and the others end in zeros, and which clips were flipped, bool (N,)
+        there.
     """
-    num_clips, side = len(planes), planes.shape[-1]
+    num_clips, side = len(clips), clips[0].shape[-1]
     flip = torch.rand(num_clips, generator=generator) < settings.flip_probability
     reach = settings.max_shift_pixels // 2
     shift = torch.zeros(num_clips, 2, dtype=torch.long)
@@ -126,14 +127,17 @@ def augment(
 
     order, signs = what.mirror
     # Moved while a sample is still one byte: slices of uint8 cost next to nothing.
-    moved = np.full(planes.shape, GRAY, np.uint8)
+    longest = max(len(planes) for planes in clips)
+    moved = np.full((num_clips, longest, *clips[0].shape[1:]), GRAY, np.uint8)
     # Where a picture moved by so many still is; it came from where the opposite move leaves it.
     kept = {by: slice(max(0, -by), side - max(0, by)) for by in range(-reach, reach + 1)}
     for clip, (is_flipped, (down, right)) in enumerate(
         zip(flip.tolist(), shift.tolist(), strict=True)
     ):
-        source = planes[clip][:, order, :, ::-1] if is_flipped else planes[clip]
-        moved[clip][:, :, kept[down], kept[right]] = source[:, :, kept[-down], kept[-right]]
+        source = clips[clip][:, order, :, ::-1] if is_flipped else clips[clip]
+        moved[clip, : len(source), :, kept[down], kept[right]] = source[
+            :, :, kept[-down], kept[-right]
+        ]
     factors = torch.where(flip.unsqueeze(1), torch.tensor(signs), 1) * gain.unsqueeze(1)
     # As `scale_planes` does, whose division is in the factors here: one pass less.
     varied = torch.from_numpy(moved).to(device).float().sub_(GRAY)
@@ -180,32 +184,24 @@ class BatchMaker:
         rounds = -(-needed // len(self.rows))
         order = np.concatenate([draws.permutation(len(self.rows)) for _ in range(rounds)])[:needed]
         for chosen in order.reshape(num_steps, batch_size):
-            packed, mask = self._packed(chosen.tolist(), draws)
-            planes, flipped = augment(packed, self.what, augmentation, generator, self.device)
-            batch = self._batch(chosen.tolist(), planes, mask)
-            batch.apex[flipped] = batch.apex[flipped].flip(-1)
+            clips = [self._frames(position, draws) for position in chosen.tolist()]
+            planes, flipped = augment(clips, self.what, augmentation, generator, self.device)
+            batch = self._batch(chosen.tolist(), planes, _mask(clips))
+            if self.rows.has_apex[chosen].any():
+                mirrored = flipped.reshape(-1, 1, 1, 1)
+                batch.apex = torch.where(mirrored, batch.apex.flip(-1), batch.apex)
             yield batch
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every clip once, unvaried; the last batch may be smaller."""
         for start in range(0, len(self.rows), batch_size):
             chosen = list(range(start, min(start + batch_size, len(self.rows))))
-            packed, mask = self._packed(chosen, None)
+            clips = [self._frames(position, None) for position in chosen]
+            mask = _mask(clips)
+            packed = np.full((*mask.shape, *clips[0].shape[1:]), GRAY, np.uint8)
+            for position, frames in enumerate(clips):
+                packed[position, : len(frames)] = frames
             yield self._batch(chosen, scale_planes(torch.from_numpy(packed).to(self.device)), mask)
-
-    def _packed(
-        self, chosen: list[int], draws: np.random.Generator | None
-    ) -> tuple[np.ndarray, Tensor]:
-        """The clips' frames, uint8 (N, T, C, S/2, S/2), and which of them are there, (N, T)."""
-        clips = [self._frames(position, draws) for position in chosen]
-        counts = np.array([len(frames) for frames in clips])
-        mask = torch.from_numpy(np.arange(counts.max()) < counts[:, None])
-        if counts.min() == counts.max():
-            return np.stack(clips), mask
-        packed = np.full((*mask.shape, *clips[0].shape[1:]), GRAY, np.uint8)
-        for position, frames in enumerate(clips):
-            packed[position, : len(frames)] = frames
-        return packed, mask
 
     def _batch(self, chosen: list[int], planes: Tensor, mask: Tensor) -> Batch:
         index = torch.tensor(chosen)
@@ -224,3 +220,9 @@ class BatchMaker:
         if self.what.frames == LAST:
             return frames
         return frames[select_frames([], range(len(frames)), self.what.frames, draws)]
+
+
+def _mask(clips: Sequence[np.ndarray]) -> Tensor:
+    """Which frames of a batch are there, bool (N, T): the clips need not be of one length."""
+    counts = np.array([len(frames) for frames in clips])
+    return torch.from_numpy(np.arange(counts.max()) < counts[:, None])

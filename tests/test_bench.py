@@ -105,9 +105,11 @@ def test_a_ratio_that_fell_by_more_than_a_third_is_found(
         (tmp_path / name).write_text(json.dumps(content))
         return str(tmp_path / name)
 
-    before = file("before.json", "codec", one=3.0, two=1.0, gone=1.0)
-    assert main(["compare", before, file("same.json", "codec", one=2.01, two=5.0)]) == 0
-    assert "gone: only in one of the two" in capsys.readouterr().out
+    before = file("before.json", "codec", one=3.0, two=1.0)
+    assert main(["compare", before, file("same.json", "codec", one=2.01, two=5.0, more=1.0)]) == 0
+    assert "more: new" in capsys.readouterr().out
+    assert main(["compare", before, file("less.json", "codec", one=3.0)]) == 1
+    assert "1 → GONE" in capsys.readouterr().out
     assert main(["compare", before, file("worse.json", "codec", one=1.99, two=1.0)]) == 1
     assert "3 → 1.99   FELL" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"is of codec, .* of train"):

@@ -11,7 +11,7 @@
     python -m cfer.bench compare OLD.json NEW.json
 
 Read the ratios: their works take turns in one run, so they hold on a busy machine too. `compare`
-exits with 1 where a ratio fell by more than a third.
+exits with 1 where a ratio fell by more than a third, or is gone.
 """
 
 from __future__ import annotations

@@ -22,10 +22,11 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
 from cfer.bench.measure import Measurement, Ratio, measurement_of
-from cfer.codec import CodecSettings, encode
+from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, Square, face_clip
 from cfer.identity import embed_clip, open_recogniser
@@ -149,12 +150,15 @@ def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: 
 
     def one_round(folder: Path) -> tuple[dict[str, float], int]:
         clock = Clock()
-        stages.extract(videos, folder, clock)
+        extracted = stages.extract(videos, folder, clock)
         with clock.stage(FLOOR):
             count = sum(_decode_and_encode(path, size, settings) for path in videos)
-        rows = pq.read_table(folder / shard_name(0), columns=["num_frames"])["num_frames"]
-        if sum(rows.to_pylist()) != count:
-            raise AssertionError(f"the shard has {rows.to_pylist()} frames, the videos {count}")
+        stored = pq.read_table(folder / shard_name(0), columns=["bitstream"])["bitstream"]
+        if stored.to_pylist() != [clip.bitstream for clip in extracted.clips]:
+            raise AssertionError("the shard's bitstreams are not those that were encoded")
+        frames = sum(len(Bitstream(data, "a clip").packets) for data in stored.to_pylist())
+        if frames != count:
+            raise AssertionError(f"the shard has {frames} frames, the floor encodes {count}")
         return clock.spent, count
 
     rates: dict[str, list[float]] = {FLOOR: [], REST: [], NETWORKS_ALONE: [], WHOLE: []}
@@ -203,11 +207,12 @@ def _decode_and_encode(path: Path, size: int, settings: CodecSettings) -> int:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
+        converter = VideoReformatter()  # one for all frames is the quickest
         encoder.framerate = Fraction(25)
         for number, frame in enumerate(container.decode(stream)):
             if number not in wanted:
                 continue
-            scaled = frame.reformat(size, size, "yuv420p")
+            scaled = converter.reformat(frame, size, size, "yuv420p", threads=1)
             scaled.pts, scaled.time_base = count, Fraction(1, 25)
             encoder.encode(scaled)
             count += 1

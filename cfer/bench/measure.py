@@ -212,7 +212,8 @@ def write_plot(measurement: Measurement, path: Path) -> None:
 
 
 def compare(before: Path, after: Path) -> tuple[str, bool]:
-    """Two files of `write_json` → a table of their ratios, and whether one fell by over a third.
+    """Two files of `write_json` → a table of their ratios, and whether one fell by over a third, or
+    is not measured any more.
 
     Raises:
         InputError: not such a file, or not of the same bench.
@@ -230,8 +231,10 @@ def compare(before: Path, after: Path) -> tuple[str, bool]:
         fell = now < REGRESSION * was
         regressed |= fell
         lines.append(f"{name:{width}s}{_figure(was)} → {_figure(now)}{'   FELL' if fell else ''}")
-    lines += [f"{name}: only in one of the two" for name in old["ratios"].keys() ^ new["ratios"]]
-    return "\n".join(lines), regressed
+    gone = [name for name in old["ratios"] if name not in new["ratios"]]
+    lines += [f"{name:{width}s}{_figure(old['ratios'][name]['median'])} → GONE" for name in gone]
+    lines += [f"{name}: new" for name in new["ratios"] if name not in old["ratios"]]
+    return "\n".join(lines), regressed or bool(gone)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
