@@ -1,6 +1,7 @@
 """What a training run is: one typed configuration, the named methods, the command line made of it.
 
-The defaults are the recommended recipe; `python pipeline/benchmark.py` is how it was found.
+The defaults are the recommended recipe; `python pipeline/benchmark.py --search` changes one thing
+of it at a time.
 """
 
 from __future__ import annotations

@@ -445,7 +445,9 @@ def run_report(one: Run, clips: tuple[Predictions, Predictions] | None) -> str:
             f" 1-NN {figure(f'leakage/knn_{side}')}, chance {figure(f'leakage/chance_{side}')}; "
             f"same-subject AUC {figure(f'leakage/auc_{side}')} (chance 0.5)"
         )
-    lines.append(f"R² z_R → z_I {figure('leakage/r2')}; vCLUB {figure('leakage/vclub')} nats")
+    lines.append(
+        f"R² z_R → z_I {figure('leakage/r2')}; vCLUB {figure('leakage/vclub')} nats per dimension"
+    )
     return "\n".join(lines)
 
 
@@ -474,7 +476,7 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     """A stored model on every labelled clip of a data set → confusion matrix and class names.
 
     Raises:
-        InputError: another number of pixels, or other classes.
+        InputError: another number of pixels, another encoding, or other classes.
     """
     recognizer = Recognizer.from_pretrained(model)
     known = recognizer.card
@@ -484,6 +486,11 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
         raise InputError(
             f"{data}: its size is {description.codec['size']}, and {model} was trained on "
             f"{known.size}; extract the data set with the model's settings"
+        )
+    if known.codec != description.codec_settings:
+        raise InputError(
+            f"{data}: it was encoded with {description.codec_settings}, and {model} was trained on "
+            f"{known.codec}; extract the data set with the model's settings"
         )
     index = read_index(data)
     join_cluster(for_training=False)

@@ -242,8 +242,8 @@ def play_turn(
 
     Returns:
         This worker's loss terms, scalars without gradient: `estimator_loss` and `identity_term`
-        (nats; per dimension in the min-min game), `cross_entropy` (nats), `apex_error`, `loss`
-        (player 2's); and `num_correct`.
+        (nats; per dimension in the min-min game), `cross_entropy` (nats), `apex_error` (where there
+        is a decoder), `loss` (player 2's); and `num_correct`.
     """
     z_R, logits, rebuilt = recogniser(batch.planes, batch.mask, batch.z_I)
     estimator_loss = estimator_turn(player, player_optimiser, z_R, batch, num_estimator_steps)
@@ -251,10 +251,11 @@ def play_turn(
     cross_entropy = expression_error(logits, batch.labels, weights)
     term = identity_term(player, z_R if weights.identity else z_R.detach(), batch)
     loss = cross_entropy + weights.identity * term
-    error = torch.zeros_like(loss)
+    terms = {}
     if rebuilt is not None:
         error = apex_error(rebuilt, batch.apex, batch.has_apex)
         loss = loss + weights.apex * error
+        terms["apex_error"] = error.detach()
     recogniser_optimiser.zero_grad(set_to_none=True)
     loss.backward()
     recogniser_optimiser.step()
@@ -262,7 +263,7 @@ def play_turn(
         "loss": loss.detach(),
         "cross_entropy": cross_entropy.detach(),
         "identity_term": term.detach(),
-        "apex_error": error.detach(),
         "estimator_loss": estimator_loss,
         "num_correct": (logits.argmax(1) == batch.labels).sum(),
+        **terms,
     }

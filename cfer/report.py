@@ -26,7 +26,8 @@ from cfer import tracking
 from cfer.errors import InputError
 
 REFERENCE_METHOD = "cross-entropy"
-PICTURES = {"confusion.png": "Confusion matrix, pooled over the runs"}
+# Rows of other encodings have that method, too: the plain one is preferred.
+REFERENCE_NAMES = (REFERENCE_METHOD, "recommended")
 PICTURES_OF_A_RUN = {
     "embedding.png": "Expression codes of one run's held-out clips",
     "curves.png": "One run's curves",
@@ -40,12 +41,14 @@ class Row:
     Attributes:
         name, run: as MLflow has it.
         figures: of each of its runs, by the run's name ("seed 0, fold 3"), then by metric.
+        held_out: how many clips of each class each run held out, by the same names.
         run_ids: of its runs, by the same names.
     """
 
     name: str
     run: Run
     figures: dict[str, dict[str, float]]
+    held_out: dict[str, list[int]]
     run_ids: dict[str, str]
 
     def cell(self, metric: str) -> str:
@@ -62,13 +65,18 @@ class Row:
 def difference(row: Row, reference: Row, metric: str) -> tuple[float, float, int] | None:
     """Mean difference over the runs that both have, its p value, and how many these are.
 
-    None where there are fewer than two, or where the rows are of different folds. The variance is
+    Runs of one name that held out other numbers of clips are of other folds, or of another data
+    set, and are not compared. None where fewer than two are left. The variance is
     corrected by the share of test to training clips, 1 / (folds − 1); of an owner's split, whose
     runs differ in their seeds alone, by nothing.
     """
     from scipy import stats
 
-    names = sorted(row.figures.keys() & reference.figures.keys())
+    names = sorted(
+        name
+        for name in row.figures.keys() & reference.figures.keys()
+        if row.held_out[name] == reference.held_out[name]
+    )
     pairs = [(row.figures[name].get(metric), reference.figures[name].get(metric)) for name in names]
     changes = np.array([a - b for a, b in pairs if a is not None and b is not None])
     if len(changes) < 2:
@@ -104,7 +112,7 @@ def read_rows(experiment: str) -> list[Row]:
         raise InputError(f"{experiment}: a run, and no experiment; see python -m cfer.evaluate")
     rows = []
     for run in sorted(tracking.find_runs(experiment), key=lambda r: r.info.start_time):
-        if run.data.tags.get("cfer.role") != "protocol":
+        if _role(run) != "protocol":
             continue
         file = tracking.download(run, "runs.json")
         if file is None:
@@ -115,6 +123,10 @@ def read_rows(experiment: str) -> list[Row]:
                 run.info.run_name or run.info.run_id,
                 run,
                 {name: results["figures"] for name, results in runs.items()},
+                {
+                    name: [sum(true_class) for true_class in results["confusion"]]
+                    for name, results in runs.items()
+                },
                 {name: results["mlflow_run_id"] for name, results in runs.items()},
             )
         )
@@ -147,17 +159,36 @@ def write(experiment: str, out: Path) -> Path:
 
 
 def _page(experiment: str, rows: Sequence[Row], out: Path) -> str:
-    reference = next(
-        (row for row in rows if row.run.data.params.get("method") == REFERENCE_METHOD), rows[0]
-    )
+    named = [row for row in rows if row.name in REFERENCE_NAMES]
+    alike = [row for row in rows if row.run.data.params.get("method") == REFERENCE_METHOD]
+    reference = [*named, *alike, *rows][0]
     lines = [f"# {experiment}", "", _about(reference), ""]
     lines += ["## Recognition", "", *_recognition_table(rows, reference), ""]
     lines += ["## Identity in the code", "", *_identity_table(rows, reference), ""]
     lines += [*_legend(reference), "## Commands", "", *_commands(rows), ""]
+    for run in tracking.find_runs(experiment):
+        if _role(run) == "sweep":
+            name = run.info.run_name or run.info.run_id
+            lines += [
+                f"## Sweep: {name}",
+                "",
+                f"`{run.data.tags.get(tracking.COMMAND_TAG, '?')}`",
+                "",
+            ]
+            lines += [_picture(run, "sweep.png", "Figures over the swept option", name, out), ""]
+    lines += ["## Confusion matrices, pooled over the runs", ""]
+    lines += [_picture(row.run, "confusion.png", "Confusion", row.name, out) for row in rows]
+    lines += [""]
     for row in _pictured(rows, reference):
         lines += [f"## {row.name}", ""]
-        lines += _pictures(row, out)
+        run = tracking.find_run(row.run_ids[next(iter(row.run_ids))])
+        for file, title in PICTURES_OF_A_RUN.items():
+            lines += [_picture(run, file, title, row.name, out), ""]
     return "\n".join(lines) + "\n"
+
+
+def _role(run: Run) -> str:
+    return str(run.data.tags.get("cfer.role"))
 
 
 def _about(row: Row) -> str:
@@ -169,9 +200,9 @@ def _about(row: Row) -> str:
         for name, value in sorted(params.items())
         if name.startswith("codec_") and value != "None"
     )
-    runs = len(row.figures)
+    names = list(row.figures)
     return (
-        f"{runs} runs a row ({min(row.figures)} to {max(row.figures)}), {params['epochs']} epochs; "
+        f"{len(names)} runs a row ({names[0]} to {names[-1]}), {params['epochs']} epochs; "
         f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs. "
         f"Data set `{Path(data).name}` ({codec}; identity by {params['identity_network']}; digest "
         f"{params['data_digest'][:12]}). cfer {tags.get('cfer_version', '?')}, commit "
@@ -253,7 +284,8 @@ def _commands(table: Sequence[Row]) -> list[str]:
     for row in table:
         tags = row.run.data.tags
         commit = tags.get("git_commit", "unknown")[:12]
-        lines.append(f"| {row.name} | `{tags.get('cfer.command', '?')}` | {commit} |")
+        commit += " with changes" if tags.get("git_dirty") == "true" else ""
+        lines.append(f"| {row.name} | `{tags.get(tracking.COMMAND_TAG, '?')}` | {commit} |")
     return lines
 
 
@@ -268,18 +300,14 @@ def _pictured(rows: Sequence[Row], reference: Row) -> list[Row]:
     return [reference, *games, *sorted(others, key=accuracy)[-1:]]
 
 
-def _pictures(row: Row, out: Path) -> list[str]:
-    lines = []
-    client_runs = [tracking.find_run(row.run_ids[min(row.run_ids)])]
-    for run, pictures in ((row.run, PICTURES), (client_runs[0], PICTURES_OF_A_RUN)):
-        for file, title in pictures.items():
-            source = tracking.download(run, file)
-            if source is None:
-                continue
-            name = re.sub(r"[^\w.+-]", "-", f"{row.name}-{file}")
-            (out / name).write_bytes(source.read_bytes())
-            lines += [f"![{title}: {row.name}]({name})", ""]
-    return lines
+def _picture(run: Run, file: str, title: str, name: str, out: Path) -> str:
+    """A picture of a run, copied beside the page, in Markdown; nothing where the run has none."""
+    source = tracking.download(run, file)
+    if source is None:
+        return ""
+    copy = re.sub(r"[^\w.+-]", "-", f"{name}-{file}")
+    (out / copy).write_bytes(source.read_bytes())
+    return f"![{title}: {name}]({copy})"
 
 
 def _with_pictures(body: str, out: Path) -> str:
@@ -305,5 +333,6 @@ th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left
          white-space: nowrap; }
 th { background: #f4f4f4; } tr:hover td { background: #fafaf2; }
 img { max-width: 100%; border: 1px solid #eee; }
+p img:not(:only-child) { width: 24%; min-width: 18rem; }
 code { background: #f4f4f4; font-size: 0.85em; white-space: pre-wrap; }
 """

@@ -796,7 +796,8 @@ def create_tracked_run(
     }
     return tracking.create_run(
         config.experiment,
-        config.run if parent is None else parent.name,
+        # Where runs of several methods are compared, the fold alone does not say which is which.
+        config.run if parent is None else f"{config.run.split('/')[0]}, {parent.name}",
         parameters,
         tags={
             **(
@@ -804,7 +805,7 @@ def create_tracked_run(
                 if parent
                 else {
                     "cfer.role": role,
-                    "cfer.command": f"python -m cfer.train {command_of(config)}",
+                    tracking.COMMAND_TAG: f"python -m cfer.train {command_of(config)}",
                 }
             ),
             "cfer.figures": "of the last epoch; no model selection on held-out subjects",

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from cfer.evaluate import Predictions
 
+COMMAND_TAG = "cfer.command"  # what one types to do a run again
 MODEL_NAME = "model"
 IMPORTED = "imported"  # experiment of models that were trained elsewhere
 PREDICTIONS_NAME = "predictions"
@@ -183,6 +184,10 @@ def create_run(
     return run_id
 
 
+def set_tag(run_id: str, name: str, value: str) -> None:
+    MlflowClient().set_tag(run_id, name, value)
+
+
 def end_run(run_id: str, *, succeeded: bool) -> None:
     """A failure is marked where the store answers at once: what went wrong is to be said first."""
     if succeeded:
@@ -235,9 +240,9 @@ class Tracker:
                 self._client.log_batch(self.run_id, metrics=_metrics(metrics, epoch))
 
     def log_figures(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """What a run ends with. What it has already, of a start that was killed, stays as it is."""
+        """What a run ends with; not once more what a start that was killed has logged already."""
         there = self._client.get_run(self.run_id).data.metrics
-        new = {name: value for name, value in metrics.items() if name not in there}
+        new = {name: value for name, value in metrics.items() if there.get(name) != value}
         self._client.log_batch(self.run_id, metrics=_metrics(new, epoch))
 
     def log_figure(self, figure: Figure, name: str) -> None:

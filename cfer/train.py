@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -33,7 +33,14 @@ import ray
 
 from cfer import evaluate, tracking
 from cfer.cluster import join_cluster
-from cfer.config import SHORT_NAMES, TrainConfig, add_options, config_of
+from cfer.config import (
+    OPERATIONAL,
+    SHORT_NAMES,
+    TrainConfig,
+    add_options,
+    command_of,
+    config_of,
+)
 from cfer.data import LOSO, read_index, split_into_folds
 from cfer.errors import InputError, exit_with_message
 from cfer.inputs import Input
@@ -52,10 +59,13 @@ from cfer.run import (
     split_clips,
     without_effectless,
 )
-from cfer.shards import read_description
+from cfer.shards import Description, read_description
 from cfer.storage import Folder, absolute_location
 
 PARENT_NAME = "protocol.json"
+SWEEP_NAME = "sweep.json"
+# What a sweep can't change: what has an option of its own, or does not change the result.
+NOT_SWEPT = (*OPERATIONAL, "seed", "fold")
 # Reading, probes, pictures and the stored model.
 SECONDS_AROUND_A_RUN = 6.0
 
@@ -152,19 +162,8 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
     description = read_description(config.data)
     index = read_index(config.data)
     config = without_effectless(config, index)
-    location = _location(config)
-    folder = Folder(location)
-    if folder.exists(PARENT_NAME):
-        record = json.loads(folder.read(PARENT_NAME))
-        check_same(record, config, description)
-    else:
-        record = {
-            "config": asdict(config),
-            "classes": description.classes,
-            "data_digest": description.digest,
-            "mlflow_run_id": create_tracked_run(config, description, None, "protocol"),
-        }
-        folder.write(PARENT_NAME, (json.dumps(record, indent=1) + "\n").encode())
+    options = "" if list(seeds) == [config.seed] else f" --seeds {','.join(map(str, seeds))}"
+    parent_id = _tracked_parent(config, description, "protocol", PARENT_NAME, options)
     jobs = []
     for seed in seeds:
         seeded = replace(config, seed=seed)
@@ -174,8 +173,31 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
             one = replace(seeded, fold=fold, run=f"{config.run}/{name.replace(', ', '-')}")
             one = replace(one, run=one.run.replace(" ", ""))
             split_clips(index, one)  # what can't be split is found before anything is trained
-            jobs.append(_Job(one, Parent(record["mlflow_run_id"], name)))
+            jobs.append(_Job(one, Parent(parent_id, name)))
     return _Protocol(config, jobs)
+
+
+def _tracked_parent(
+    config: TrainConfig, description: Description, role: str, file: str, options: str
+) -> str:
+    """The MLflow run above others: that of an earlier start, or a new one → its id."""
+    folder = Folder(_location(config))
+    if folder.exists(file):
+        record = json.loads(folder.read(file))
+        check_same(record, config, description)
+    else:
+        record = {
+            "config": asdict(config),
+            "classes": description.classes,
+            "data_digest": description.digest,
+            "mlflow_run_id": create_tracked_run(config, description, None, role),
+        }
+        folder.write(file, (json.dumps(record, indent=1) + "\n").encode())
+    run_id = str(record["mlflow_run_id"])
+    # Seeds and values of a sweep are no part of the configuration, and may be more this time.
+    command = f"python -m cfer.train {command_of(config)}{options}"
+    tracking.set_tag(run_id, tracking.COMMAND_TAG, command)
+    return run_id
 
 
 def _location(config: TrainConfig) -> str:
@@ -375,6 +397,11 @@ class Sweep:
     def parse(text: str) -> Sweep:
         """`lambda=0,0.3,1` → a sweep. Raises InputError."""
         name, _, listed = text.partition("=")
+        if name.replace("-", "_") in NOT_SWEPT:
+            raise InputError(
+                f"--sweep {text}: give an option of the training; for seeds there is --seeds, for "
+                "folds --folds"
+            )
         long_names = {short: long for long, short in SHORT_NAMES.items()}
         name = long_names.get(name, name.replace("-", "_"))
         kinds = {f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in _OPTIONS}
@@ -387,10 +414,11 @@ class Sweep:
         except ValueError as error:
             raise InputError(f"--sweep {text}: {error}; give values of {name}") from error
 
-    def apply(self, config: TrainConfig) -> list[TrainConfig]:
+    def apply(self, given: Mapping[str, Any]) -> list[TrainConfig]:
+        """A configuration for each value, of the options that were given (`config_of`)."""
         short = SHORT_NAMES.get(self.field, self.field)
         return [
-            replace(config, **{self.field: value}, run=f"{config.run}-{short}={value}")
+            config_of({**given, self.field: value, "run": f"{given['run']}-{short}={value}"})
             for value in self.values
         ]
 
@@ -398,10 +426,12 @@ class Sweep:
 _OPTIONS = fields(TrainConfig)
 
 
-def _log_sweep(sweep: Sweep, config: TrainConfig, summaries: Sequence[Summary]) -> None:
+def _log_sweep(
+    sweep: Sweep, config: TrainConfig, options: str, summaries: Sequence[Summary]
+) -> None:
     """A run beside the swept ones, with the curve."""
     description = read_description(config.data)
-    run_id = create_tracked_run(config, description, None, "sweep")
+    run_id = _tracked_parent(config, description, "sweep", SWEEP_NAME, options)
     short = SHORT_NAMES.get(sweep.field, sweep.field)
     figure = evaluate.sweep_figure(
         short,
@@ -454,7 +484,12 @@ def parse_seeds(text: str) -> list[int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(build_parser().parse_args(arguments))
     chosen = {name: value for name, value in given.items() if value is not None}
-    chosen = {**PROTOCOLS.get(chosen.get("protocol", ""), {}), **chosen}
+    if "seed" in chosen and "seeds" in chosen:
+        raise InputError("--seed, --seeds: give one of them")
+    protocol = dict(PROTOCOLS.get(chosen.get("protocol", ""), {}))
+    if "seed" in chosen:
+        protocol.pop("seeds", None)
+    chosen = {**protocol, **chosen}
     chosen.setdefault("run", chosen.get("method") or time.strftime("%Y%m%d-%H%M%S"))
     config = config_of(chosen)
     _check_name(config)
@@ -464,14 +499,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if config.fold >= 0:
         raise InputError(f"--fold {config.fold}: one fold alone goes with neither seeds nor sweep")
-    if "seeds" in chosen and "seed" in given:
-        raise InputError("--seed, --seeds: give one of them")
     seeds = parse_seeds(str(chosen.get("seeds", config.seed)))
-    configs = sweep.apply(config) if sweep else [config]
+    configs = sweep.apply(chosen) if sweep else [config]
     summaries = train_all(configs, seeds, chosen["parallel"])
     _say(_lines_of(summaries))
     if sweep:
-        _log_sweep(sweep, config, summaries)
+        options = f" --seeds {chosen['seeds']}" if "seeds" in chosen else ""
+        _log_sweep(sweep, config, f"{options} --sweep {chosen['sweep']}", summaries)
     return 0
 
 

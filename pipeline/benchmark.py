@@ -153,8 +153,35 @@ def unpacked(root: Path, out: Path) -> Path:
                 file.extractall(out)
         except zipfile.BadZipFile as error:
             raise InputError(f"{archive}: {error}; download it again") from error
+        except RuntimeError as error:
+            # It has a password, or a compression that Python does not know.
+            raise InputError(
+                f"{archive}: {error}; unpack it yourself, and give --root the folder"
+            ) from error
         done.touch()
     return out
+
+
+def settings_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
+    """What all rows have in common: the data set's protocol, shortened or not, and its seeds."""
+    settings: dict[str, Any] = {**PROTOCOLS[options.dataset]}
+    if options.search:
+        settings |= SEARCH_PROTOCOL
+    if options.quick:
+        settings |= QUICK
+    if settings.get("split") == "column":
+        settings.pop("folds", None)  # an owner's split is one of its own
+    if options.seeds:
+        settings["seeds"] = options.seeds
+    if options.epochs:
+        settings["epochs"] = options.epochs
+    return settings, parse_seeds(str(settings.pop("seeds", "0")))
+
+
+def experiment_of(options: argparse.Namespace) -> str:
+    """The MLflow experiment: one for each table, since all rows of one are compared."""
+    words = ["recipe" if options.search else "benchmark", options.dataset]
+    return "-".join(words + ["quick"] * options.quick)
 
 
 def benchmark(options: argparse.Namespace) -> Path:
@@ -164,23 +191,15 @@ def benchmark(options: argparse.Namespace) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     join_cluster(for_training=True)
     source = _source(options)
-    settings: dict[str, Any] = {**PROTOCOLS[options.dataset]}
-    if options.search:
-        settings |= SEARCH_PROTOCOL
-    if options.quick:
-        settings |= QUICK
-    if options.seeds:
-        settings["seeds"] = options.seeds
-    seeds = parse_seeds(str(settings.pop("seeds", "0")))
-    if options.epochs:
-        settings["epochs"] = options.epochs
-
+    settings, seeds = settings_of(options)
     rows = chosen_rows(SEARCH if options.search else OPPONENTS, options.rows)
-    experiment = options.experiment or ("recipe" if options.search else "benchmark")
-    shards = {
-        codec: _extracted(codec, source, out, options)
-        for codec in dict.fromkeys(row.codec for row in rows)
-    }
+    encodings = list(dict.fromkeys(row.codec for row in rows))
+    _say(
+        f"{len(encodings)} ways of encoding to extract, then up to {len(rows)} rows to train; each "
+        "says how long it takes when it begins"
+    )
+    experiment = options.experiment or experiment_of(options)
+    shards = {codec: _extracted(codec, source, out, options) for codec in encodings}
     configs: list[TrainConfig] = []
     for row in data_rows(rows, read_index(shards[rows[0].codec])):
         given = {**settings, **dict(row.training), "run": row.name}
@@ -242,7 +261,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", help="of the protocol, commas between")
     parser.add_argument("--epochs", type=int, help="of each run")
     parser.add_argument("--identity", default="auto", help="frozen face recogniser (auto)")
-    parser.add_argument("--experiment", help="MLflow experiment (benchmark, or recipe)")
+    parser.add_argument("--experiment", help="MLflow experiment (benchmark-DATASET)")
     parser.add_argument("--parallel", type=int, default=0, help="runs at a time (as many as fit)")
     parser.add_argument("--max-failures", type=int, default=0, help="clips that may fail (0)")
     return parser

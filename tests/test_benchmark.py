@@ -6,11 +6,25 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_datasets import write_video
 
-from cfer.config import METHODS
+from cfer import tracking, train
+from cfer.config import METHODS, config_of
 from cfer.data import ClipIndex
 from cfer.errors import InputError
-from pipeline.benchmark import OPPONENTS, SEARCH, chosen_rows, data_rows, main, unpacked
+from cfer.train import PROTOCOLS
+from pipeline.benchmark import (
+    OPPONENTS,
+    SEARCH,
+    build_parser,
+    chosen_rows,
+    data_rows,
+    experiment_of,
+    main,
+    settings_of,
+    unpacked,
+)
+from pipeline.datasets.layout import NAMES
 
 
 def test_one_command_from_nothing_to_the_table_and_again(
@@ -32,6 +46,57 @@ def test_one_command_from_nothing_to_the_table_and_again(
     assert (tmp_path / "bench" / "report" / "report.html").exists()
     assert main(arguments) == 0
     assert "4 of 4 runs are finished already" in capsys.readouterr().err
+
+
+def test_from_archives_to_the_table_and_one_person_left_out(
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "downloads").mkdir()
+    for number, actor in enumerate(("01", "02", "03")):
+        with zipfile.ZipFile(f"downloads/Video_Speech_Actor_{actor}.zip", "w") as archive:
+            for code, expression in (("05", "anger"), ("03", "happiness")):
+                name = f"Actor_{actor}/02-01-{code}-01-02-01-{actor}.mp4"
+                write_video(tmp_path / "drawn" / name, number, expression)
+                archive.write(tmp_path / "drawn" / name, name)
+    arguments = ["--dataset", "ravdess", "--root", "downloads", "--out", "bench", "--quick"]
+    arguments += ["--rows", "cross-entropy", "--epochs", "1", "--identity", "dlib"]
+    assert main(arguments) == 0
+    assert "6 clips" in capsys.readouterr().err
+    table = (tmp_path / "bench" / "report" / "report.md").read_text()
+    assert table.startswith("# benchmark-ravdess-quick\n")
+    assert "2 runs a row (seed 0, fold 0 to seed 0, fold 1), 1 epochs" in table
+
+    one_out = ["--data", "bench/shards", "--protocol", "loso", "--epochs", "1", "--run", "loso"]
+    for seeds, count in (("1", 3), ("1,2", 6)):
+        assert train.main([*one_out, "--seeds", seeds]) == 0
+        (parent,) = (
+            run for run in tracking.find_runs("cfer") if run.data.tags["cfer.role"] == "protocol"
+        )
+        # Seeds that come later count, too.
+        assert parent.data.metrics["num_runs"] == count
+        mean = parent.data.metrics["held_out/accuracy"]
+        assert f"loso, {count} runs: accuracy {mean:.3f}" in capsys.readouterr().err
+    assert parent.data.tags["cfer.command"].endswith("--folds loso --seeds 1,2")
+
+
+@pytest.mark.parametrize("more", [[], ["--quick"], ["--search"]])
+def test_every_data_set_has_settings_that_can_be_trained(more: list[str]) -> None:
+    names = ["synthetic", *(name for name in NAMES if name in PROTOCOLS)]
+    experiments = set()
+    for name in names:
+        options = build_parser().parse_args(["--dataset", name, "--out", "x", *more])
+        settings, seeds = settings_of(options)
+        config = config_of({**settings, "data": "x"})
+        assert bool(config.folds) != (config.split == "column")
+        of_protocol = "--quick" not in more and name in ("synthetic", "afew")
+        assert seeds == ([0, 1, 2] if of_protocol else [0])
+        experiments.add(experiment_of(options))
+    assert len(experiments) == len(names), "two data sets in one table"
 
 
 def test_every_method_is_a_row_and_names_are_unique() -> None:
@@ -74,6 +139,14 @@ def test_archives_are_unpacked_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"z\.zip: \.\./outside\.txt would be written outside"):
         unpacked(root, out)
     assert not (tmp_path / "outside.txt").exists()
+    with zipfile.ZipFile(root / "z.zip", "w") as archive:
+        archive.writestr("Actor_03/clip.mp4", "03")
+    locked = bytearray((root / "z.zip").read_bytes())
+    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        locked[locked.find(header) + flags] |= 1
+    (root / "z.zip").write_bytes(locked)
+    with pytest.raises(InputError, match=r"z\.zip: .*encrypted.*; unpack it yourself"):
+        unpacked(root, out)
     (root / "z.zip").write_bytes(b"PK broken")
     with pytest.raises(InputError, match=r"z\.zip: .*download it again"):
         unpacked(root, out)

@@ -46,14 +46,14 @@ def drawn(subject: int, expression: str) -> list[np.ndarray]:
     return draw_clip(identity_of(0, subject), expression, settings, generator)[0]
 
 
-def write_video(path: Path, subject: int, expression: str) -> None:
+def write_video(path: Path, subject: int, expression: str, frames: int = FRAMES) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
     with av.open(str(path), "w", format=suffix[1:]) as container:
         stream = container.add_stream(CODECS[suffix], rate=Fraction(25))
         stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
         stream.bit_rate = 4_000_000
-        for picture in drawn(subject, expression):
+        for picture in drawn(subject, expression)[:frames]:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 
@@ -133,7 +133,7 @@ def tree_of_mmi(root: Path) -> None:
     )
     write_text(folder / "S028-001-oao_aucs.xml", f"<FACS>{units}</FACS>")
     mmi_session(root, "1768", "S028-002", 2, 0, "disgust")
-    mmi_session(root, "1801", "s031-001", 6, 1, "surprise", view=2)
+    mmi_session(root, "1801", "s031-001", 6, 1, "surprise", 3, view=2)
     mmi_session(root, "1802", "S031-002", 9, 1, "contempt")
     mmi_session(root, "1803", "S031-003", 1, 1, "anger", view=1)
     cut(mmi_session(root, "1805", "S031-005", 3, 1, "fear") / "S031-005.avi")
@@ -143,7 +143,7 @@ def tree_of_mmi(root: Path) -> None:
 def tree_of_afew(root: Path) -> None:
     write_video(root / "Train_AFEW" / "Angry" / "000046280.avi", 0, "anger")
     write_video(root / "Train_AFEW" / "Happy" / "000046281.AVI", 1, "happiness")
-    write_video(root / "Val_AFEW" / "Sad" / "000149120.avi", 2, "sadness")
+    write_video(root / "Val_AFEW" / "Sad" / "000149120.avi", 2, "sadness", 3)
     write_text(root / "Val_AFEW" / "Fear" / "000149121.avi")
     for folder in ("AlignedFaces_LBPTOP_Points", "AlignedFaces_LBPTOP_Points_Val"):
         faces = root / "Train_AFEW" / folder / "Faces" / "000046280"
@@ -165,7 +165,7 @@ def tree_of_ravdess(root: Path) -> None:
     write_video(actor / "01-01-05-01-02-01-01.mp4", 0, "anger")
     write_video(actor / "02-01-05-01-02-01-01.mp4", 0, "anger")
     write_video(actor / "02-01-03-02-01-01-01.mp4", 0, "happiness")
-    write_video(root / "Actor_24" / "01-01-08-01-01-02-24.MP4", 1, "surprise")
+    write_video(root / "Actor_24" / "01-01-08-01-01-02-24.MP4", 1, "surprise", 3)
     write_video(root / "Actor_24" / "01-01-06-01-01-02-24.mp4", 1, "fear")
     cut(root / "Actor_24" / "01-01-06-01-01-02-24.mp4")
     write_text(root / "Actor_24" / "01-02-06-01-01-02-24.mp4")
@@ -177,7 +177,7 @@ def tree_of_cremad(root: Path) -> None:
     folder = root / "VideoFlash"
     write_video(folder / "1001_DFA_ANG_XX.flv", 0, "anger")
     write_video(folder / "1001_IEO_HAP_HI.FLV", 0, "happiness")
-    write_video(folder / "1002_ITH_SAD_LO.flv", 1, "sadness")
+    write_video(folder / "1002_ITH_SAD_LO.flv", 1, "sadness", 3)
     write_text(folder / "1002_TIE_NEU_XX.flv", "no video at all" * 100)
     write_text(root / "AudioWAV" / "1001_DFA_ANG_XX.wav")
 
@@ -193,11 +193,11 @@ def tree_of_folder(root: Path) -> None:
 
 
 def tree_of_csv(root: Path) -> None:
-    write_video(root / "videos" / "a.mp4", 0, "anger")
-    write_pictures(root / "b", "{:02d}.png", 1, "fear")
+    write_video(root / "videos" / "a.MP4", 0, "anger")
+    write_pictures(root / "b", "{:02d}.png", 1, "fear", frames=3)
     text = (
         "path,clip_id,subject,label,split,apex_frame,dataset,fps\n"
-        "videos/a.mp4,,S1,anger,train,5,mine,\n"
+        "videos/a.MP4,,S1,anger,train,5,mine,\n"
         "b,second,S2,fear,test,,mine,30\n"
         "nosuch.mp4,third,S2,anger,test,,mine,\n"
     )
@@ -264,6 +264,11 @@ ROWS: dict[str, dict[str, tuple[str | None, str, str | None, int | None]]] = {
         "second": ("S2", "fear", "test", None),
         "third": ("S2", "anger", "test", None),
     },
+}
+# One sequence of 3 frames in each tree.
+SHORT = {
+    *("S010/003", "S031-001", "Val_AFEW/Sad/000149120", "P002/fear"),
+    *("Actor_24/01-08-01-01-02-24", "1002_ITH_SAD_LO", "wink/other", "second"),
 }
 # The damaged clip of each tree: its stage and reason.
 FAILURES = {
@@ -693,8 +698,7 @@ def test_extraction(trees, tmp_path, ray_session, name):
         assert (row["subject"], row["label_name"], row["split"]) == (subject, label, split)
         assert description["classes"][row["label"]] == label
         assert row["apex_frame"] == apex_frame
-        frames = 3 if clip_id in ("S010/003", "P002/fear", "wink/other") else FRAMES
-        assert row["num_frames"] == frames
+        assert row["num_frames"] == (3 if clip_id in SHORT else FRAMES)
 
     with open(out / "failures.csv", newline="") as stream:
         (failure,) = csv.DictReader(stream)

@@ -162,6 +162,7 @@ def test_the_way_from_videos_to_a_model(tmp_path, drawn_videos):
 # What else is written on a page stands here: the test that runs it, or why none does.
 DEMO = "tests/test_cli.py::test_the_demo_ends_with_a_table_and_where_to_look"
 BENCHMARK = "tests/test_benchmark.py::test_one_command_from_nothing_to_the_table_and_again"
+ARCHIVES = "tests/test_benchmark.py::test_from_archives_to_the_table_and_one_person_left_out"
 READERS = "tests/test_datasets.py::test_extraction"
 RUN_ELSEWHERE = {
     "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/cfer demo": DEMO,
@@ -187,8 +188,9 @@ RUN_ELSEWHERE = {
         "tests/test_training_faults.py::test_a_run_on_s3_goes_on"
     ),
     "python -m cfer.train --folds": "tests/test_docs.py::test_the_way_from_videos_to_a_model",
-    "python -m cfer.train --protocol NAME": (
-        "tests/test_protocol.py::test_folds_are_children_and_the_parent_holds_their_mean"
+    "python -m cfer.train --protocol NAME": ARCHIVES,
+    "python -m cfer.train --data shards --folds 5 --sweep lambda=0,0.3,1,3": (
+        "tests/test_protocol.py::test_the_sweep_has_a_curve"
     ),
     "python -m cfer.bench codec VIDEO…": (
         "tests/test_bench.py::test_a_documented_bench_runs_in_its_quick_form"
@@ -217,7 +219,7 @@ NOT_RUN = {
     "pytest tests/test_codec.py": "it is what runs the tests",
     "pip install '.[export]'": "it is part of the `dev` packages that the tests need",
     "python pipeline/benchmark.py --dataset ravdess --root DOWNLOADS --out bench-ravdess": (
-        f"13 GB of downloads; {READERS} reads its layout, {BENCHMARK} runs the rest"
+        f"13 GB of downloads; {ARCHIVES} does it with archives of the same layout"
     ),
     "python pipeline/benchmark.py --dataset crema-d --root CREMA-D --out bench-cremad": (
         f"downloads by Git LFS; {READERS} reads its layout, {BENCHMARK} runs the rest"

@@ -89,7 +89,10 @@ def test_folds_are_children_and_the_parent_holds_their_mean(
     folder, said = swept
     runs = runs_of(client)
     assert {run.info.run_name for run in runs["protocol"]} == {"game-lambda=0.0", "game-lambda=1.0"}
-    assert {run.info.run_name for run in runs["fold"]} == {"seed 0, fold 0", "seed 0, fold 1"}
+    # A name says all by itself, where runs of several methods are compared.
+    assert {run.info.run_name for run in runs["fold"]} == {
+        f"game-lambda={value}, seed 0, fold {fold}" for value in ("0.0", "1.0") for fold in (0, 1)
+    }
     for parent in runs["protocol"]:
         assert parent.info.status == "FINISHED"
         results = results_of(folder, parent.data.params["lambda"])
@@ -134,6 +137,7 @@ def test_no_subject_is_on_both_sides_of_a_fold(client: MlflowClient) -> None:
 
 def test_the_sweep_has_a_curve(client: MlflowClient) -> None:
     (run,) = runs_of(client)["sweep"]
+    assert run.data.tags["cfer.command"].endswith(" --sweep lambda=0,1")
     folder = Path(client.download_artifacts(run.info.run_id, ""))
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     points = json.loads((folder / "sweep.json").read_text())
@@ -151,8 +155,7 @@ def test_finished_again_does_nothing(
     before = {run.info.run_id for runs in runs_of(client).values() for run in runs}
     assert main(["--data", str(drawn_shards), *OPTIONS]) == 0
     assert "4 of 4 runs are finished already" in capsys.readouterr().err
-    after = {run.info.run_id for run in runs_of(client)["fold"]}
-    assert after <= before
+    assert {run.info.run_id for runs in runs_of(client).values() for run in runs} == before
     with pytest.raises(InputError, match=r"started with --epochs 2, and now --epochs is 3"):
         main(["--data", str(drawn_shards), *OPTIONS, "--epochs", "3"])
 
@@ -178,7 +181,8 @@ def test_the_table_and_the_page(
     assert "--lambda 1" in text
     html = page.read_text()
     assert html.count("<table>") == 3
-    assert html.count("data:image/png;base64,") >= 3
+    # The curve of the sweep, each row's confusion matrix, two more pictures of both rows.
+    assert html.count("data:image/png;base64,") == 1 + 2 + 4
     assert 'src="game' not in html
     with pytest.raises(InputError, match="no finished run or experiment"):
         report.write("nothing", folder / "page")
@@ -188,9 +192,10 @@ def test_differences_are_tested_with_the_corrected_t_test() -> None:
     generator = np.random.default_rng(0)
     first, second = generator.normal(0.7, 0.05, (2, 10))
 
-    def row(values: np.ndarray) -> report.Row:
+    def row(values: np.ndarray, num_clips: int = 4) -> report.Row:
         figures = {f"seed 0, fold {i}": {"a": float(v)} for i, v in enumerate(values)}
-        return report.Row("x", None, figures, {})  # type: ignore[arg-type]
+        held_out = {name: [num_clips] * 7 for name in figures}
+        return report.Row("x", None, figures, held_out, {})  # type: ignore[arg-type]
 
     change, p, count = report.difference(row(first), row(second), "a") or (0, 0, 0)
     assert count == 10
@@ -200,6 +205,7 @@ def test_differences_are_tested_with_the_corrected_t_test() -> None:
     t = plain.statistic * np.sqrt((1 / 10) / (1 / 10 + 1 / 9))
     assert p == pytest.approx(2 * stats.t.sf(abs(t), 9))
     assert report.difference(row(first[:1]), row(second[:1]), "a") is None
+    assert report.difference(row(first), row(second, 8), "a") is None, "of other folds"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +217,11 @@ def test_differences_are_tested_with_the_corrected_t_test() -> None:
         (["--folds", "2", "--sweep", "lambda"], "--sweep lambda: give an option and its values"),
         (["--folds", "2", "--sweep", "mood=1,2"], "--sweep mood=1,2: give an option"),
         (["--folds", "2", "--sweep", "mu=a"], "--sweep mu=a"),
+        (
+            ["--folds", "2", "--sweep", "seed=0,1"],
+            "--sweep seed=0,1: .* for seeds there is --seeds",
+        ),
+        (["--protocol", "afew", "--seeds", "0", "--seed", "1"], "--seed, --seeds: give one"),
         (["--run", "a/b"], "--run a/b: a name, not a path"),
     ],
 )

@@ -22,6 +22,7 @@ from cfer import evaluate, shards, tracking
 from cfer.batches import Standardisation
 from cfer.codec import Bitstream
 from cfer.config import TrainConfig, command_of, config_of
+from cfer.data import ClipIndex, Split
 from cfer.errors import InputError
 from cfer.inputs import Input
 from cfer.predict import Recognizer
@@ -29,6 +30,7 @@ from cfer.run import (
     SEAL_NAME,
     STATE_NAME,
     Node,
+    _class_weights,
     _save,
     newest_checkpoint,
     place_workers,
@@ -456,6 +458,7 @@ def test_without_subjects_the_split_column_is_the_way(
         tmp_path, shards.Description(**{**vars(described), "shards": [receipt], "counts": {}})
     )
     arguments = ["--data", str(tmp_path), "--run", "split", *SMALL, "--epochs", "1", "--mu", "1"]
+    arguments += ["--class-weights", "balanced"]
     with pytest.raises(InputError, match=r"53 of 53 labelled clips have no subject.*--split col"):
         main(arguments)
     assert main([*arguments, "--split", "column"]) == 0
@@ -463,3 +466,29 @@ def test_without_subjects_the_split_column_is_the_way(
     assert "3 clips without a label are left out" in said
     assert "--mu 1 has no effect" in said
     assert "39 clips to train on, 14 to validate on" in said
+
+
+def test_balanced_class_weights_are_of_the_training_clips() -> None:
+    names = [f"clip {n}" for n in range(7)]
+    index = ClipIndex(names, [None] * 7, [0, 0, 0, 1, 1, 1, 2], [None] * 7, 0, 0)
+    split = Split(names[:4], names[4:])
+    config = TrainConfig(data="x", class_weights="balanced")
+    # Three clips of one class and one of another weigh the same, four in all.
+    assert _class_weights(config, index, split, 3) == pytest.approx([2 / 3, 2, 0])
+    assert _class_weights(TrainConfig(data="x"), index, split, 3) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("method", ["min-min", "min-max", "gradient-reversal"])
+def test_a_run_on_a_gpu_learns_as_on_the_cpu(
+    here: Path, ray_session: None, drawn_shards: Path, method: str
+) -> None:
+    losses = []
+    for device in ("cpu", "gpu"):
+        name = f"{method}-{device}"
+        options = ["--data", str(drawn_shards), "--run", name, *SMALL, "--epochs", "3"]
+        assert main([*options, "--method", method, "--device", device]) == 0
+        results = read_results(str(here / "runs" / name))
+        assert results is not None
+        losses.append(results.figures["held_out/cross_entropy"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
