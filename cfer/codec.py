@@ -19,7 +19,7 @@ even that needs decoding (`_missing_is_gray`).
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache, cached_property
@@ -296,7 +296,9 @@ class Bitstream:
                     )
                 extradata = bytes(stream.codec_context.extradata or b"")
                 self.fps = Fraction(stream.average_rate or stream.base_rate or 25)
-                self.packets = [bytes(p) for p in container.demux(stream) if p.size]
+                self.packets = _packets_by_index(data, container) or [
+                    bytes(packet) for packet in container.demux(stream) if packet.size
+                ]
         except av.error.FFmpegError as error:
             raise CodecError(f"{name}: not a readable video ({error})") from error
         if not self.packets:
@@ -305,7 +307,7 @@ class Bitstream:
         self._header = extradata + self.packets[0][: max(self.packets[0].find(VOP_START_CODE), 0)]
         self._layer = _VideoObjectLayer.parse(self._header, name)
         self.width, self.height = self._layer.width, self._layer.height
-        self.frame_types = "".join(self._frame_type(n) for n in range(len(self.packets)))
+        self.frame_types = self._frame_types()
         if self.frame_types[0] != "I":
             raise CodecError(f"{name}: its first frame is no I-frame; cut it at an I-frame")
         starts = [n for n, kind in enumerate(self.frame_types) if kind == "I"]
@@ -469,6 +471,22 @@ class Bitstream:
             is_coded=False,
         )
 
+    def _frame_types(self) -> str:
+        """Of all frames at once, since opening a file takes as long as decoding a few frames."""
+        heads = b"".join([packet[:12].ljust(12, b"\x00") for packet in self.packets])
+        words = np.frombuffer(heads, ">u4").reshape(-1, 3).astype(np.uint64)
+        header = words[:, 1] << 32 | words[:, 2]  # the 64 bits after the start code
+        kind, late = header >> 62, header >> 61 & 1  # late: a second has passed
+        coded = header >> (58 - late - self._layer.time_bits) & 1
+        usual = (words[:, 0] == int.from_bytes(VOP_START_CODE, "big")) & (kind < 2)
+        usual &= ~(late & header >> 60).astype(bool)
+        letters = np.where(kind == 0, "I", np.where(coded, "P", "N")).tolist()
+        # One by one where it is not as usual (a header comes first), or to say what is wrong.
+        one_each = _count_vops(self.packets) == len(self.packets)
+        for number in np.flatnonzero(~usual) if one_each else range(len(self.packets)):
+            letters[number] = self._frame_type(int(number))
+        return "".join(letters)
+
     def _frame_type(self, number: int) -> str:
         packet = self.packets[number]
         start = packet.find(VOP_START_CODE)
@@ -542,6 +560,35 @@ def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]
         raise CodecError(f"residuals of kind {kind!r}: give accumulated or direct")
     for gop in read_gops(path):
         yield from gop.accumulated_residuals if kind == "accumulated" else gop.direct_residuals
+
+
+def _packets_by_index(data: bytes, container: av.container.InputContainer) -> list[bytes]:
+    """The packets of the first video, cut out where an MP4's index says; none if that is not sure.
+
+    Several times as fast as reading one after the other.
+    """
+    stream = container.streams.video[0]
+    if "mp4" not in container.format.name or stream.frames != len(stream.index_entries):
+        return []
+    entries = [(entry.pos, entry.size, entry.is_discard) for entry in stream.index_entries]
+    end = 0
+    for start, size, is_discard in entries:
+        # An edit list leaves frames out or repeats them, and a file that is cut off lacks some.
+        if is_discard or start < end or size < 1 or start + size > len(data):
+            return []
+        end = start + size
+    return [data[start : start + size] for start, size, _ in entries]
+
+
+def _count_vops(packets: Sequence[bytes]) -> int:
+    """How many VOPs begin in all of them together."""
+    everything = b"".join([*packets, b"\x00" * 3])
+    code = np.frombuffer(VOP_START_CODE, np.uint32)
+    words = (
+        np.frombuffer(everything, np.uint32, (len(everything) - offset) // 4, offset)
+        for offset in range(4)
+    )
+    return sum(int(np.count_nonzero(there == code)) for there in words)
 
 
 def _planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -627,3 +627,46 @@ def test_i_frames_and_p_frames_are_told_apart():
     picture = bitstream.i_frames()[0]
     assert np.abs(picture.astype(int) - moving_texture(1)[0]).mean() < 8
     assert io.BytesIO(bitstream.data).read(8)[4:] == b"ftyp"
+
+
+@pytest.mark.parametrize("container", ["mp4", "avi", "matroska"])
+def test_packets_are_those_that_a_demuxer_finds(container):
+    clip = encode(moving_texture(7, 64, 64), CodecSettings(gop_size=3), 25)
+    output = io.BytesIO()
+    with av.open(io.BytesIO(clip.data)) as source, av.open(output, "w", format=container) as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                sink.mux(packet)
+    data = output.getvalue()
+    with av.open(io.BytesIO(data)) as there:
+        demuxed = [bytes(packet) for packet in there.demux(video=0) if packet.size]
+    read = Bitstream(data, "copied")
+    assert read.packets == demuxed
+    assert read.frame_types == "IPPIPPI"
+
+
+def test_a_file_that_is_cut_off_is_not_read_by_its_index(tmp_path):
+    clip = encode(moving_texture(7, 64, 64), CodecSettings(gop_size=3), 25)
+    path = tmp_path / "index first.mp4"
+    options = {"movflags": "+faststart"}
+    with av.open(io.BytesIO(clip.data)) as source, av.open(path, "w", options=options) as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                sink.mux(packet)
+    data = path.read_bytes()
+    assert Bitstream(data, "whole").packets == clip.packets
+    shorter = Bitstream(data[: -len(clip.packets[6]) - 10], "cut off")
+    assert shorter.packets[:5] == clip.packets[:5]
+    assert len(shorter.packets) < 7
+
+
+def test_two_pictures_in_one_packet_are_told():
+    clip = encode(moving_texture(7, 64, 64), CodecSettings(gop_size=7), 25)
+    bitstream = Bitstream(clip.data, "packed")
+    bitstream.packets[2:4] = [bitstream.packets[2] + bitstream.packets[3]]
+    with pytest.raises(CodecError, match="packed: packet 2 holds several pictures"):
+        bitstream._frame_types()
