@@ -211,8 +211,14 @@ RUN_ELSEWHERE = {
 }
 NOT_RUN = {
     "python pipeline/benchmark.py --dataset synthetic --out search --search --identity dlib "
-    '--seeds 0 --rows "recommended,gop-size 2,quantiser 6,quantiser 10,size 160,planes luma,'
-    'width 32,lambda 0.3,lambda 5,lambda 5 estimator-steps 5"': "a quarter of an hour of training",
+    "--seeds 0": "three quarters of an hour of training",
+    "python pipeline/benchmark.py --dataset synthetic --out search --search --identity dlib "
+    '--rows "recommended,gop-size 2,lambda 5"': "ten minutes of training",
+    "python pipeline/benchmark.py --dataset synthetic --out longer --identity dlib --seeds 0 "
+    '--epochs 90 --experiment longer --rows "cross-entropy,min-min,frame-difference,'
+    'every-frame+difference,stills-apex,stills-sampled,stills-apex+min-min"': (
+        "half an hour of training"
+    ),
     "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest": (
         "it is what runs the tests; .ci/run takes it from the page"
     ),
