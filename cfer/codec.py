@@ -723,19 +723,13 @@ class _VideoObjectLayer:
         return cls(width, height, time_bits, interlaced, low_delay)
 
     def is_coded(self, vop: bytes) -> bool:
-        """Whether a VOP (what follows its start code) is coded, or repeats the one before it.
-
-        It is asked of every frame when a bitstream is opened, hence no `_BitReader`.
-        """
-        head = vop[:64]
-        bits = int.from_bytes(head, "big")
-        place = 8 * len(head) - 3  # of the bit after the type, counted from the last one
-        while place > 0 and bits >> place & 1:  # whole seconds
-            place -= 1
-        place -= 1 + 1 + self.time_bits + 1
-        if place < 0:
-            raise ValueError("the header ends too early")
-        return bool(bits >> place & 1)
+        """Whether a VOP (what follows its start code) is coded, or repeats the one before it."""
+        bits = _BitReader(vop[:64])
+        bits.take(2)
+        while bits.take(1):  # whole seconds
+            pass
+        bits.take(1 + self.time_bits + 1)
+        return bool(bits.take(1))
 
 
 def _gray_vop(layer: _VideoObjectLayer) -> bytes:

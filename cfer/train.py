@@ -397,13 +397,13 @@ class Sweep:
     def parse(text: str) -> Sweep:
         """`lambda=0,0.3,1` → a sweep. Raises InputError."""
         name, _, listed = text.partition("=")
-        if name.replace("-", "_") in NOT_SWEPT:
+        long_names = {short: long for long, short in SHORT_NAMES.items()}
+        name = long_names.get(name, name.replace("-", "_"))
+        if name in NOT_SWEPT:
             raise InputError(
                 f"--sweep {text}: give an option of the training; for seeds there is --seeds, for "
                 "folds --folds"
             )
-        long_names = {short: long for long, short in SHORT_NAMES.items()}
-        name = long_names.get(name, name.replace("-", "_"))
         kinds = {f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in _OPTIONS}
         if name not in kinds or not listed:
             raise InputError(

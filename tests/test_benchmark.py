@@ -27,47 +27,45 @@ from pipeline.benchmark import (
 from pipeline.datasets.layout import NAMES
 
 
-def test_one_command_from_nothing_to_the_table_and_again(
-    ray_session: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an MLflow store of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def test_one_command_from_nothing_to_the_table_and_again(
+    here: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--dataset", "synthetic", "--out", "bench", "--quick", "--subjects", "4"]
     arguments += ["--identity", "dlib", "--epochs", "1", "--rows", "cross-entropy,min-min"]
     assert main(arguments) == 0
     said = capsys.readouterr().err
     assert "4 runs, 2 at a time" in said
-    table = (tmp_path / "bench" / "report" / "report.md").read_text()
+    table = (here / "bench" / "report" / "report.md").read_text()
     assert "| **cross-entropy** | " in table
     assert "| **min-min** | " in table
-    assert (tmp_path / "bench" / "report" / "report.html").exists()
+    assert (here / "bench" / "report" / "report.html").exists()
     assert main(arguments) == 0
     assert "4 of 4 runs are finished already" in capsys.readouterr().err
 
 
 def test_from_archives_to_the_table_and_one_person_left_out(
-    ray_session: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    here: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "downloads").mkdir()
+    (here / "downloads").mkdir()
     for number, actor in enumerate(("01", "02", "03")):
         with zipfile.ZipFile(f"downloads/Video_Speech_Actor_{actor}.zip", "w") as archive:
             for code, expression in (("05", "anger"), ("03", "happiness")):
                 name = f"Actor_{actor}/02-01-{code}-01-02-01-{actor}.mp4"
-                write_video(tmp_path / "drawn" / name, number, expression)
-                archive.write(tmp_path / "drawn" / name, name)
+                write_video(here / "drawn" / name, number, expression)
+                archive.write(here / "drawn" / name, name)
     arguments = ["--dataset", "ravdess", "--root", "downloads", "--out", "bench", "--quick"]
     arguments += ["--rows", "cross-entropy", "--epochs", "1", "--identity", "dlib"]
     assert main(arguments) == 0
     assert "6 clips" in capsys.readouterr().err
-    table = (tmp_path / "bench" / "report" / "report.md").read_text()
+    table = (here / "bench" / "report" / "report.md").read_text()
     assert table.startswith("# benchmark-ravdess-quick\n")
     assert "2 runs a row (seed 0, fold 0 to seed 0, fold 1), 1 epochs" in table
 

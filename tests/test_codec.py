@@ -629,17 +629,21 @@ def test_i_frames_and_p_frames_are_told_apart():
     assert io.BytesIO(bitstream.data).read(8)[4:] == b"ftyp"
 
 
-@pytest.mark.parametrize("container", ["mp4", "avi", "matroska"])
-def test_packets_are_those_that_a_demuxer_finds(container):
-    clip = encode(moving_texture(7, 64, 64), CodecSettings(gop_size=3), 25)
-    output = io.BytesIO()
-    with av.open(io.BytesIO(clip.data)) as source, av.open(output, "w", format=container) as sink:
+def copied(clip, target, **how):
+    """The packets of a clip in a file of another kind."""
+    with av.open(io.BytesIO(clip.data)) as source, av.open(target, "w", **how) as sink:
         stream = sink.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.size:
                 packet.stream = stream
                 sink.mux(packet)
-    data = output.getvalue()
+    return target
+
+
+@pytest.mark.parametrize("container", ["mp4", "avi", "matroska"])
+def test_packets_are_those_that_a_demuxer_finds(container):
+    clip = encode(moving_texture(7, 64, 64), CodecSettings(gop_size=3), 25)
+    data = copied(clip, io.BytesIO(), format=container).getvalue()
     with av.open(io.BytesIO(data)) as there:
         demuxed = [bytes(packet) for packet in there.demux(video=0) if packet.size]
     read = Bitstream(data, "copied")
@@ -649,14 +653,8 @@ def test_packets_are_those_that_a_demuxer_finds(container):
 
 def test_a_file_that_is_cut_off_is_not_read_by_its_index(tmp_path):
     clip = encode(moving_texture(7, 64, 64), CodecSettings(gop_size=3), 25)
-    path = tmp_path / "index first.mp4"
-    options = {"movflags": "+faststart"}
-    with av.open(io.BytesIO(clip.data)) as source, av.open(path, "w", options=options) as sink:
-        stream = sink.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                sink.mux(packet)
+    # The index of an MP4 stands at its end, unless it is made for streaming.
+    path = copied(clip, tmp_path / "index first.mp4", options={"movflags": "+faststart"})
     data = path.read_bytes()
     assert Bitstream(data, "whole").packets == clip.packets
     shorter = Bitstream(data[: -len(clip.packets[6]) - 10], "cut off")
