@@ -1,74 +1,44 @@
-"""Real parts, made once: a Ray session, drawn videos, and the shards extracted from them."""
+"""Real parts, made once: a Ray session, drawn videos, the shards extracted from them, a trained
+model.
+
+    tests/unit           in this process: no Ray, no other process
+    tests/integration    one Ray session, servers on loopback, commands that are killed
+    tests/slow           machines, faults, clusters, browsers, benches: `pytest tests/slow`
+"""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import io
-import itertools
 import os
-import random
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from filelock import FileLock
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-# Most of the tests' time is waiting. Two processes and what they start take some 12 GB.
-NUM_PROCESSES = 2
-# These take minutes each, and begin first, so that no process is left alone with one at the end.
-LONG_FILES = """
-    test_nodes test_training_faults test_docs test_cluster test_bench test_interrupts test_train
-    test_faults test_cli test_scale test_extract test_serve test_protocol test_predict test_models
-    test_benchmark
-""".split()
+from helpers import (
+    DRAWN,
+    NO_MLFLOW_JOBS,
+    NUM_PROCESSES,
+    REPOSITORY,
+    SHARDS,
+    extract,
+    free_ports,
+    is_open,
+    wait_for,
+)
 
 # A test never joins a Ray cluster that happens to run on the machine.
 os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What these two tell their makers is not what tests do.
 os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
-# An MLflow server starts seven processes more, for jobs that no test has.
-NO_MLFLOW_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 os.environ |= NO_MLFLOW_JOBS
-
-
-# Below those that Linux gives to whoever asks for any, so nobody takes one before it is used; the
-# ones 10,000 above, where SeaweedFS listens too, are such ones as well. Ray's own begin at 10,002.
-PORTS = range(20_000, 22_768)
-
-
-def _ports_of_this_process() -> Iterator[int]:
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    own = PORTS[int(worker.removeprefix("gw")) :: NUM_PROCESSES]
-    first = random.randrange(len(own))  # several suites may run on a machine
-    return itertools.cycle([*own[first:], *own[:first]])
-
-
-_next_ports = _ports_of_this_process()
-
-
-def free_ports(count: int) -> list[int]:
-    """At which nothing listens; never the same again."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = next(_next_ports)
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            ports.append(port)
-    return ports
-
-
 # Where the tests' S3 server is; said here, so that the processes of the session's Ray know it too.
 os.environ |= {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_ports(1)[0]}",
@@ -76,20 +46,64 @@ os.environ |= {
     "AWS_SECRET_ACCESS_KEY": "any",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+# Of each folder, these take longest, and begin first: no process is left alone with one at the end.
+LONG_FILES = """
+    test_train test_protocol test_extract test_serve test_benchmark test_demo
+""".split()
+
+
+# The longest of tests/slow take five minutes; a machine may be ten times slower.
+SLOW_TIMEOUT_SECONDS = 3600
+LEFT_OUT = "left out: its time had run out"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-slow-after",
+        type=float,
+        metavar="TIME",
+        help="start no test of tests/slow after this time, in seconds since 1970; list them instead",
+    )
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Only the whole suite is run by several processes: a file by itself can be debugged."""
-    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return NUM_PROCESSES if is_whole else 0
+    """Only folders are run by several processes: a file by itself can be debugged."""
+    paths = [Path(argument.partition("::")[0]) for argument in config.args]
+    return NUM_PROCESSES if all(path.is_dir() for path in paths) else 0
 
 
+def is_slow(item: pytest.Item) -> bool:
+    return item.path.parent.name == "slow"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        name = item.path.stem
-        return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+    def place(item: pytest.Item) -> tuple[int, int]:
+        folder, name = item.path.parent.name, item.path.stem
+        order = ("integration", "unit", "slow").index(folder)
+        return order, LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
 
     items.sort(key=place)
+    for item in filter(is_slow, items):
+        item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_SECONDS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    latest = item.config.getoption("--no-slow-after")
+    if latest is not None and is_slow(item) and time.time() > latest:
+        pytest.skip(LEFT_OUT)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    left_out = [
+        report.nodeid
+        for report in terminalreporter.stats.get("skipped", [])
+        if LEFT_OUT in str(report.longrepr)
+    ]
+    if left_out:
+        terminalreporter.section(f"{len(left_out)} slow tests were left out: no time")
+        terminalreporter.write_line("\n".join(left_out))
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +125,7 @@ def faces_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
+    """Of this process, for all of its tests."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -140,107 +155,26 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     return folder_of
 
 
-def run_module(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    """Run `python -m ARGUMENTS`, from the repository."""
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=REPOSITORY,
-        text=True,
-        capture_output=True,
-        check=False,
-        **options,
-    )
+@pytest.fixture(scope="session")
+def drawn_videos() -> Path:
+    """5 drawn subjects, each happy and surprised: 24 frames of 64 × 64, and their manifest."""
+    return DRAWN
 
 
-def commands(title: str, page: str = "README.md") -> list[str]:
-    """The commands under a title of a page, without what they say of themselves."""
-    section = (REPOSITORY / page).read_text().split(f"# {title}\n")[1]
-    (block,) = re.findall(r"^```sh\n(.*?)^```", section.split("\n## ")[0], re.M | re.S)
-    return command_lines(block)
-
-
-def command_lines(block: str) -> list[str]:
-    """The commands of a block of shell, each as one line."""
-    joined = re.sub(r"\\\n\s*", "", block)
-    lines = [re.split(r"\s+# ", line)[0].rstrip() for line in joined.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as one:
-        # A free port may be the one that the connection is made from.
-        return one.connect_ex(("127.0.0.1", port)) == 0 and one.getsockname()[1] != port
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def find_postgres() -> Path | None:
-    """The folder of a PostgreSQL server's programs; Debian keeps it off the PATH."""
-    on_path = shutil.which("initdb")
-    if on_path:
-        return Path(on_path).resolve().parent
-    packaged = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-    newest = max(packaged, key=lambda file: float(file.parts[-3]), default=None)
-    return None if newest is None else newest.parent
-
-
-def kill_with_children(process: subprocess.Popen[bytes]) -> None:
-    """As a machine that goes down does: Ray's processes too, at once."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        try:
-            member.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
-    psutil.wait_procs(family, timeout=20)
-
-
-# ---- extraction ----------------------------------------------------------------------------------
-
-EXTRACTION = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2", "--actors", "1")
-
-
-def extract(videos: str | Path, out: str | Path, *options: str) -> tuple[int, str]:
-    """On the session's own Ray → the exit status, and what was said on stderr."""
-    from pipeline.extract import main
-
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        status = main(["--videos", str(videos), "--out", str(out), *EXTRACTION, *options])
-    return status, said.getvalue()
-
-
-def start_extraction(
-    videos: str | Path, out: str | Path, *options: str, **environment: str
-) -> subprocess.Popen[bytes]:
-    """On a Ray of its own, in a session of its own; a test that fails shows what it said."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.extract", "--videos", str(videos), "--out", str(out)]
-        + [*EXTRACTION, *options],
-        cwd=REPOSITORY,
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def shard_bytes(out: Path) -> dict[str, bytes]:
-    files = [*out.glob("shard-*"), out / "dataset.json", out / "failures.csv"]
-    return {file.name: file.read_bytes() for file in files}
+@pytest.fixture(scope="session")
+def drawn_shards() -> Path:
+    """The drawn videos, extracted (tests/fixtures/make.py): 64 × 64, GOP 12, dlib's embedding."""
+    return SHARDS
 
 
 @pytest.fixture(scope="session")
 def six_videos(drawn_videos: Path, made_once: MadeOnce) -> Path:
+    """Six of the drawn videos in one folder, without a manifest."""
+
     def make(folder: Path) -> None:
         folder.mkdir()
-        for source in sorted((drawn_videos / "videos" / "S001").glob("*.mp4"))[:6]:
-            shutil.copy(source, folder / source.name)
+        for source in sorted((drawn_videos / "videos").glob("*/*.mp4"))[:6]:
+            shutil.copy(source, folder / f"{source.parent.name}_{source.name}")
 
     return made_once("six", make)
 
@@ -256,23 +190,6 @@ def undisturbed(six_videos: Path, ray_session: None, made_once: MadeOnce) -> Pat
     return made_once("undisturbed", make)
 
 
-def listening(family: Iterable[psutil.Process]) -> set[tuple[str, str]]:
-    """Where processes listen by TCP: the address, and which it is."""
-    found = set()
-    for member in family:
-        try:
-            for connection in member.net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN:
-                    found.add((connection.laddr.ip, " ".join(member.cmdline())[:80]))
-        except psutil.Error:  # it has ended
-            continue
-    return found
-
-
-def is_loopback(address: str) -> bool:
-    return address.removeprefix("::ffff:") in ("127.0.0.1", "::1")
-
-
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a checkout holds of the program, without what Git ignores: to be shipped with a job."""
@@ -284,53 +201,56 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def drawn_videos(made_once: MadeOnce) -> Path:
-    """8 drawn subjects × 7 classes, as the built-in data set writes them."""
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of the whole game, on two workers.
 
-    def make(folder: Path) -> None:
-        done = run_module(
-            "pipeline.datasets.synthetic", "--out", str(folder), "--subjects", "8", "--workers", "2"
-        )
-        assert done.returncode == 0, done.stderr
+    Attributes:
+        name: of the run, in MLflow and as a model.
+        epochs: how many it was trained for.
+        store: the MLflow store's URI.
+        storage: the folder of runs.
+        options: those of the command that trained it, without where things are.
+    """
 
-    return made_once("drawn", make)
-
-
-@pytest.fixture(scope="session")
-def drawn_shards(drawn_videos: Path, made_once: MadeOnce) -> Path:
-    """The drawn videos, extracted by the real job: 64×64, GOP 12, dlib's embedding."""
-
-    def make(folder: Path) -> None:
-        done = run_module(
-            "pipeline.extract",
-            *("--videos", str(drawn_videos / "manifest.csv"), "--out", str(folder)),
-            *("--size", "64", "--gop-size", "12", "--gop-span", "12", "--quantiser", "2"),
-            *("--identity", "dlib", "--clips-per-shard", "14"),
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    return made_once("shards", make)
+    name: str
+    epochs: int
+    store: str
+    storage: Path
+    options: tuple[str, ...]
 
 
 @pytest.fixture(scope="session")
-def trained_store(drawn_shards: Path, made_once: MadeOnce) -> str:
-    """An MLflow store's URI, with a short run `short` of the whole game in it."""
+def trained(ray_session: None, drawn_shards: Path, made_once: MadeOnce) -> Trained:
+    epochs = 12
+    options = (
+        *("--workers", "2", "--epochs", str(epochs), "--lambda", "0.5", "--mu", "0.2"),
+        *("--width", "8", "--code-dim", "32", "--batch-size", "4"),
+    )
 
-    def store_in(folder: Path) -> str:
-        return f"sqlite:///{folder / 'mlflow.db'}"
+    def described(folder: Path) -> Trained:
+        store = f"sqlite:///{folder / 'mlflow.db'}"
+        return Trained("game", epochs, store, folder / "runs", options)
 
     def make(folder: Path) -> None:
+        from cfer.train import main
+
         folder.mkdir()
-        done = run_module(
-            "cfer.train",
-            *("--data", str(drawn_shards), "--workers", "2", "--epochs", "3", "--run", "short"),
-            *("--lambda", "1", "--mu", "0.1", "--storage", str(folder / "runs")),
-            env={**os.environ, "MLFLOW_TRACKING_URI": store_in(folder)},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run = described(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)  # the model's files go to ./mlruns
+            patch.setenv("MLFLOW_TRACKING_URI", run.store)
+            arguments = ["--data", str(drawn_shards), "--storage", str(run.storage)]
+            assert main([*arguments, "--run", run.name, *options]) == 0
 
-    return store_in(made_once("trained", make))
+    return described(made_once("trained", make))
+
+
+@pytest.fixture
+def in_trained_store(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """The store of the trained run is the one that is meant."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", trained.store)
+    return trained
 
 
 # ---- an object store -----------------------------------------------------------------------------
@@ -345,7 +265,7 @@ class S3Server:
 
     def request(self, method: str, path: str) -> bytes:
         # Not urllib, which would keep the proxies that it found at its first use.
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
         try:
             connection.request(method, path)
             answer = connection.getresponse()
@@ -368,7 +288,7 @@ def s3_process() -> Iterator[S3Server]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: is_open(port))
+        wait_for(lambda: is_open(port), server)
         yield S3Server(port)
     finally:
         server.kill()

@@ -1,0 +1,172 @@
+"""What tests share beside fixtures: processes and their ports, the project's own commands, its
+pages."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DRAWN = Path(__file__).parent / "fixtures" / "drawn"
+SHARDS = Path(__file__).parent / "fixtures" / "shards"
+# Most of the tests' time is waiting. Two processes and what they start take some 12 GB.
+NUM_PROCESSES = 2
+# A wait is for an event. This only ends one for an event that will never come, also on a machine
+# that is ten times slower than the one on which the longest took two minutes.
+MOST_SECONDS = 1500
+# An MLflow server starts seven processes more, for jobs that no test has.
+NO_MLFLOW_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+# Below those that Linux gives to whoever asks for any, so nobody takes one before it is used; the
+# ones 10,000 above, where SeaweedFS listens too, are among those. Ray's own begin at 10,002.
+PORTS = range(20_000, 22_768)
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+
+def _ports_of_this_process() -> Iterator[int]:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    own = PORTS[int(worker.removeprefix("gw")) :: NUM_PROCESSES]
+    first = random.randrange(len(own))  # several suites may run on a machine
+    return itertools.cycle([*own[first:], *own[:first]])
+
+
+_next_ports = _ports_of_this_process()
+
+
+def free_ports(count: int) -> list[int]:
+    """At which nothing listens; never the same again."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = next(_next_ports)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as one:
+        # A free port may be the one that the connection is made from.
+        return one.connect_ex(("127.0.0.1", port)) == 0 and one.getsockname()[1] != port
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Until it holds. A `process` that ends before has failed: nothing is left to wait for."""
+    deadline = time.monotonic() + MOST_SECONDS
+    while not condition():
+        assert process is None or process.poll() is None, f"it ended first: {process.args}"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    """As a machine that goes down does: Ray's processes too, at once."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        try:
+            member.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    psutil.wait_procs(family, timeout=MOST_SECONDS)
+
+
+def listening(family: Iterable[psutil.Process]) -> set[tuple[str, str]]:
+    """Where processes listen by TCP: the address, and which it is."""
+    found = set()
+    for member in family:
+        try:
+            for connection in member.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((connection.laddr.ip, " ".join(member.cmdline())[:80]))
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    return address.removeprefix("::ffff:") in ("127.0.0.1", "::1")
+
+
+def find_postgres() -> Path | None:
+    """The folder of a PostgreSQL server's programs; Debian keeps it off the PATH."""
+    on_path = shutil.which("initdb")
+    if on_path:
+        return Path(on_path).resolve().parent
+    packaged = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    newest = max(packaged, key=lambda file: float(file.parts[-3]), default=None)
+    return None if newest is None else newest.parent
+
+
+# ---- the project's commands ----------------------------------------------------------------------
+
+EXTRACTION = ("--size", "64", "--identity", "dlib", "--clips-per-shard", "2", "--actors", "1")
+
+
+def run_module(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ARGUMENTS`, from the repository."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        check=False,
+        **options,
+    )
+
+
+def extract(videos: str | Path, out: str | Path, *options: str) -> tuple[int, str]:
+    """On the session's own Ray → the exit status, and what was said on stderr."""
+    from pipeline.extract import main
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = main(["--videos", str(videos), "--out", str(out), *EXTRACTION, *options])
+    return status, said.getvalue()
+
+
+def start_extraction(
+    videos: str | Path, out: str | Path, *options: str, **environment: str
+) -> subprocess.Popen[bytes]:
+    """On a Ray of its own, in a session of its own; a test that fails shows what it said."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.extract", "--videos", str(videos), "--out", str(out)]
+        + [*EXTRACTION, *options],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def shard_bytes(out: Path) -> dict[str, bytes]:
+    files = [*out.glob("shard-*"), out / "dataset.json", out / "failures.csv"]
+    return {file.name: file.read_bytes() for file in files}
+
+
+# ---- the project's pages -------------------------------------------------------------------------
+
+
+def commands(title: str, page: str = "README.md") -> list[str]:
+    """The commands under a title of a page, without what they say of themselves."""
+    section = (REPOSITORY / page).read_text().split(f"# {title}\n")[1]
+    (block,) = re.findall(r"^```sh\n(.*?)^```", section.split("\n## ")[0], re.M | re.S)
+    joined = re.sub(r"\\\n\s*", "", block)
+    lines = [re.split(r"\s+# ", line)[0].rstrip() for line in joined.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]

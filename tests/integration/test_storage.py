@@ -1,0 +1,113 @@
+"""Folders on a disk and in object stores: real servers of S3 and of Google Cloud Storage."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import S3Server, free_ports, is_open, wait_for
+
+import cfer.storage
+from cfer.errors import InputError
+from cfer.storage import Folder, StorageError, local_copy
+
+
+@pytest.fixture(scope="module")
+def gcs_bucket() -> Iterator[str]:
+    (port,) = free_ports(1)
+    server = subprocess.Popen(
+        [str(Path(sys.executable).with_name("gcp-storage-emulator")), "start"]
+        + ["--host", "127.0.0.1", "--port", str(port), "--in-memory", "--default-bucket", "bucket"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: is_open(port))
+        yield "gs://anonymous@bucket"
+    finally:
+        del os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"]
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(params=["disk", "s3", "gs"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """A folder that is not there yet, with a space in its name."""
+    if request.param == "disk":
+        return Folder(tmp_path / "some where")
+    bucket = request.getfixturevalue("s3_bucket" if request.param == "s3" else "gcs_bucket")
+    return Folder(f"{bucket}/some%20where")
+
+
+def test_the_same_on_a_disk_and_in_a_store(folder):
+    assert folder.names() == []
+    assert not folder.exists("a b.bin")
+    with pytest.raises(InputError, match=r"a b\.bin: there is no such file"):
+        folder.read("a b.bin")
+    folder.write("a b.bin", b"1" * 1000)
+    folder.write("a b.bin", b"2" * 999)
+    folder.write("empty", b"")
+    Folder(folder.location_of("deeper")).write("c", b"3")
+    assert folder.read("a b.bin") == b"2" * 999
+    assert folder.read("empty") == b""
+    assert folder.names() == ["a b.bin", "empty"], "nothing half-written beside them"
+    assert folder.folder_names() == ["deeper"]
+    assert folder.names_below() == ["a b.bin", "deeper/c", "empty"]
+    with local_copy(folder.location_of("a b.bin")) as path:
+        assert path.suffix == ".bin"
+        assert path.read_bytes() == b"2" * 999
+    with local_copy(folder.location_of("deeper")) as path:
+        assert [file.name for file in path.iterdir()] == ["c"]
+    folder.delete("a b.bin")
+    folder.delete("a b.bin")
+    folder.delete_folder("deeper")
+    assert folder.names_below() == ["empty"]
+
+
+def test_what_is_in_no_store(s3_bucket):
+    with (
+        pytest.raises(InputError, match=r"nosuch\.mp4: there is no such file or folder"),
+        local_copy(f"{s3_bucket}/nosuch.mp4"),
+    ):
+        pass
+    with pytest.raises(StorageError, match=r"nosuchbucket/x: cannot be written"):
+        Folder("s3://nosuchbucket").write("x", b"1")
+
+
+def test_more_than_one_piece(s3_bucket):
+    data = os.urandom(20_000_000)
+    folder = Folder(s3_bucket)
+    folder.write("large", data)
+    assert [len(piece) for piece in folder.chunks("large")] == [
+        8 << 20,
+        8 << 20,
+        20_000_000 % (8 << 20),
+    ]
+    assert folder.read("large") == data
+
+
+def test_a_store_that_stays_out_of_order_is_an_error(s3: S3Server, monkeypatch):
+    monkeypatch.setattr(cfer.storage, "PATIENCE_SECONDS", 3)
+    folder = Folder(f"{s3.uri}/any")
+    folder.write("a", b"1")
+    s3.be("503")
+    with pytest.raises(StorageError, match=r"any/a: the store is out of order.*503.*start again"):
+        folder.read("a")
+    s3.be("well")
+    assert folder.read("a") == b"1"
+
+
+def test_a_store_that_has_deleted_a_file_and_does_not_say_so(s3: S3Server):
+    folder = Folder(f"{s3.uri}/any")
+    for name in ("a", "below/b"):
+        folder.write(name, b"1")
+    s3.be("forgetful")
+    folder.delete("a")
+    folder.delete_folder("below")
+    assert folder.names_below() == []
+    assert s3.be("well") > 1

@@ -1,0 +1,257 @@
+"""The data set on disk: what is written is what is read, and damage is seen."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import run_module
+
+from cfer.codec import CodecSettings, encode
+from cfer.errors import InputError
+from cfer.shards import (
+    SCHEMA,
+    Clip,
+    Description,
+    Failure,
+    read_clips,
+    read_description,
+    read_receipt,
+    shard_is_done,
+    verify,
+    write_description,
+    write_shard,
+)
+from cfer.storage import Folder
+
+SIZE = 16
+
+
+def some_clip(number: int, **changes) -> Clip:
+    rng = np.random.default_rng(number)
+    moving = rng.integers(0, 256, (7, SIZE, SIZE, 3), dtype=np.uint8)
+    pictures = moving[[0, 4, 6]]
+    clip = Clip(
+        clip_id=f"clip-{number}",
+        dataset="test",
+        source=f"videos/{number}.mp4",
+        subject=f"S{number % 3}",
+        label=number % 2,
+        label_name=["anger", "joy"][number % 2],
+        split=None,
+        num_frames=7,
+        fps=25.0,
+        size=SIZE,
+        gop_size=4,
+        i_frames=list(pictures[:2]),
+        i_frame_numbers=[0, 4],
+        bitstream=encode(moving, CodecSettings(gop_size=4), 25).data,
+        residual_frames=[1, 2, 3, 5, 6],
+        identity=rng.normal(size=(2, 8)).astype(np.float32),
+        apex_frame=6,
+        apex=pictures[2],
+        intra_fraction=0.0,
+        saturated_fraction=0.25,
+    )
+    return replace(clip, **changes)
+
+
+def some_data_set(folder: Path, clips_per_shard: int = 2, shards: int = 3) -> Description:
+    receipts = []
+    for index in range(shards):
+        numbers = range(index * clips_per_shard, (index + 1) * clips_per_shard)
+        failures = [Failure(f"bad-{index}", "a.mp4", "faces", "no face, found", "ClipError")]
+        clips = [some_clip(n) for n in numbers]
+        receipts.append(write_shard(folder, index, clips, failures, f"work-{index}"))
+    description = Description(
+        name="test",
+        classes=["anger", "joy"],
+        codec={"size": SIZE, "gop_size": 4},
+        identity={"name": "none", "dimension": 8, "weights_sha256": ""},
+        settings={},
+        shards=receipts,
+        software={},
+    )
+    write_description(folder, description)
+    return read_description(folder)
+
+
+def test_what_is_written_is_read(tmp_path):
+    clip = some_clip(3, subject=None, label=None, label_name=None, apex_frame=None, apex=None)
+    some_data_set(tmp_path, shards=1)
+    receipt = write_shard(tmp_path, 0, [some_clip(0), clip], [], "w")
+    write_description(tmp_path, replace(read_description(tmp_path), shards=[receipt]))
+    first, second = read_clips(tmp_path)
+    assert second.subject is None
+    assert second.label is None
+    assert second.apex is None
+    for read, written in ((first, some_clip(0)), (second, clip)):
+        assert read.bitstream == written.bitstream
+        assert np.array_equal(read.identity, written.identity)
+        assert all(map(np.array_equal, read.i_frames, written.i_frames))
+        assert read.residual_frames == written.residual_frames
+        assert read.saturated_fraction == 0.25
+    assert np.array_equal(first.apex, some_clip(0).apex)
+
+
+def test_columns_are_plain_arrow(tmp_path):
+    some_data_set(tmp_path)
+    table = pq.read_table(tmp_path / "shard-00001.parquet")
+    assert table.schema == SCHEMA
+    assert table.column("subject").to_pylist() == ["S2", "S0"]
+
+
+def test_description_counts_and_digest(tmp_path):
+    description = some_data_set(tmp_path / "a")
+    assert description.counts["clips"] == 6
+    assert description.counts["frames"] == 42
+    assert description.counts["labels"] == {"anger": 3, "joy": 3}
+    assert description.counts["subjects"] == {"S0": 2, "S1": 2, "S2": 2}
+    assert description.counts["failures"] == 3
+    assert description.digest == some_data_set(tmp_path / "b").digest
+    assert description.digest != some_data_set(tmp_path / "c", shards=2).digest
+    lines = (tmp_path / "a" / "failures.csv").read_text().splitlines()
+    assert lines[0] == "clip_id,source,stage,reason,exception"
+    assert lines[1] == 'bad-0,a.mp4,faces,"no face, found",ClipError'
+    paths = description.shard_paths(tmp_path / "a")
+    assert [Path(p).is_file() for p in paths] == [True] * 3
+
+
+def test_a_whole_data_set_verifies(tmp_path):
+    some_data_set(tmp_path)
+    assert verify(tmp_path) == []
+    done = run_module("cfer.shards", "verify", str(tmp_path))
+    assert done.returncode == 0
+    assert "6 clips, 42 frames" in done.stdout
+    assert "every hash and count is right" in done.stdout
+
+
+def test_one_flipped_byte_is_found(tmp_path):
+    some_data_set(tmp_path)
+    path = tmp_path / "shard-00001.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    (problem,) = verify(tmp_path)
+    assert "shard-00001.parquet" in problem
+    assert shard_is_done(tmp_path, 1, "work-1") is None
+    done = run_module("cfer.shards", "verify", str(tmp_path))
+    assert done.returncode == 1
+    assert "PROBLEM" in done.stdout
+
+
+def test_other_damage_is_found(tmp_path):
+    some_data_set(tmp_path)
+    (tmp_path / "shard-00002.parquet").unlink()
+    (tmp_path / "shard-00009.parquet").write_bytes(b"stray")
+    record = json.loads((tmp_path / "shard-00000.json").read_text())
+    (tmp_path / "shard-00000.json").write_text(json.dumps({**record, "rows": 9}))
+    text = "\n".join(verify(tmp_path))
+    assert "shard-00002.parquet: missing" in text
+    assert "shard-00009.parquet: a shard that" in text
+    assert "shard-00000.json" in text
+
+
+def test_a_wrong_count_behind_a_right_hash_is_found(tmp_path):
+    description = some_data_set(tmp_path)
+    data = (tmp_path / "shard-00001.parquet").read_bytes()
+    (tmp_path / "shard-00000.parquet").write_bytes(data)
+    swapped = replace(
+        description.shards[0], sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)
+    )
+    values = json.loads((tmp_path / "shard-00000.json").read_text())
+    (tmp_path / "shard-00000.json").write_text(
+        json.dumps({**values, "sha256": swapped.sha256, "bytes": swapped.bytes})
+    )
+    write_description(tmp_path, replace(description, shards=[swapped, *description.shards[1:]]))
+    text = "\n".join(verify(tmp_path))
+    assert "subjects" in text
+    assert "clip-2 occurs twice" in text
+
+
+def test_done_means_the_same_work_and_an_unharmed_file(tmp_path):
+    some_data_set(tmp_path)
+    assert shard_is_done(tmp_path, 0, "work-0") is not None
+    assert shard_is_done(tmp_path, 0, "other settings") is None
+    assert shard_is_done(tmp_path, 7, "work-7") is None
+    (tmp_path / "shard-00000.parquet").write_bytes(b"")
+    assert shard_is_done(tmp_path, 0, "work-0") is None
+
+
+def test_a_shard_without_a_record_is_not_done(tmp_path):
+    some_data_set(tmp_path)
+    (tmp_path / "shard-00001.json").unlink()
+    assert read_receipt(tmp_path, 1) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"index": 1}', "[]"])
+def test_a_malformed_record_is_named(tmp_path, text):
+    some_data_set(tmp_path)
+    (tmp_path / "shard-00001.json").write_text(text)
+    with pytest.raises(InputError, match=r"shard-00001\.json: not a completion record"):
+        read_receipt(tmp_path, 1)
+
+
+def test_not_a_data_set(tmp_path):
+    with pytest.raises(InputError, match=r"no dataset\.json in it; give the folder"):
+        read_description(tmp_path)
+    some_data_set(tmp_path)
+    (tmp_path / "dataset.json").unlink()
+    with pytest.raises(InputError, match="extraction has not finished"):
+        read_description(tmp_path)
+
+
+def test_another_version_is_refused(tmp_path):
+    some_data_set(tmp_path)
+    values = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**values, "schema_version": 99}))
+    with pytest.raises(InputError, match="schema version 99"):
+        read_description(tmp_path)
+
+
+def test_the_same_clips_give_the_same_bytes(tmp_path):
+    some_data_set(tmp_path / "a")
+    some_data_set(tmp_path / "b")
+    for name in ("shard-00000.parquet", "shard-00002.json", "dataset.json", "failures.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    folder = Folder(tmp_path)
+    folder.write("a.json", b"before")
+
+    def disk_full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(InputError, match=r"a\.json: cannot be written \(No space left"):
+        folder.write("a.json", b"after")
+    assert folder.read("a.json") == b"before"
+    assert folder.names() == ["a.json"]
+
+
+def test_a_wrong_location_is_named():
+    with pytest.raises(InputError, match="nosuch://bucket"):
+        Folder("nosuch://bucket/x")
+
+
+def test_an_object_store_holds_the_same(s3_bucket, tmp_path):
+    remote, local = f"{s3_bucket}/sets/one", tmp_path / "one"
+    some_data_set(remote)
+    assert some_data_set(local).digest == read_description(remote).digest
+    assert verify(remote) == []
+    for theirs, ours in zip(read_clips(remote), read_clips(local), strict=True):
+        assert theirs.bitstream == ours.bitstream
+    assert read_description(remote).shard_paths(remote)[0] == f"{remote}/shard-00000.parquet"
+    assert shard_is_done(remote, 1, "work-1") is not None
+    Folder(remote).write("shard-00001.parquet", b"damaged")
+    assert shard_is_done(remote, 1, "work-1") is None
+    Folder(remote).delete("dataset.json")
+    with pytest.raises(InputError, match=r"s3://\S+/sets/one: no dataset\.json"):
+        read_description(remote)

@@ -1,0 +1,138 @@
+"""Predictions as a CSV, as a picture over time, and drawn on the video."""
+
+from __future__ import annotations
+
+import csv
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from helpers import run_module
+
+from cfer.errors import InputError
+from cfer.faces import Square
+from cfer.predict import Prediction
+from cfer.timeline import annotate, as_json, plot, write_csv
+
+CLASSES = ("fear", "joy")
+
+
+def window(start: float, end: float, joy: float, square: Square | None, face: int = 1):
+    return Prediction("v.mp4", start, end, {"fear": 1 - joy, "joy": joy}, 2, face, square)
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """One second, grey, 25 pictures of 640 × 960."""
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 640, 960, "yuv420p"
+        for _ in range(25):
+            picture = np.full((640, 960, 3), 128, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_csv_has_a_row_per_window_and_face(tmp_path):
+    without = Prediction("v.mp4", 1.0, 2.0, {}, 0, face=0)
+    write_csv(tmp_path / "p.csv", [window(0, 1, 0.75, None, face=2), without], CLASSES)
+    with open(tmp_path / "p.csv", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert first["label"] == "joy"
+    assert first["face"] == "2"
+    assert float(first["joy"]) + float(first["fear"]) == pytest.approx(1)
+    assert second["label"] == second["joy"] == ""
+    assert float(second["end_seconds"]) == 2
+
+
+def test_json_of_a_window():
+    given = as_json(window(0, 1, 0.75, Square(3, 4, 50, 0.99, 1)))
+    assert given["box"] == [3, 4, 50, 50]
+    assert given["probabilities"] == {"fear": 0.25, "joy": 0.75}
+    assert given["label"] == "joy"
+
+
+def test_annotation_is_where_the_face_is_and_when(video, tmp_path):
+    out = tmp_path / "out.mp4"
+    square = Square(400, 200, 240, 0.99, 1)
+    annotate(video, [window(0, 0.4, 0.9, square)], out)
+    with av.open(str(out)) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(pictures) == 25
+    changed = [np.abs(picture.astype(int) - 128).max(2) > 40 for picture in pictures]
+    assert [bool(where.any()) for where in changed] == [True] * 10 + [False] * 15
+    # The square's four sides, and nothing inside of it where the face is.
+    for y, x in ((320, 400), (320, 639), (200, 560), (439, 520)):
+        assert changed[0][y - 3 : y + 4, x - 3 : x + 4].any()
+    assert not changed[0][280:360, 480:560].any()
+
+
+def test_annotation_never_destroys_its_source(video):
+    before = video.read_bytes()
+    with pytest.raises(InputError, match="the video itself"):
+        annotate(video, [], video)
+    with pytest.raises(InputError, match=r"ends in \.mp4"):
+        annotate(video, [], video.with_suffix(".txt"))
+    assert video.read_bytes() == before
+
+
+def test_plot_has_a_line_per_class(video):
+    windows = [window(0, 0.5, 0.9, None), window(0.5, 1.0, 0.2, None)]
+    figure = plot(video, windows, CLASSES)
+    drawn = {
+        line.get_label(): line.get_ydata()
+        for axes in figure.axes
+        for line in axes.get_lines()
+        if line.get_label() in CLASSES
+    }
+    assert set(drawn) == set(CLASSES)
+    assert float(np.max(drawn["joy"])) == pytest.approx(0.9)
+    assert float(np.min(drawn["joy"])) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(640, 960), (960, 480), (160, 160)])
+def test_the_frames_above_the_plot_are_not_distorted(tmp_path, height, width):
+    """A white square in the middle of each picture stays one; and no frame is needed twice."""
+    path = tmp_path / "v.mp4"
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[height // 2 - 40 : height // 2 + 40, width // 2 - 40 : width // 2 + 40] = 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    figure = plot(path, [window(0, 0.12, 0.9, None)], CLASSES)
+    figure.draw_without_rendering()
+    strip = figure.axes[0]
+    shown = np.asarray(strip.get_images()[0].get_array())[..., 0] > 128
+    row = shown[shown.shape[0] // 2]
+    edges = np.flatnonzero(np.diff(row.astype(int)))
+    widths = [end - start for start, end in pairwise(edges) if row[start + 1]]
+    squares = sum(size > 10 for size in widths)
+    assert squares == max(round(7.4 * height / width), 1)
+    wide = max(widths)
+    tall = int(shown[:, edges[0] + 1 + wide // 2].sum())
+    box = strip.get_window_extent()
+    stretch = (box.width / shown.shape[1]) / (box.height / shown.shape[0])
+    assert wide * stretch == pytest.approx(tall, rel=0.12)
+
+
+def test_one_command_writes_all_three(drawn_videos, tmp_path):
+    """With the model that ships, as right after installation."""
+    video = drawn_videos / "videos" / "S003" / "surprise_1.mp4"
+    files = {name: tmp_path / f"out.{name}" for name in ("csv", "png", "mp4")}
+    done = run_module(
+        *("cfer.cli", "predict", str(video), "--csv", str(files["csv"])),
+        *("--plot", str(files["png"]), "--annotate", str(files["mp4"])),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "drawn faces" in done.stderr
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert len(files["csv"].read_text().splitlines()) == len(done.stdout.splitlines())
+    with av.open(str(files["mp4"])) as container:
+        assert len(list(container.decode(video=0))) == 24
