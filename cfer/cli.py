@@ -16,16 +16,18 @@ Training, evaluation and the look at shards are modules: `python -m cfer.train`,
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
+import logging
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cfer.errors import InputError, exit_with_message
+from cfer.errors import InputError, exit_with_message, status_of
 
 if TYPE_CHECKING:
     from cfer.predict import Prediction, Recognizer
@@ -42,8 +44,8 @@ def main() -> None:
     exit_with_message(run)
 
 
-def run() -> int:
-    arguments = build_parser().parse_args()
+def run(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
     status: int = arguments.command(arguments)
     return status
 
@@ -364,9 +366,9 @@ def checked_picture(path: Path) -> None:
 
 
 def look(arguments: argparse.Namespace) -> int:
+    checked_picture(arguments.picture)
     from cfer.look import look
 
-    checked_picture(arguments.picture)
     look(arguments.source, arguments.clip, arguments.gop, arguments.model).savefig(
         arguments.picture, dpi=110
     )
@@ -486,14 +488,15 @@ def demo(arguments: argparse.Namespace) -> int:
             "-m cfer.cli predict clip.mp4 --model demo",
         ),
     ]
-    for title, command in steps:
-        if title:
-            print(f"\n== {title} ({time.monotonic() - started:.0f} s)", flush=True)
-        print(f"$ python {command}", flush=True)
-        done = subprocess.run([sys.executable, *shlex.split(command)], cwd=out, check=False)
-        if done.returncode:
-            print(f"cfer demo: stopped, since the command above ended with {done.returncode}")
-            return done.returncode
+    with contextlib.chdir(out):
+        for title, command in steps:
+            if title:
+                print(f"\n== {title} ({time.monotonic() - started:.0f} s)", flush=True)
+            print(f"$ python {command}", flush=True)
+            status = _run_module(*shlex.split(command)[1:])
+            if status:
+                print(f"cfer demo: stopped, since the command above ended with {status}")
+                return status
     minutes = (time.monotonic() - started) / 60
     print(
         f"\n== Done in {minutes:.1f} minutes. Chance is {1 / DEMO_CLASSES:.2f}. Look next at:\n"
@@ -504,6 +507,37 @@ def demo(arguments: argparse.Namespace) -> int:
         "  README.md                                   your own videos, options, how it works"
     )
     return 0
+
+
+def _run_module(name: str, *argv: str) -> int:
+    """What `python -m NAME ARGV` does, in this process: each of its own would import PyTorch, and
+    start Ray, again."""
+    if name == "pipeline.extract" and not Path("runs", "demo", "results.json").exists():
+        from cfer.cluster import join_cluster
+
+        # Training says how far it is through a Ray that was started for it.
+        join_cluster(for_training=True)
+    main = run if name == "cfer.cli" else importlib.import_module(name).main
+    with _logging_restored():
+        status = status_of(lambda: main(argv))
+    sys.stdout.flush()
+    return status
+
+
+@contextlib.contextmanager
+def _logging_restored() -> Iterator[None]:
+    """How a command wants its messages is not how the next one does."""
+    loggers = [logging.getLogger(name) for name in (None, "cfer", "extract")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            for handler in set(logger.handlers) - set(handlers):
+                logger.removeHandler(handler)
+                handler.close()
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 if __name__ == "__main__":

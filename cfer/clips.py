@@ -227,10 +227,13 @@ class SupportsRead(Protocol):
 
 
 class _ReadOnly:
-    """PyAV would try to seek in whatever has a method for it."""
+    """PyAV would try to seek in whatever has a method for it.
+
+    It asks for 32 kB at a time, which are seconds of a small picture: what is there is given.
+    """
 
     def __init__(self, file: SupportsRead) -> None:
-        self.read = file.read
+        self.read = getattr(file, "read1", file.read)
 
 
 class GrowingFile:

@@ -51,18 +51,25 @@ def end_quietly_while_importing() -> None:
         signal.signal(number, end)
 
 
+def status_of(main: Callable[[], int]) -> int:
+    """Run a command's `main` → its exit status: an `InputError` becomes one line on stderr."""
+    try:
+        return main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    except WorkerError as error:
+        print(f"{error.where}error: {error}", file=sys.stderr)
+        return 1
+
+
 def exit_with_message(main: Callable[[], int]) -> None:
-    """Run a command's `main`, and end the process: an `InputError` becomes one line on stderr."""
+    """Run a command's `main`, and end the process with its status and, for a mistake, a message."""
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
     status = 1
     try:
-        status = main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = EXIT_INPUT_ERROR
-    except WorkerError as error:
-        print(f"{error.where}error: {error}", file=sys.stderr)
+        status = status_of(main)
     except BaseException:
         # What Ray makes of a stop in the midst of its own code is an error of another kind.
         if not _stopped_by:

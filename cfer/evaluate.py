@@ -28,8 +28,6 @@ import numpy as np
 from mlflow.entities import Run
 
 from cfer import tracking
-from cfer.cluster import join_cluster
-from cfer.data import read_clips, read_index, unpack_frames
 from cfer.errors import InputError, exit_with_message
 from cfer.predict import Recognizer
 from cfer.shards import read_description
@@ -478,6 +476,10 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     Raises:
         InputError: another number of pixels, another encoding, or other classes.
     """
+    # Nothing else here needs Ray, which takes a second to import.
+    from cfer.cluster import join_cluster
+    from cfer.data import read_clips, read_index, unpack_frames
+
     recognizer = Recognizer.from_pretrained(model)
     known = recognizer.card
     description = read_description(data)

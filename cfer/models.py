@@ -64,11 +64,11 @@ def export(name: str, path: Path) -> str:
 
 def import_file(path: Path, name: str) -> str:
     """Put a model file into the connected MLflow store → its URI there, `models:/NAME/VERSION`."""
-    from cfer import tracking
-
     if path.suffix != SUFFIX:
         raise InputError(f"{path}: give a {SUFFIX} file, as `cfer models export` writes it")
     predictor, card = read_model(path)
+    from cfer import tracking
+
     return tracking.register_model(predictor, card, name)
 
 

@@ -260,7 +260,7 @@ def _compressed(pictures: Pictures, folder: Path) -> Pictures:
     return open_pictures(path)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cfer.robustness",
         description=__doc__,
@@ -269,7 +269,7 @@ def main() -> int:
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="with a face in view")
     parser.add_argument("--model", default=DEFAULT, help="as for `cfer predict` (default)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     found = measure(Recognizer.from_pretrained(options.model), options.videos, options.model)
     print(found.table())
     if options.model == DEFAULT:

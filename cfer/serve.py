@@ -143,6 +143,13 @@ def check_link(link: str, allowed: Sequence[str]) -> None:
         )
 
 
+def check_token(credentials: HTTPAuthorizationCredentials | None, token: str) -> None:
+    """Raises HTTPException: the server has a token, and a request did not show it."""
+    given = credentials.credentials if credentials else ""
+    if token and not hmac.compare_digest(given.encode(), token.encode()):
+        raise HTTPException(401, "give the server's token: Authorization: Bearer TOKEN")
+
+
 def _chunks_of_link(link: str) -> Iterator[bytes]:
     try:
         filesystem, name = pafs.FileSystem.from_uri(link)
@@ -299,11 +306,7 @@ class Reader:
         return DEFAULT_LIMITS if self._service.model_name == DEFAULT else ""
 
     def _check(self, credentials: HTTPAuthorizationCredentials | None) -> None:
-        given = credentials.credentials if credentials else ""
-        if not hmac.compare_digest(given.encode(), self._service.token.encode()) and (
-            self._service.token
-        ):
-            raise HTTPException(401, "give the server's token: Authorization: Bearer TOKEN")
+        check_token(credentials, self._service.token)
 
     async def _with_video(
         self, request: Request, link: str | None, work: Callable[[Path, float], Result]

@@ -490,14 +490,14 @@ def _bitstream_problems(clip: Clip) -> list[str]:
     ]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cfer.shards", description=__doc__.split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("verify", help="check every hash, count and row of a data set")
     check.add_argument("directory", help="folder or URI that pipeline/extract.py wrote")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     problems = verify(arguments.directory)
     for problem in problems:
         print(problem)

@@ -9,17 +9,18 @@ import csv
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from cfer.clips import Pictures, open_pictures
 from cfer.errors import InputError
 from cfer.predict import Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STRIP_ASPECT = 7.4  # width by height of the frames above a plot
 # Of an annotated video, pixels; another one is scaled, so that its labels are readable.
@@ -56,6 +57,8 @@ def write_csv(path: Path, predictions: Sequence[Prediction], classes: Sequence[s
 
 def colours(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     """A colour for each class, RGB in [0, 1]; the same in every picture."""
+    import matplotlib
+
     table = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     return {name: table[number % len(table)] for number, name in enumerate(classes)}
 
@@ -65,6 +68,8 @@ def colours(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 
 def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> Figure:
     """Frames of the video above, and each face's probabilities below them, on one axis of time."""
+    from matplotlib.figure import Figure
+
     pictures = open_pictures(source)
     num_frames = pictures.count()
     strip_picture = _strip(pictures, num_frames)

@@ -4,8 +4,11 @@ pages."""
 from __future__ import annotations
 
 import contextlib
+import glob
+import http.client
 import io
 import itertools
+import json
 import os
 import random
 import re
@@ -14,9 +17,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -155,9 +160,94 @@ def start_extraction(
     )
 
 
+# Loaded by each Python process that has it on its path; opening the poisoned file ends the process
+# within native code, as a fault of the decoder does.
+POISON = """
+import ctypes
+import av
+
+_open = av.open
+
+def _open_or_crash(file, *arguments, **options):
+    if str(file).endswith("_poisoned.mp4"):
+        ctypes.string_at(0)
+    return _open(file, *arguments, **options)
+
+av.open = _open_or_crash
+"""
+
+
+def poisoned_python(folder: Path) -> str:
+    """A PYTHONPATH, in a new folder: on it, Python crashes at files called `…_poisoned.mp4`."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(POISON)
+    return str(folder)
+
+
 def shard_bytes(out: Path) -> dict[str, bytes]:
     files = [*out.glob("shard-*"), out / "dataset.json", out / "failures.csv"]
     return {file.name: file.read_bytes() for file in files}
+
+
+@contextlib.contextmanager
+def serving(*options: str, token: str = "") -> Iterator[tuple[int, psutil.Process]]:
+    """`cfer serve` → its port and process, once it answers; it ends by SIGTERM, with status 0."""
+    (port,) = free_ports(1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cfer.cli", "serve", "--port", str(port), *options]
+        + ["--time-limit", str(MOST_SECONDS)],
+        env={**os.environ, "CFER_TOKEN": token},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "serves the model" in line:
+                break
+        else:
+            raise AssertionError(f"the server ended with {process.wait()}")
+        # What it has to say later must not fill the pipe.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        yield port, psutil.Process(process.pid)
+        process.terminate()
+        assert process.wait(MOST_SECONDS) == 0
+    finally:
+        if process.poll() is None:
+            kill_with_children(process)
+
+
+def ask(
+    port: int, path: str, body: bytes | None = None, token: str = "", method: str = "POST"
+) -> tuple[int, bytes]:
+    """Ask a server on this machine → status, and what it answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=MOST_SECONDS)
+    with contextlib.closing(connection):
+        connection.request(
+            method, path, body, {"Authorization": f"Bearer {token}"} if token else {}
+        )
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def as_mpegts(*videos: Path) -> bytes:
+    """The videos' pictures one after another, as a camera would send them: H.264 in MPEG-TS."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.pix_fmt = "yuv420p"
+        for video in videos:
+            with av.open(str(video)) as source:
+                for frame in source.decode(video=0):
+                    if not stream.codec_context.is_open:
+                        stream.height, stream.width = frame.height, frame.width
+                    picture = frame.to_ndarray(format="rgb24")
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 # ---- the project's pages -------------------------------------------------------------------------
@@ -170,3 +260,32 @@ def commands(title: str, page: str = "README.md") -> list[str]:
     joined = re.sub(r"\\\n\s*", "", block)
     lines = [re.split(r"\s+# ", line)[0].rstrip() for line in joined.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def run_documented_bench(command: str, folder: Path) -> dict[str, Any]:
+    """In its quick form, in this folder and on the drawn clips → what its file of figures holds.
+
+    Whatever one of docs/speed.md is: it draws, prints what it found, and finds what is documented.
+    """
+    from cfer.bench.__main__ import main
+
+    python, module, package, *words = command.split()
+    assert (python, module, package) == ("python", "-m", "cfer.bench")
+    printed = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        Path("shards").symlink_to(SHARDS)
+        Path("videos").mkdir()
+        Path("videos", "one.mp4").symlink_to(DRAWN / "videos" / "S001" / "surprise_1.mp4")
+        words = [path for word in words for path in glob.glob(word) or [word]]
+        assert main([*words, "--quick", "--plot", "plot.png"]) == 0
+        assert Path("plot.png").read_bytes().startswith(b"\x89PNG")
+        found: dict[str, Any] = json.loads(Path(f"{words[0]}.json").read_text())
+    documented = json.loads((REPOSITORY / "docs" / "bench" / f"{words[0]}.json").read_text())
+    assert found["ratios"].keys() == documented["ratios"].keys()
+    assert found["targets"] == documented["targets"]
+    for name, ratio in found["ratios"].items():
+        assert ratio["median"] > 0
+        assert name in printed.getvalue()
+    assert found["verified"] in printed.getvalue()
+    assert set(found["circumstances"]) >= {"command", "commit", "processor", "software"}
+    return found

@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from cfer import shards
-from cfer.batches import Augmentation, BatchMaker, Standardisation, augment, load_rows
-from cfer.codec import Bitstream
+from cfer.batches import Augmentation, augment
 from cfer.data import (
     ClipIndex,
-    read_clips,
     read_index,
     split_by_column,
     split_by_subject,
@@ -85,7 +83,7 @@ def test_folds_are_balanced_by_class() -> None:
 
 def test_one_person_under_two_names_is_refused(drawn_shards: Path, tmp_path: Path) -> None:
     """And the windows of one video, which have clip ids of their own, stay on one side."""
-    clips = list(shards.read_clips(drawn_shards))[:21]
+    clips = list(shards.read_clips(drawn_shards))
     described = shards.read_description(drawn_shards)
 
     def store(names: list[str], folder: Path) -> str:
@@ -97,13 +95,13 @@ def test_one_person_under_two_names_is_refused(drawn_shards: Path, tmp_path: Pat
         shards.write_description(folder, replace(described, shards=[receipt], counts={}))
         return str(folder)
 
-    people = ["S001"] * 7 + ["S002"] * 7 + ["S003"] * 7
+    people = ["S001"] * 4 + ["S002"] * 4 + ["S003"] * 2
     index = read_index(store(people, tmp_path / "good"))
     for split in split_into_folds(index, "3", 0):
-        assert len(split.validation) == 7
-        assert len({people[int(c[-4:])] for c in split.validation}) == 1
+        (one,) = {people[int(c[-4:])] for c in split.validation}
+        assert len(split.validation) == people.count(one)
     for other in ("s002", "S002 ", "\uff33002"):
-        broken = people[:10] + [other] + people[11:]
+        broken = people[:6] + [other] + people[7:]
         with pytest.raises(InputError, match=r"S002.*differ in case or spaces"):
             read_index(store(broken, tmp_path / other.encode().hex()))
 
@@ -198,87 +196,3 @@ def test_gain_is_one_per_clip_and_within_its_range() -> None:
     assert float(per_clip.min()) >= np.exp(-0.5) - 1e-6
     assert float(per_clip.max()) <= np.exp(0.5) + 1e-6
     assert float(per_clip.std()) > 0.1
-
-
-def test_rows_through_ray_data_are_those_of_the_shards(
-    ray_session: None, drawn_shards: Path
-) -> None:
-    directory = str(drawn_shards)
-    index = read_index(directory)
-    assert len(index.clip_ids) == 56
-    assert index.num_annotated_apexes == 56
-    wanted = index.clip_ids[5:40:3]
-    rows = read_clips(directory, wanted, Input(), for_training=True).take_all()
-    assert [row["clip_id"] for row in rows] == wanted
-    clips = {clip.clip_id: clip for clip in shards.read_clips(directory)}
-    memory = load_rows(rows, clips[wanted[0]].identity.shape[1])
-    for position, clip_id in enumerate(wanted):
-        clip = clips[clip_id]
-        bitstream = Bitstream(clip.bitstream, clip_id)
-        packed = [bitstream.accumulated_residuals(gop)[-1].packed() for gop in (0, 1)]
-        expected = np.stack([to_planes(residual) for residual in packed])
-        np.testing.assert_array_equal(memory.frames[position], expected)
-        sizes = [len(bitstream.packets[n]) for gop in bitstream.gops for n in gop[1:]]
-        assert int(memory.bytes_read[position]) == sum(sizes)
-        assert int(memory.labels[position]) == clip.label
-        assert memory.subjects[position] == clip.subject
-        np.testing.assert_allclose(memory.z_I[position], clip.identity.mean(0), rtol=1e-5)
-        assert bool(memory.has_apex[position])
-        mean = clip.apex.mean((0, 1)) / 255
-        np.testing.assert_allclose(memory.apex[position].mean((1, 2)), mean, atol=0.01)
-
-    # Drawn anew each epoch, so all are kept; for validation only the evenly spaced ones.
-    what = Input(frames=3)
-    all_frames = load_rows(read_clips(directory, wanted[:2], what, True).take_all(), 128)
-    assert len(all_frames.frames[0]) == len(clips[wanted[0]].residual_frames)
-    three = load_rows(read_clips(directory, wanted[:2], what, False).take_all(), 128)
-    assert three.frames[0].shape[0] == 3
-    # In training's own look at its clips they are the same three.
-    standardise = Standardisation.of(torch.zeros(128), torch.ones(128), 1)
-    for rows_of in (all_frames, three):
-        (batch,) = BatchMaker(rows_of, what, standardise, torch.device("cpu")).in_order(2)
-        expected = scale_planes(torch.from_numpy(three.frames[0].copy()))
-        torch.testing.assert_close(batch.planes[0], expected)
-
-
-def test_epochs_are_a_function_of_seed_epoch_and_rank(
-    ray_session: None, drawn_shards: Path
-) -> None:
-    directory = str(drawn_shards)
-    index = read_index(directory)
-    what = Input(frames=4)
-    records = read_clips(directory, index.clip_ids[:10], what, for_training=True).take_all()
-    rows = load_rows(records, 128)
-    total = rows.z_I.double()
-    standardise = Standardisation.of(total.sum(0), (total**2).sum(0), len(rows))
-    maker = BatchMaker(rows, what, standardise, torch.device("cpu"), ["S002", "S001"])
-
-    def epoch(*key: int) -> list:
-        return list(maker.training_epoch(3, 4, Augmentation(), *key))
-
-    first, again = epoch(0, 1, 0), epoch(0, 1, 0)
-    for one, other in zip(first, again, strict=True):
-        for name in vars(one):
-            assert torch.equal(getattr(one, name), getattr(other, name))
-    for key in ((1, 1, 0), (0, 2, 0), (0, 1, 1)):
-        assert not torch.equal(first[0].planes, epoch(*key)[0].planes)
-    assert all(batch.planes.shape == (4, 4, 6, 32, 32) for batch in first)
-    # 12 places for 10 clips: each once, before two come twice.
-    identities = torch.cat([batch.z_I for batch in first])
-    assert len(torch.unique(identities[:10], dim=0)) == 10
-
-    # What is rebuilt from a mirrored clip is the mirrored apex.
-    mirroring = replace(NO_CHANGE, flip_probability=1.0)
-    plain, mirrored = (
-        next(maker.training_epoch(1, 4, settings, 0, 0, 0)) for settings in (NO_CHANGE, mirroring)
-    )
-    assert torch.equal(mirrored.apex, plain.apex.flip(-1))
-    assert not torch.equal(mirrored.apex, plain.apex)
-
-    numbers = torch.cat([batch.subjects for batch in maker.in_order(4)])
-    assert numbers.tolist() == [{"S001": 1, "S002": 0}.get(s or "", -1) for s in rows.subjects]
-
-    whole = torch.cat([batch.z_I for batch in maker.in_order(4)])
-    torch.testing.assert_close(whole, standardise(rows.z_I))
-    torch.testing.assert_close(whole.mean(0), torch.zeros(128), atol=1e-4, rtol=0)
-    torch.testing.assert_close(whole.std(0, correction=0), torch.ones(128), atol=1e-3, rtol=0)

@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 
 from cfer.clips import ClipError, open_pictures
-from cfer.faces import LOOKS, MARGIN, FaceDetector, Square, _Face, crop, face_clip, squares_of
+from cfer.faces import LOOKS, MARGIN, Square, _Face, crop, face_clip, squares_of
+from pipeline.datasets.drawing import Settings, draw_clip
+from pipeline.datasets.synthetic import clip_generator, identity_of
 
 SHAPE = (400, 600)
 
 
 def face(x: float, y: float, width: float, height: float, probability: float = 0.99) -> _Face:
     return _Face(np.array([x, y, x + width, y + height]), probability)
-
-
-@pytest.fixture(scope="module")
-def detector() -> FaceDetector:
-    return FaceDetector()
 
 
 def center(square: Square) -> tuple[float, float]:
@@ -94,14 +91,16 @@ def still_video(path, picture: np.ndarray, num_frames: int) -> None:
         container.mux(stream.encode(None))
 
 
-def drawn_picture(drawn_videos) -> np.ndarray:
-    with av.open(str(drawn_videos / "videos" / "S001" / "anger_1.mp4")) as container:
-        return next(container.decode(video=0)).to_ndarray(format="rgb24")
+@pytest.fixture(scope="module")
+def drawn_picture() -> np.ndarray:
+    """256 × 256, so that it is a large face, and a small one where it is made smaller."""
+    generator = clip_generator(0, 0, "anger", 0)
+    return draw_clip(identity_of(0, 0), "anger", Settings(frames=2), generator)[0][0]
 
 
-def test_the_square_follows_the_face_but_stands_still_in_a_clip(drawn_videos, detector, tmp_path):
+def test_the_square_follows_the_face_but_stands_still_in_a_clip(drawn_picture, detector, tmp_path):
     """The same face moved by a known offset: so is the square."""
-    picture = drawn_picture(drawn_videos)
+    picture = drawn_picture
     height, width = picture.shape[:2]
     squares = []
     for offset in (0, 64):
@@ -119,8 +118,8 @@ def test_the_square_follows_the_face_but_stands_still_in_a_clip(drawn_videos, de
     assert squares[1].y - squares[0].y == pytest.approx(64, abs=10)
 
 
-def test_a_window_without_a_face_is_no_end_of_the_clip(drawn_videos, detector, tmp_path):
-    picture = drawn_picture(drawn_videos)
+def test_a_window_without_a_face_is_no_end_of_the_clip(drawn_picture, detector, tmp_path):
+    picture = drawn_picture
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -141,15 +140,15 @@ def test_a_window_without_a_face_is_no_end_of_the_clip(drawn_videos, detector, t
         assert np.array_equal(window.pictures, expected)
 
 
-def test_one_frame_is_an_error(drawn_videos, detector, tmp_path):
-    still_video(tmp_path / "one.mp4", drawn_picture(drawn_videos), 1)
+def test_one_frame_is_an_error(drawn_picture, detector, tmp_path):
+    still_video(tmp_path / "one.mp4", drawn_picture, 1)
     with pytest.raises(ClipError, match="only one frame"):
         list(face_clip(tmp_path / "one.mp4", 64, detector))
 
 
-def test_looking_for_large_faces_first_changes_no_square(drawn_videos, detector):
+def test_looking_for_large_faces_first_changes_no_square(drawn_picture, detector):
     """A large face gets the very same box; a small one is found where there is no large one."""
-    face = drawn_picture(drawn_videos)
+    face = drawn_picture
     small = np.full((480, 480, 3), 128, np.uint8)
     small[40:104, 300:364] = cv2.resize(face, (64, 64), interpolation=cv2.INTER_AREA)
     both = small.copy()

@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from helpers import run_module
+from bitstreams import luma_on_flat_reference, moving_texture, not_coded, someone_elses
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
-from test_codec import luma_on_flat_reference, moving_texture, not_coded, someone_elses
 
+from cfer.cli import run
 from cfer.codec import GRAY, Bitstream, CodecSettings, encode
 from cfer.errors import InputError
 from cfer.inputs import KINDS, Input
@@ -470,8 +470,7 @@ def test_a_stored_clip_without_an_apex(shards):
 
 
 def test_the_command_writes_a_picture_of_about_1600_pixels(fixed_gop, tmp_path):
-    done = run_module("cfer.cli", "look", str(fixed_gop), str(tmp_path / "look.png"))
-    assert done.returncode == 0, done.stderr
+    assert run(["look", str(fixed_gop), str(tmp_path / "look.png")]) == 0
     with Image.open(tmp_path / "look.png") as picture:
         assert 1550 <= picture.width <= 1650
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers import run_module
 
+from cfer.cli import run
 from cfer.errors import InputError
 from cfer.faces import Square
 from cfer.predict import Prediction
@@ -122,17 +122,15 @@ def test_the_frames_above_the_plot_are_not_distorted(tmp_path, height, width):
     assert wide * stretch == pytest.approx(tall, rel=0.12)
 
 
-def test_one_command_writes_all_three(drawn_videos, tmp_path):
+def test_one_command_writes_all_three(drawn_videos, tmp_path, capsys):
     """With the model that ships, as right after installation."""
     video = drawn_videos / "videos" / "S003" / "surprise_1.mp4"
     files = {name: tmp_path / f"out.{name}" for name in ("csv", "png", "mp4")}
-    done = run_module(
-        *("cfer.cli", "predict", str(video), "--csv", str(files["csv"])),
-        *("--plot", str(files["png"]), "--annotate", str(files["mp4"])),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "drawn faces" in done.stderr
+    arguments = ["predict", str(video), "--csv", str(files["csv"]), "--plot", str(files["png"])]
+    assert run([*arguments, "--annotate", str(files["mp4"])]) == 0
+    said = capsys.readouterr()
+    assert "drawn faces" in said.err
     assert files["png"].read_bytes().startswith(b"\x89PNG")
-    assert len(files["csv"].read_text().splitlines()) == len(done.stdout.splitlines())
+    assert len(files["csv"].read_text().splitlines()) == len(said.out.splitlines())
     with av.open(str(files["mp4"])) as container:
         assert len(list(container.decode(video=0))) == 24

@@ -1,0 +1,90 @@
+"""Uploads that want to cost a server more than they should, or to read what is not theirs."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+SIDE = 16_000
+
+
+def huge_png(side: int = SIDE) -> bytes:
+    """A picture of one bit a pixel: some kB, which a decoder makes hundreds of MB of."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows = zlib.compress(bytes(side * (side // 8 + 1)), 9)
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def png_video(path: Path, png: bytes, said: int) -> bytes:
+    """The picture as a video, in a container that says its side is `said`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=25)
+        stream.width = stream.height = said
+        stream.pix_fmt = "monob"
+        for number in range(3):
+            packet = av.Packet(png)
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            packet.time_base = Fraction(1, 25)
+            packet.is_keyframe = True
+            container.mux(packet)
+    return path.read_bytes()
+
+
+def grey_video(path: Path, frames: int, rate: int) -> bytes:
+    """Many pictures in few bytes and little time."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")
+        for number in range(frames):
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def sound(path: Path) -> bytes:
+    """A file without a picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000)
+        silence = np.zeros((1, 1024), np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+        frame.rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def hostile_videos(video: Path, folder: Path) -> dict[str, tuple[bytes, str]]:
+    """By what it is: its bytes, and what is said of it, of videos of 10 s and 600 frames."""
+    whole, png = video.read_bytes(), huge_png()
+    assert len(png) < 100_000
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n%s\n" % str(video).encode()
+    concat = b"ffconcat version 1.0\nfile '%s'\n" % str(video).encode()
+    unreadable, too_long = "not a readable video (", "longer than 10 s or 600 frames; cut it"
+    return {
+        "text": (b"not a video\n" * 1000, unreadable),
+        "noise": (np.random.default_rng(0).bytes(100_000), unreadable),
+        "zeros": (bytes(100_000), unreadable),
+        "a picture": (png, unreadable),
+        "16k × 16k, and says so": (png_video(folder / "a.mov", png, SIDE), unreadable),
+        "16k × 16k, and says 64 × 64": (png_video(folder / "b.mov", png, 64), unreadable),
+        "many pictures": (grey_video(folder / "c.mp4", 700, 1000), too_long),
+        "a long time": (grey_video(folder / "d.mp4", 20, 1), too_long),
+        "cut off": (whole[: len(whole) // 2], unreadable),
+        "sound alone": (sound(folder / "e.mp4"), "there is no video stream in it"),
+        "a playlist of a file here": (playlist, unreadable),
+        "a list of files here": (concat, unreadable),
+    }

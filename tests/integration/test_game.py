@@ -1,0 +1,57 @@
+"""The game in two processes: DDP workers play as one with the doubled batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_game import (
+    NUM_CLIPS,
+    assert_players_leave_each_other_alone,
+    make_batch,
+    parameters,
+    play,
+    players,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+
+def _in_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        recogniser, estimator = players()
+        assert_players_leave_each_other_alone(
+            DistributedDataParallel(recogniser), DistributedDataParallel(estimator)
+        )
+        recogniser, estimator = players()
+        half = NUM_CLIPS // 2
+        terms = play(
+            DistributedDataParallel(recogniser),
+            DistributedDataParallel(estimator),
+            make_batch(rank * half, (rank + 1) * half),
+        )
+        state = {"terms": terms, "players": [parameters(recogniser), parameters(estimator)]}
+        torch.save(state, Path(folder) / f"{rank}.pt")
+        dist.barrier()  # Gloo may abort when the other one is gone already
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_workers_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    mp.spawn(_in_worker, args=(str(tmp_path),), nprocs=2)
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+
+    recogniser, estimator = players()
+    terms = play(recogniser, estimator, make_batch())
+    for state in states:
+        for mine, theirs in zip(
+            (parameters(recogniser), parameters(estimator)), state["players"], strict=True
+        ):
+            for a, b in zip(mine, theirs, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    for name in ("loss", "identity_term", "estimator_loss", "apex_error", "cross_entropy"):
+        mean = (states[0]["terms"][name] + states[1]["terms"][name]) / 2
+        torch.testing.assert_close(terms[name].double(), mean.double(), rtol=1e-9, atol=1e-11)

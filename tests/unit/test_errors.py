@@ -1,0 +1,54 @@
+"""What a command ends with: its status, and a line of a user's mistake."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from cfer.errors import STOP_SIGNALS, InputError, WorkerError, exit_with_message
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A command has the signals for itself; this process is pytest's."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def raising(error: BaseException) -> int:
+    raise error
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_status_is_the_commands_own(status, capsys):
+    with pytest.raises(SystemExit) as ended:
+        exit_with_message(lambda: status)
+    assert ended.value.code == status
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_is_a_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        exit_with_message(lambda: raising(InputError("--size 63: give an even number")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: --size 63: give an even number\n"
+
+
+def test_what_a_job_ended_with_elsewhere_is_told_with_its_traceback(capsys):
+    error = WorkerError("worker 1: out of memory")
+    error.where = "Traceback: there\n"
+    with pytest.raises(SystemExit) as ended:
+        exit_with_message(lambda: raising(error))
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Traceback: there\nerror: worker 1: out of memory\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), SystemExit(3)])
+def test_whatever_else_is_raised_goes_on(error):
+    with pytest.raises(type(error)) as caught:
+        exit_with_message(lambda: raising(error))
+    assert caught.value is error

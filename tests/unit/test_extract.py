@@ -1,0 +1,196 @@
+"""What an extraction makes of one clip, and what its options mean: without Ray."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import EXTRACTION
+
+from cfer.codec import encode
+from cfer.errors import InputError
+from cfer.faces import face_clip
+from cfer.identity import open_recogniser
+from cfer.shards import read_clips, read_description, verify
+from pipeline.actors import Settings, extract_clip
+from pipeline.extract import build_parser, main, settings_of, source_digest
+from pipeline.manifest import Entry
+
+# ----------------------------------------------------------------- what comes out
+
+
+def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
+    with open(drawn_videos / "manifest.csv") as stream:
+        manifest = {row["clip_id"]: row for row in csv.DictReader(stream)}
+    clips = {clip.clip_id: clip for clip in read_clips(drawn_shards)}
+    description = read_description(drawn_shards)
+    assert clips.keys() == manifest.keys()
+    assert len(clips) == 10
+    assert description.classes == sorted({row["label"] for row in manifest.values()})
+    for clip_id, row in manifest.items():
+        clip = clips[clip_id]
+        assert clip.subject == row["subject"]
+        assert clip.label_name == row["label"] == description.classes[clip.label]
+        assert clip.apex_frame == int(row["apex_frame"])
+        assert clip.num_frames == 24
+        assert clip.i_frame_numbers == [0, 12]
+        assert clip.residual_frames == [*range(1, 12), *range(13, 24)]
+        assert clip.identity.shape == (1, 128)
+        assert clip.apex.shape == (64, 64, 3)
+        assert clip.intra_fraction == 0
+    assert verify(drawn_shards) == []
+
+
+def test_a_clip_has_the_identity_of_its_middle_i_frame(drawn_shards):
+    recogniser = open_recogniser("dlib")
+    for clip in list(read_clips(drawn_shards))[:2]:
+        assert len(clip.i_frames) == 2
+        np.testing.assert_allclose(clip.identity, recogniser.embed(clip.i_frames[1:]), atol=1e-4)
+
+
+def test_the_stored_shards_are_what_is_extracted_now(drawn_videos, drawn_shards, detector):
+    """Of one clip of each: crop, bitstream, I-frames and apex. tests/fixtures/make.py makes them
+    anew."""
+    settings = Settings(size=64, gop_size=12, gop_span=12, identity="dlib")
+    stored = {clip.clip_id: clip for clip in read_clips(drawn_shards)}
+    for name in ("S001_happiness_1", "S005_surprise_1"):
+        clip = stored[name]
+        entry = Entry(str(drawn_videos / clip.source), name, clip.source, apex_frame=23)
+        (now,), failures = extract_clip(entry, settings, [], detector)
+        assert failures == []
+        assert now.bitstream == clip.bitstream
+        (window,) = face_clip(entry.location, 64, detector)
+        assert clip.bitstream == encode(window.pictures, settings.codec, window.fps).data
+        assert np.array_equal(now.i_frames, clip.i_frames)
+        assert np.array_equal(now.apex, clip.apex)
+        assert np.array_equal(clip.apex, window.pictures[clip.apex_frame])
+        assert np.abs(clip.i_frames[0].astype(int) - window.pictures[0]).mean() < 4
+
+
+def test_windows_and_apex(drawn_videos, detector):
+    video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
+    settings = Settings(size=64, gop_size=4, gop_span=4, identity="dlib", window_gops=3)
+    entry = Entry(str(video), "a", "a.mp4", subject="S2", label="surprise", apex_frame=23)
+    clips, failures = extract_clip(entry, settings, ["anger", "surprise"], detector)
+    assert failures == []
+    assert [clip.clip_id for clip in clips] == ["a#0001", "a#0002"]
+    assert [clip.num_frames for clip in clips] == [12, 12]
+    assert [clip.apex_frame for clip in clips] == [None, 11]
+    assert [clip.label for clip in clips] == [1, 1]
+    for clip in clips:
+        assert clip.residual_frames == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+
+
+def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
+    video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
+    settings = Settings(size=64, gop_size=3, gop_span=8, identity="dlib", window_gops=2)
+    entry = Entry(str(video), "a", "a.mp4", apex_frame=20)
+    clips, failures = extract_clip(entry, settings, [], detector)
+    assert failures == []
+    assert [clip.num_frames for clip in clips] == [6, 3]
+    assert [clip.i_frame_numbers for clip in clips] == [[0, 3], [0]]
+    # The second window is frames 16 to 23, of which 16, 20 and 23 are encoded.
+    assert [clip.apex_frame for clip in clips] == [None, 1]
+    windows = list(face_clip(video, 64, detector, 16))
+    fps = windows[0].fps * 3 / 8
+    assert [clip.fps for clip in clips] == [fps] * 2
+    # The apex frame itself, 20, is one of them.
+    assert np.array_equal(clips[1].apex, windows[1].pictures[4])
+    pictures = [windows[1].pictures[frame] for frame in (0, 4, 7)]
+    assert clips[1].bitstream == encode(pictures, settings.codec, fps).data
+
+
+@pytest.mark.parametrize(
+    ("name", "apex_frame", "reason"),
+    [
+        ("happiness_1.mp4", 24, "apex_frame 24 is beyond its last frame, 23"),
+        ("nosuch.mp4", None, "No such file"),
+    ],
+)
+def test_what_cannot_be_used_is_a_failure(drawn_videos, detector, name, apex_frame, reason):
+    entry = Entry(str(drawn_videos / "videos" / "S001" / name), "a", name, apex_frame=apex_frame)
+    clips, (failure,) = extract_clip(entry, Settings(size=64), [], detector)
+    assert clips == []
+    assert failure.clip_id == "a"
+    assert reason in failure.reason
+
+
+def test_a_real_video(faces_dir, detector):
+    entry = Entry(str(faces_dir / "d18.mp4"), "d18", "d18.mp4")
+    clips, failures = extract_clip(entry, Settings(), [], detector)
+    assert not failures
+    assert sum(clip.num_frames for clip in clips) == 27, "3 of each 24"
+    assert all(clip.intra_fraction == 0 for clip in clips)
+    # The same person through the whole video.
+    first, last = open_recogniser("dlib").embed([clips[0].i_frames[0], clips[0].i_frames[-1]])
+    assert np.linalg.norm(first - last) < 0.6, "dlib's own threshold for one person"
+
+
+# ----------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", "63"), "--size 63: give an even number"),
+        (("--gop-size", "1"), "--gop-size 1: give 2 or more"),
+        (("--gop-size", "30"), "--gop-size 30 --gop-span 24: a GOP stands for at least"),
+        (("--quantiser", "40"), "quantiser 40: must be from 1"),
+        (("--clips-per-shard", "0"), "--clips-per-shard 0: give 1 or more"),
+        (("--identity-weights", "w.pt", "--identity", "facenet"), "w.pt: cannot be read"),
+        (("--actors", "0"), "--actors 0: give 1 or more"),
+        (("--videos", "nosuch*.mp4"), "no clip found"),
+        (("--root", "x"), "--root x: only with --dataset"),
+    ],
+)
+def test_mistakes_name_the_option(drawn_videos, tmp_path, options, message):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=re.escape(message)):
+        main(["--videos", str(drawn_videos), "--out", str(out), *EXTRACTION, *options])
+    assert not list(out.glob("shard-*"))
+
+
+def test_unknown_class_names_stop_before_any_work(drawn_videos, tmp_path):
+    arguments = ["--videos", str(drawn_videos / "manifest.csv"), "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"unknown class .*--classes has anger, joy"):
+        main([*arguments, "--classes", "anger,joy"])
+    with pytest.raises(InputError, match=r"no dataset\.json"):
+        read_description(tmp_path / "out")
+
+
+def test_presets_are_defaults():
+    parse = build_parser().parse_args
+    base = ["--videos", "v", "--out", "o", "--preset", "paper"]
+    assert settings_of(parse(base)).size == 224
+    assert settings_of(parse([*base, "--size", "96"])).size == 96
+    assert settings_of(parse([*base, "--no-motion-search"])).motion_search is False
+    assert settings_of(parse(base[:4])) == Settings()
+
+
+def test_bit_rate_takes_the_quantisers_place():
+    arguments = build_parser().parse_args("--videos v --out o --bit-rate 200000".split())
+    codec = settings_of(arguments).codec
+    assert (codec.quantiser, codec.bit_rate) == (None, 200_000)
+
+
+def test_source_digest_is_of_the_bytes(tmp_path):
+    one, two = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    one.write_bytes(b"same")
+    two.write_bytes(b"same")
+    assert source_digest(str(one)) == source_digest(str(two))
+    two.write_bytes(b"other")
+    assert source_digest(str(one)) != source_digest(str(two))
+    assert source_digest(str(tmp_path / "missing.mp4")) == ""
+
+
+def test_a_folder_of_pictures_has_a_digest_of_its_own(tmp_path):
+    for name in ("001.png", "002.png"):
+        (tmp_path / name).write_bytes(b"picture")
+    before = source_digest(str(tmp_path))
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    assert source_digest(str(tmp_path)) == before != ""
+    Path(tmp_path / "002.png").rename(tmp_path / "003.png")
+    assert source_digest(str(tmp_path)) != before

@@ -1,0 +1,463 @@
+"""Prediction: what it reads, what it does not, where a video comes from, and `cfer predict`.
+
+With the model that ships, and with one for the drawn videos' size whose weights are as they come:
+what it says is not what is tested.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import as_mpegts
+
+from cfer import clips
+from cfer.cli import run
+from cfer.clips import GrowingFile
+from cfer.codec import VOP_START_CODE, Bitstream, CodecError, CodecSettings, encode
+from cfer.errors import InputError
+from cfer.inputs import Input
+from cfer.model import ModelConfig, Predictor
+from cfer.model_file import ModelCard, write_model
+from cfer.models import DEFAULT_LIMITS
+from cfer.predict import Recognizer, face_bitstream
+from cfer.shards import read_clips
+
+CODEC = CodecSettings(gop_size=12, quantiser=4)
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    torch.manual_seed(0)
+    network = ModelConfig(num_classes=2, identity_dim=128, width=8, code_dim=16)
+    card = ModelCard(
+        classes=("happiness", "surprise"),
+        size=64,
+        codec=CODEC,
+        window_gops=2,
+        what=Input(),
+        network=network,
+    )
+    return Recognizer(Predictor(network), card)
+
+
+@pytest.fixture(scope="module")
+def model(recognizer: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its file."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    write_model(path, recognizer._predictor, recognizer.card)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def video(drawn_videos: Path) -> Path:
+    return drawn_videos / "videos" / "S003" / "surprise_1.mp4"
+
+
+@pytest.fixture(scope="module")
+def other(drawn_videos: Path) -> Path:
+    return drawn_videos / "videos" / "S004" / "happiness_1.mp4"
+
+
+@pytest.fixture(scope="module")
+def clip(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The video's face, as the recogniser wants it."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    face_bitstream(video, 64, CODEC).save(path)
+    return path
+
+
+# ---- what is read --------------------------------------------------------------------------------
+
+
+def test_the_i_frame_is_not_looked_at(recognizer: Recognizer, clip: Path) -> None:
+    """With every I-frame destroyed in the file, the prediction is the same to the bit."""
+    (wanted,) = recognizer.predict(clip)
+    whole = Bitstream.open(clip)
+    data = whole.data
+    for gop in whole.gops:
+        packet = whole.packets[gop[0]]
+        start = packet.find(VOP_START_CODE) + 5
+        ruined = packet[:start] + b"\xa5" * (len(packet) - start)
+        assert data.count(packet) == 1
+        data = data.replace(packet, ruined)
+    ruined_clip = Bitstream(data, "ruined")
+    with pytest.raises(CodecError):
+        ruined_clip.i_frames()
+    (given,) = recognizer.predict_bitstream(ruined_clip)
+    assert given.probabilities == wanted.probabilities
+
+
+def test_the_p_frames_are_looked_at(recognizer: Recognizer, clip: Path, other: Path) -> None:
+    (one,), (two,) = (recognizer.predict(path) for path in (clip, other))
+    assert one.probabilities != two.probabilities
+
+
+def test_only_the_packets_that_are_needed_reach_the_decoder(clip: Path) -> None:
+    whole = Bitstream.open(clip)
+    direct = Input("direct")
+    wanted = direct.read(whole, range(2))
+    assert direct.packets_read(whole, range(2)) == [11, 23]
+    emptied = Bitstream.open(clip)
+    for number in range(len(emptied.packets)):
+        if number not in (11, 23):
+            emptied.packets[number] = b""
+    assert np.array_equal(direct.read(emptied, range(2)), wanted)
+
+
+def test_a_video_is_predicted_as_its_encoded_clip(
+    recognizer: Recognizer, video: Path, clip: Path
+) -> None:
+    (raw,), (encoded,) = (recognizer.predict(path) for path in (video, clip))
+    assert raw.square is not None
+    assert encoded.square is None
+    assert replace(raw, source=encoded.source, square=None) == encoded
+    assert (raw.source, raw.start_seconds, raw.end_seconds) == (str(video), 0, 1)
+    assert raw.num_frames == 2
+    assert raw.face == 1
+    assert sum(raw.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert tuple(raw.probabilities) == recognizer.card.classes
+    assert raw.probabilities[raw.label] == max(raw.probabilities.values())
+
+
+def test_prediction_sees_what_was_extracted(drawn_shards: Path, clip: Path) -> None:
+    """The crop and the codec of extraction and of prediction are the same, to the bit."""
+    row = next(c for c in read_clips(drawn_shards) if c.clip_id.endswith("S003_surprise_1"))
+    encoded = Bitstream.open(clip)
+    assert encoded.packets == Bitstream(row.bitstream, row.clip_id).packets
+
+
+def test_shards_are_predicted_as_their_videos(
+    recognizer: Recognizer, drawn_shards: Path, video: Path
+) -> None:
+    (wanted,) = recognizer.predict(video)
+    of_shards = {p.source: p for p in recognizer.predict_shards(drawn_shards)}
+    assert len(of_shards) == 10
+    (given,) = (p for name, p in of_shards.items() if name.endswith("S003_surprise_1"))
+    assert given.probabilities == wanted.probabilities
+
+
+def test_shards_of_other_settings_are_refused(drawn_shards: Path) -> None:
+    with pytest.raises(InputError, match="64 × 64 in GOPs of 12, and the model is for 112 × 112"):
+        next(Recognizer.from_pretrained().predict_shards(drawn_shards))
+
+
+def test_long_videos_are_predicted_window_by_window(recognizer: Recognizer) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (50, 64, 64, 3), dtype=np.uint8)
+    bitstream = encode(pictures, CODEC, 25)
+    predictions = list(recognizer.predict_bitstream(bitstream))
+    assert [(p.start_seconds, p.end_seconds) for p in predictions] == [
+        (0.0, 0.96),
+        (0.96, 1.92),
+        (1.92, 2.0),
+    ]
+    assert [p.num_frames for p in predictions] == [2, 2, 1]
+    ends = [p.end_seconds for p in recognizer.predict_bitstream(bitstream, window_gops=1)]
+    assert ends == [0.48, 0.96, 1.44, 1.92, 2.0]
+    # A last I-frame alone has no change to see.
+    cut = encode(pictures[:25], CODEC, 25)
+    assert [p.num_frames for p in recognizer.predict_bitstream(cut)] == [2]
+
+
+def test_a_clip_of_i_frames_alone_is_an_error(recognizer: Recognizer) -> None:
+    pictures = [np.zeros((64, 64, 3), np.uint8)] * 3
+    bitstream = encode(pictures, CodecSettings(gop_size=1), 25)
+    with pytest.raises(CodecError, match="no P-frame"):
+        list(recognizer.predict_bitstream(bitstream))
+
+
+def test_a_bitstream_of_other_settings_is_encoded_anew(
+    recognizer: Recognizer, video: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.mp4"
+    face_bitstream(video, 64, replace(CODEC, gop_size=8)).save(path)
+    assert not recognizer.is_fixed_gop(Bitstream.open(path))
+    (window,) = recognizer.predict(path)
+    assert window.square is not None, "its face was looked for"
+    assert window.num_frames == 2
+    with pytest.raises(InputError, match="--faces some: give one of one, all"):
+        recognizer.predict(path, faces="some")
+
+
+# ---- several faces, none -------------------------------------------------------------------------
+
+
+def pictures_of(video: Path) -> list[np.ndarray]:
+    with av.open(str(video)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def write_video(path: Path, pictures: list[np.ndarray]) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "4"})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def test_all_faces_keep_their_numbers(
+    recognizer: Recognizer, video: Path, other: Path, tmp_path: Path
+) -> None:
+    """Two people side by side: each keeps its number through all windows."""
+    path = tmp_path / "two.mp4"
+    both = zip(pictures_of(video), pictures_of(other), strict=True)
+    wide = [np.concatenate([cv2.resize(p, (128, 128)) for p in pair], axis=1) for pair in both]
+    write_video(path, wide * 2)
+    windows = recognizer.predict(path, faces="all", window_gops=1)
+    assert len(windows) == 8
+    by_face = {n: [w for w in windows if w.face == n] for n in (1, 2)}
+    assert [len(found) for found in by_face.values()] == [4, 4]
+    sides = {
+        n: {(w.square.x + w.square.side / 2) // 128 for w in found} for n, found in by_face.items()
+    }
+    assert sorted(map(tuple, sides.values())) == [(0,), (1,)]
+    assert [w.face for w in recognizer.predict(path, window_gops=4)] == [1]
+
+
+def test_a_window_without_a_face_says_so(
+    model: str, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, table = tmp_path / "left.mp4", tmp_path / "left.csv"
+    grey = [np.full((64, 64, 3), 90, np.uint8)] * 24
+    write_video(path, pictures_of(video) + grey)
+    assert run(["predict", str(path), "--model", model, "--csv", str(table)]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[:3] == ["0.00s", "1.00s", "1"]
+    assert second.split() == ["1.00s", "2.00s", "-", "no", "face"]
+    with table.open() as file:
+        there, gone = csv.DictReader(file)
+    assert there["label"] in ("happiness", "surprise")
+    assert (gone["face"], gone["label"], gone["surprise"]) == ("0", "", "")
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_predicted_without_seeking_and_as_its_file(
+    recognizer: Recognizer, video: Path, other: Path, tmp_path: Path
+) -> None:
+    stream = as_mpegts(video, other, video)
+    windows = list(recognizer.predict_stream(io.BytesIO(stream), "a camera"))
+    assert [w.start_seconds for w in windows] == [0.5 * n for n in range(6)]
+    assert {w.source for w in windows} == {"a camera"}
+    assert {w.face for w in windows} == {1}
+    path = tmp_path / "whole.ts"
+    path.write_bytes(stream)
+    wanted = [replace(w, source="a camera") for w in recognizer.predict(path, window_gops=1)]
+    assert windows == wanted
+
+
+class WritingClock:
+    """In place of the time: whenever a reader sleeps, another piece of the file is written."""
+
+    def __init__(self, path: Path, pieces: list[bytes]) -> None:
+        self._path, self._pieces, self._now = path, pieces, 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+        if self._pieces:
+            with self._path.open("ab") as file:
+                file.write(self._pieces.pop(0))
+
+
+def test_a_file_that_grows_is_predicted_to_its_end(
+    recognizer: Recognizer, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, path = as_mpegts(video, video), tmp_path / "live.ts"
+    step = len(stream) // 5
+    path.write_bytes(stream[:step])
+    pieces = [stream[at : at + step] for at in range(step, len(stream), step)]
+    clock = WritingClock(path, pieces)
+    monkeypatch.setattr(clips, "time", clock)
+    windows = list(recognizer.predict_stream(GrowingFile(path, 4), "live.ts"))
+    assert path.read_bytes() == stream
+    assert windows[-1].end_seconds == pytest.approx(2)
+    assert all(w.label for w in windows)
+    # It was waited for more, as long as was said; and once.
+    assert 4 < clock.monotonic() < 5
+
+
+def test_the_command_follows_a_file(
+    model: str, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "live.ts"
+    path.write_bytes(as_mpegts(video))
+    arguments = ["predict", str(path), "--model", model, "--follow", "0.01", "--json"]
+    assert run(arguments) == 0
+    windows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    # Of a stream a window is one GOP, if nothing else is said.
+    assert [w["end_seconds"] for w in windows] == [0.5, 1]
+    assert run([*arguments, "--window-gops", "2"]) == 0
+    (window,) = capsys.readouterr().out.splitlines()
+    assert json.loads(window)["num_frames"] == 2
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table(
+    recognizer: Recognizer, model: str, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", str(clip), "--model", model]) == 0
+    printed = capsys.readouterr()
+    (wanted,) = recognizer.predict(clip)
+    head, row = printed.out.splitlines()
+    assert head.split() == ["from", "to", "face", "label", *recognizer.card.classes]
+    start, end, face, label, *columns = row.split()
+    assert (start, end, face, label) == ("0.00s", "1.00s", "1", wanted.label)
+    assert list(map(float, columns)) == pytest.approx(list(wanted.probabilities.values()), abs=6e-4)
+    for name in recognizer.card.classes:
+        assert (
+            head.index(name) + len(name)
+            == re.search(f"{wanted.probabilities[name]:.3f}", row).end()
+        ), "a number ends below the end of its name"
+    assert printed.err == "", "only of the model that ships there is something to say"
+
+
+def test_the_shipped_model_is_used_and_says_what_it_is(
+    video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", str(video), "--json"]) == 0
+    printed = capsys.readouterr()
+    recognizer = Recognizer.from_pretrained()
+    (wanted,) = recognizer.predict(video)
+    told = json.loads(printed.out)
+    assert list(told["probabilities"]) == list(recognizer.card.classes)
+    assert list(told["probabilities"].values()) == pytest.approx(
+        list(wanted.probabilities.values()), abs=1e-6
+    )
+    square = wanted.square
+    assert told["box"] == [square.x, square.y, square.side, square.side]
+    assert printed.err == f"note: {DEFAULT_LIMITS}\n"
+
+
+def test_a_folder_is_each_of_its_videos(
+    model: str, drawn_videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = drawn_videos / "videos" / "S003"
+    names = sorted(str(path) for path in folder.glob("*.mp4"))
+    assert len(names) == 2
+    assert run(["predict", str(folder), "--model", model]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "from"
+    # Each under its name.
+    assert lines[0::2] == [f"{name}:" for name in names]
+    assert all(line.split()[0] == "0.00s" for line in lines[1::2])
+
+
+def test_shards_are_each_of_their_clips(
+    model: str, drawn_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", str(drawn_shards), "--model", model, "--window-gops", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    named = [line for line in lines if line.endswith(":")]
+    assert named == [f"{clip.clip_id}:" for clip in read_clips(drawn_shards)]
+    assert len(lines) == 10 * 3, "a name and two GOPs of each"
+
+
+def test_a_folder_of_pictures_is_one_video(
+    model: str, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, picture in enumerate(pictures_of(video)):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture[..., ::-1])
+    assert run(["predict", str(tmp_path), "--model", model, "--json"]) == 0
+    (window,) = capsys.readouterr().out.splitlines()
+    assert json.loads(window)["source"] == str(tmp_path)
+
+
+def test_a_source_that_fails_does_not_stop_the_others(
+    model: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, table = tmp_path / "broken.mp4", tmp_path / "all.csv"
+    broken.write_bytes(b"\0" * 300)
+    sources = [str(broken), str(clip)]
+    assert run(["predict", *sources, "--model", model, "--json", "--csv", str(table)]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["source"] == str(clip)
+    error, summary = printed.err.splitlines()
+    assert error.startswith(f"error: {broken}: not a video")
+    assert summary == "1 of 2 sources failed"
+    assert len(table.read_text().splitlines()) == 2, "what is known is written"
+
+
+def test_a_face_is_encoded_for_prediction(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "clip.mp4"
+    options = ["--size", "64", "--gop-size", "4", "--gop-span", "12", "--quantiser", "9"]
+    assert run(["encode", str(video), str(path), *options]) == 0
+    bitstream = Bitstream.open(path)
+    assert bitstream.width == bitstream.height == 64
+    assert [len(gop) for gop in bitstream.gops] == [4, 4]
+    wanted = face_bitstream(video, 64, CodecSettings(gop_size=4, gop_span=12, quantiser=9))
+    assert bitstream.packets == wanted.packets
+    said = f"{path}: 8 frames in 2 GOPs, {len(bitstream.data):,} bytes\n"
+    assert capsys.readouterr().out == said
+    assert run(["encode", str(video), str(path), *options, "--no-motion-search"]) == 0
+    assert not any(
+        residual.motion_vectors["motion_x"].any()
+        for gop in range(2)
+        for residual in Bitstream.open(path).accumulated_residuals(gop)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("predict missing.mp4", "missing.mp4: there is no such file or folder"),
+        ("predict empty", "empty: no video and no numbered picture in this folder"),
+        ("predict text.mp4", "text.mp4: not a video"),
+        ("predict grey.mp4", "grey.mp4: no face found"),
+        ("predict clip.mp4 --model missing.safetensors", "missing.safetensors"),
+        ("predict clip.mp4 --window-gops 0", "--window-gops 0: give 1 or more"),
+        ("predict clip.mp4 clip.mp4 --plot p.png", "--plot: of one video at a time"),
+        ("predict - --annotate a.mp4", "--annotate: of one video at a time"),
+        ("predict SHARDS --plot p.png", "--plot: of one video at a time"),
+        ("predict clip.mp4 --plot p.jpg", "p.jpg: give a file that ends in .png"),
+        ("encode text.mp4 out.mp4", "text.mp4: not a video"),
+        ("encode clip.mp4 out.mp4 --size 63", "--size 63: must be an even number"),
+        ("encode clip.mp4 out.mp4 --size 14", "--size 14: must be an even number of at least 16"),
+        ("encode clip.mp4 out.mp4 --gop-size 0", "GOP size 0: must be 1 or more"),
+        ("look clip.mp4 out.jpg", "out.jpg: give a file that ends in .png"),
+        ("look clip.mp4 nowhere/out.png", "nowhere/out.png: there is no folder nowhere"),
+    ],
+)
+def test_mistakes(
+    clip: Path,
+    drawn_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("clip.mp4").write_bytes(clip.read_bytes())
+    Path("text.mp4").write_text("not a video\n" * 50)
+    Path("empty").mkdir()
+    write_video(Path("grey.mp4"), [np.full((96, 96, 3), 90, np.uint8)] * 6)
+    before = set(tmp_path.iterdir())
+    words = [str(drawn_shards) if word == "SHARDS" else word for word in arguments.split()]
+    with pytest.raises(InputError, match=re.escape(message)):
+        run(words)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_pipe_without_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.BytesIO(b"not a video\n" * 500)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(text))
+    with pytest.raises(InputError, match="standard input: not a video that can be read while it"):
+        run(["predict", "-"])
