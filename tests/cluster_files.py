@@ -1,4 +1,4 @@
-"""What is written in cluster/: its texts, the commands in them, the services of its compose file."""
+"""What is written in cluster/: its texts, the commands in them, the services of compose.yaml."""
 
 from __future__ import annotations
 

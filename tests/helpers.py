@@ -257,6 +257,11 @@ def commands(title: str, page: str = "README.md") -> list[str]:
     """The commands under a title of a page, without what they say of themselves."""
     section = (REPOSITORY / page).read_text().split(f"# {title}\n")[1]
     (block,) = re.findall(r"^```sh\n(.*?)^```", section.split("\n## ")[0], re.M | re.S)
+    return command_lines(block)
+
+
+def command_lines(block: str) -> list[str]:
+    """The commands of a block of shell, each as one line."""
     joined = re.sub(r"\\\n\s*", "", block)
     lines = [re.split(r"\s+# ", line)[0].rstrip() for line in joined.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]

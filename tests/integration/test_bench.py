@@ -13,7 +13,6 @@ from helpers import wait_for
 
 from cfer.bench.memory import Watch, read_log
 
-
 # Shares what it has with a child, which has some of its own.
 FAMILY = """
 import os, signal
