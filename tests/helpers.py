@@ -71,13 +71,17 @@ def is_open(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0 and one.getsockname()[1] != port
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+def wait_for(
+    condition: Callable[[], object],
+    process: subprocess.Popen | None = None,
+    seconds_between: float = 0.02,
+) -> None:
     """Until it holds. A `process` that ends before has failed: nothing is left to wait for."""
     deadline = time.monotonic() + MOST_SECONDS
     while not condition():
         assert process is None or process.poll() is None, f"it ended first: {process.args}"
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
+        time.sleep(seconds_between)
 
 
 def kill_with_children(process: subprocess.Popen) -> None:

@@ -1,67 +1,100 @@
-"""Folds under a parent run: killed, resumed, summed up, swept, reported."""
+"""Folds under a parent run: killed, failed, resumed, summed up, swept, reported."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, kill_with_children
+from helpers import REPOSITORY, kill_with_children, wait_for
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from scipy import stats
 
 from cfer import evaluate, report
 from cfer.errors import InputError
-from cfer.run import Results, read_results
+from cfer.run import SEAL_NAME, STATE_NAME, Results, read_results
 from cfer.shards import read_description
-from cfer.train import Sweep, main, parse_seeds
+from cfer.train import main
 
 OPTIONS = [
-    *("--width", "8", "--code-dim", "32", "--batch-size", "8", "--epochs", "2"),
+    *("--width", "8", "--code-dim", "32", "--batch-size", "4", "--epochs", "2"),
     *("--folds", "2", "--sweep", "lambda=0,1", "--run", "game", "--experiment", "folds"),
 ]
 
 
+@dataclass(frozen=True)
+class Swept:
+    """A sweep over two values with two folds each, which was started three times.
+
+    Attributes:
+        folder: the working directory.
+        before: the results that were there when the first start was killed.
+        failed: what the second said, of which a run failed; and the error that it ended with.
+        said: what the third said, which did what was left.
+    """
+
+    folder: Path
+    before: dict[Path, bytes]
+    failed: tuple[str, InputError]
+    parent_of_failed: str
+    said: str
+
+
 @pytest.fixture(scope="module")
-def swept(drawn_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A sweep over two values with two folds each, killed after its first run and started again
-    → its folder, and what the second start said."""
+def swept(
+    ray_session: None, drawn_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Swept:
     folder = tmp_path_factory.mktemp("protocol")
-    command = [sys.executable, "-m", "cfer.train", "--data", str(drawn_shards), *OPTIONS]
+    arguments = ["--data", str(drawn_shards), *OPTIONS]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    killed = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
-    while not any(folder.glob("runs/*/*/results.json")):
-        assert killed.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "cfer.train", *arguments, "--parallel", "1"],
+        cwd=folder,
+        env=environment,
+    )
+    wait_for(lambda: any(folder.glob("runs/*/*/results.json")), killed)
     kill_with_children(killed)
     before = {path: path.read_bytes() for path in folder.glob("runs/*/*/results.json")}
     assert 1 <= len(before) < 4
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{len(before)} of 4 runs are finished already" in done.stderr
-    assert f"{4 - len(before)} runs, " in done.stderr
-    for path, data in before.items():
-        assert path.read_bytes() == data, "a finished fold was done again"
-    return folder, done.stderr
+
+    # The last of the runs finds a checkpoint that can't be loaded, though it is sealed.
+    run = folder / "runs" / "game-lambda=1.0" / "seed0-fold1"
+    assert not run.exists()
+    checkpoint = run / "epoch-00001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / STATE_NAME).write_bytes(b"not a state")
+    seal = {"epoch": 1, "sha256": hashlib.sha256(b"not a state").hexdigest()}
+    (checkpoint / SEAL_NAME).write_text(json.dumps(seal))
+
+    first, second = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with contextlib.redirect_stderr(first), pytest.raises(InputError) as failed:
+            main(arguments)
+        parent = json.loads((run.parent / "protocol.json").read_text())["mlflow_run_id"]
+        status = MlflowClient().get_run(parent).info.status
+        shutil.rmtree(checkpoint)
+        with contextlib.redirect_stderr(second):
+            assert main(arguments) == 0
+    return Swept(folder, before, (first.getvalue(), failed.value), status, second.getvalue())
 
 
 @pytest.fixture
-def client(swept: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    folder, _ = swept
-    monkeypatch.chdir(folder)
+def client(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.chdir(swept.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return MlflowClient(f"sqlite:///{swept.folder / 'mlflow.db'}")
 
 
 def runs_of(client: MlflowClient) -> dict[str, list[Run]]:
@@ -83,10 +116,31 @@ def results_of(folder: Path, value: str) -> list[Results]:
     return [results for results in found if results is not None]
 
 
+def test_what_was_finished_is_not_done_again(swept: Swept) -> None:
+    said, _ = swept.failed
+    assert f"{len(swept.before)} of 4 runs are finished already" in said
+    assert f"{4 - len(swept.before)} runs, " in said
+    assert "3 of 4 runs are finished already" in swept.said
+    assert "1 runs, 1 at a time: less than a minute\n" in swept.said
+    assert "1/1  game-lambda=1.0/seed0-fold1: accuracy " in swept.said
+    for path, data in swept.before.items():
+        assert path.read_bytes() == data, "a finished fold was done again"
+
+
+def test_a_run_that_fails_does_not_stop_the_others(swept: Swept) -> None:
+    said, error = swept.failed
+    count = 4 - len(swept.before)
+    assert "game-lambda=1.0/seed0-fold1: failed, and the others go on: " in said
+    assert said.count(": accuracy ") == count - 1
+    assert str(error).startswith(f"1 of {count} runs failed (game-lambda=1.0/seed0-fold1): ")
+    assert "UnpicklingError" in str(error)
+    assert str(error).endswith("; start the same command again to do what is left")
+    assert swept.parent_of_failed == "FAILED"
+
+
 def test_folds_are_children_and_the_parent_holds_their_mean(
-    client: MlflowClient, swept: tuple[Path, str]
+    client: MlflowClient, swept: Swept
 ) -> None:
-    folder, said = swept
     runs = runs_of(client)
     assert {run.info.run_name for run in runs["protocol"]} == {"game-lambda=0.0", "game-lambda=1.0"}
     # A name says all by itself, where runs of several methods are compared.
@@ -95,7 +149,7 @@ def test_folds_are_children_and_the_parent_holds_their_mean(
     }
     for parent in runs["protocol"]:
         assert parent.info.status == "FINISHED"
-        results = results_of(folder, parent.data.params["lambda"])
+        results = results_of(swept.folder, parent.data.params["lambda"])
         children = [
             run for run in runs["fold"] if run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         ]
@@ -110,13 +164,19 @@ def test_folds_are_children_and_the_parent_holds_their_mean(
             Path(client.download_artifacts(parent.info.run_id, "confusion.json")).read_text()
         )
         # Every clip of the set is tested once.
-        assert np.sum(pooled["confusion"], axis=1).tolist() == [8] * 7
+        assert np.sum(pooled["confusion"], axis=1).tolist() == [5, 5]
         total = np.sum([one.confusion for one in results], axis=0)
         assert pooled["confusion"] == total.tolist()
-        assert f"{parent.data.metrics['held_out/accuracy']:.3f} ±" in said
+        right = np.trace(total) / 10
+        assert parent.data.metrics["pooled/accuracy"] == pytest.approx(right)
+    # Of the parents that were finished by the last start, or before it.
+    for value in ("0.0", "1.0"):
+        accuracy = [one.figures["held_out/accuracy"] for one in results_of(swept.folder, value)]
+        expected = f"{np.mean(accuracy):.3f} ± {np.std(accuracy, ddof=1):.3f}"
+        assert f"game-lambda={value}, 2 runs: accuracy {expected}, UAR " in swept.said
 
 
-def test_no_subject_is_on_both_sides_of_a_fold(client: MlflowClient) -> None:
+def test_no_subject_is_on_both_sides_of_a_fold(client: MlflowClient, swept: Swept) -> None:
     tested: dict[str, list[str]] = {}
     for run in runs_of(client)["fold"]:
         if run.info.status != "FINISHED":
@@ -127,12 +187,12 @@ def test_no_subject_is_on_both_sides_of_a_fold(client: MlflowClient) -> None:
             for side in ("train", "held_out")
         )
         assert not set(train.subjects) & set(held_out.subjects)
-        assert len(set(train.clip_ids) | set(held_out.clip_ids)) == 56
+        assert len(set(train.clip_ids) | set(held_out.clip_ids)) == 10
         parent = run.data.tags["mlflow.parentRunId"]
         tested.setdefault(parent, []).extend(sorted({str(s) for s in held_out.subjects}))
     assert len(tested) == 2
     for subjects in tested.values():
-        assert sorted(subjects) == [f"S{n:03d}" for n in range(1, 9)]
+        assert sorted(subjects) == [f"S{n:03d}" for n in range(1, 6)]
 
 
 def test_the_sweep_has_a_curve(client: MlflowClient) -> None:
@@ -143,27 +203,45 @@ def test_the_sweep_has_a_curve(client: MlflowClient) -> None:
     points = json.loads((folder / "sweep.json").read_text())
     assert list(points) == ["0.0", "1.0"]
     assert set(points["1.0"]["sd"]) <= set(points["1.0"]["mean"])
+    for parent in runs_of(client)["protocol"]:
+        point = points[parent.data.params["lambda"]]
+        name = "held_out/accuracy"
+        assert point["mean"][name] == parent.data.metrics[name]
+        assert point["sd"][name] == parent.data.metrics[f"{name}_sd"]
 
 
 def test_finished_again_does_nothing(
-    client: MlflowClient,
-    swept: tuple[Path, str],
-    ray_session: None,
-    drawn_shards: Path,
-    capsys: pytest.CaptureFixture[str],
+    client: MlflowClient, swept: Swept, drawn_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {run.info.run_id for runs in runs_of(client).values() for run in runs}
+    def written() -> dict[Path, int]:
+        """By the runs, in their folders."""
+        files = [path for path in swept.folder.glob("runs/*/*/**/*") if path.is_file()]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    runs = {run.info.run_id for runs in runs_of(client).values() for run in runs}
+    before = written()
+    assert len([path for path in before if path.name == "results.json"]) == 4
     assert main(["--data", str(drawn_shards), *OPTIONS]) == 0
     assert "4 of 4 runs are finished already" in capsys.readouterr().err
-    assert {run.info.run_id for runs in runs_of(client).values() for run in runs} == before
+    assert {run.info.run_id for runs in runs_of(client).values() for run in runs} == runs
     with pytest.raises(InputError, match=r"started with --epochs 2, and now --epochs is 3"):
         main(["--data", str(drawn_shards), *OPTIONS, "--epochs", "3"])
+    assert written() == before
+
+
+def test_folds_that_cannot_be_cut_are_found_before_anything_is_trained(
+    client: MlflowClient, swept: Swept, drawn_shards: Path
+) -> None:
+    arguments = ["--data", str(drawn_shards), "--folds", "6", "--run", "six", "--epochs", "1"]
+    with pytest.raises(InputError, match=r"--folds 6: of 5 subjects there can be 2 to 5 folds"):
+        main([*arguments, "--experiment", "refused"])
+    assert os.listdir(swept.folder / "runs" / "six") == ["protocol.json"]
 
 
 def test_the_table_and_the_page(
-    client: MlflowClient, swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    client: MlflowClient, swept: Swept, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = swept
+    folder = swept.folder
     assert evaluate.main(["folds"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 3, "one line for each parent, none for the folds"
@@ -188,57 +266,6 @@ def test_the_table_and_the_page(
         report.write("nothing", folder / "page")
 
 
-def test_differences_are_tested_with_the_corrected_t_test() -> None:
-    generator = np.random.default_rng(0)
-    first, second = generator.normal(0.7, 0.05, (2, 10))
-
-    def row(values: np.ndarray, num_clips: int = 4) -> report.Row:
-        figures = {f"seed 0, fold {i}": {"a": float(v)} for i, v in enumerate(values)}
-        held_out = {name: [num_clips] * 7 for name in figures}
-        return report.Row("x", None, figures, held_out, {})  # type: ignore[arg-type]
-
-    change, p, count = report.difference(row(first), row(second), "a") or (0, 0, 0)
-    assert count == 10
-    assert change == pytest.approx(np.mean(first - second))
-    plain = stats.ttest_rel(first, second)
-    # Nadeau and Bengio: 1/n becomes 1/n + n_test/n_train.
-    t = plain.statistic * np.sqrt((1 / 10) / (1 / 10 + 1 / 9))
-    assert p == pytest.approx(2 * stats.t.sf(abs(t), 9))
-    assert report.difference(row(first[:1]), row(second[:1]), "a") is None
-    assert report.difference(row(first), row(second, 8), "a") is None, "of other folds"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--folds", "2", "--seeds", "0,0"], "--seeds 0,0: give different numbers"),
-        (["--folds", "2", "--seeds", "a"], "--seeds a: give numbers"),
-        (["--folds", "2", "--fold", "1", "--seeds", "0"], "--fold 1: one fold alone"),
-        (["--folds", "2", "--sweep", "lambda"], "--sweep lambda: give an option and its values"),
-        (["--folds", "2", "--sweep", "mood=1,2"], "--sweep mood=1,2: give an option"),
-        (["--folds", "2", "--sweep", "mu=a"], "--sweep mu=a"),
-        (
-            ["--folds", "2", "--sweep", "seed=0,1"],
-            "--sweep seed=0,1: .* for seeds there is --seeds",
-        ),
-        (["--protocol", "afew", "--seeds", "0", "--seed", "1"], "--seed, --seeds: give one"),
-        (["--run", "a/b"], "--run a/b: a name, not a path"),
-    ],
-)
-def test_wrong_protocols_say_what_is_right(
-    arguments: list[str], message: str, drawn_shards: Path
-) -> None:
-    with pytest.raises(InputError, match=message):
-        main(["--data", str(drawn_shards), *arguments])
-
-
-def test_sweeps_and_seeds_are_read() -> None:
-    assert Sweep.parse("lambda=0,0.3") == Sweep("identity_weight", [0.0, 0.3])
-    assert Sweep.parse("estimator-steps=1,5") == Sweep("estimator_steps", [1, 5])
-    assert parse_seeds("2,0") == [2, 0]
-
-
-def test_the_classes_are_those_of_the_data(swept: tuple[Path, str], drawn_shards: Path) -> None:
-    folder, _ = swept
-    record = json.loads((folder / "runs" / "game-lambda=0.0" / "protocol.json").read_text())
+def test_the_classes_are_those_of_the_data(swept: Swept, drawn_shards: Path) -> None:
+    record = json.loads((swept.folder / "runs" / "game-lambda=0.0" / "protocol.json").read_text())
     assert record["classes"] == read_description(drawn_shards).classes

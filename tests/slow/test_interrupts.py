@@ -77,7 +77,8 @@ class Command:
             return is_due()
 
         try:
-            wait_for(look_and_ask, self.process)
+            # Each look is at all processes of the machine; it is not to hold the command up.
+            wait_for(look_and_ask, self.process, seconds_between=0.2)
         except AssertionError as error:
             error.add_note("".join(self.lines))
             raise
