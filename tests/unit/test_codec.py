@@ -185,7 +185,7 @@ def test_packets_from_memory_decode_as_the_file_does(tmp_path):
 
 def test_packets_from_memory_decode_as_the_file_does_on_real_clips(faces_dir, tmp_path):
     for source in sorted(faces_dir.glob("*.mp4")):
-        encode(face_pictures(faces_dir, source.name, 90), CodecSettings(), 25).save(
+        encode(face_pictures(faces_dir, source.name, 40), CodecSettings(), 25).save(
             tmp_path / source.name
         )
         bitstream = Bitstream.open(tmp_path / source.name)

@@ -153,11 +153,12 @@ def test_looking_for_large_faces_first_changes_no_square(drawn_picture, detector
     small[40:104, 300:364] = cv2.resize(face, (64, 64), interpolation=cv2.INTER_AREA)
     both = small.copy()
     both[200:456, 20:276] = face
+    found = []
     for pictures in ([both] * 3, [small] * 3, [both, small, both]):
-        assert detector.find(pictures)[0].x == detector.find(pictures, every=True)[0].x
-        assert detector.find(pictures)[0].side == detector.find(pictures, every=True)[0].side
-    assert len(detector.find([both] * 3, every=True)) == 2
-    assert len(detector.find([both] * 3)) == 1, "the small one was looked for all the same"
+        large_first, of_all = detector.find(pictures), detector.find(pictures, every=True)
+        assert (large_first[0].x, large_first[0].side) == (of_all[0].x, of_all[0].side)
+        found.append((len(large_first), len(of_all)))
+    assert found[0] == (1, 2), "the small one was looked for all the same"
     assert [len(faces) for faces in detector.faces([both, small], every=False)] == [1, 1]
 
 
@@ -168,7 +169,8 @@ def test_no_face_in_noise(detector):
 
 
 def test_real_faces_are_found(faces_dir, detector):
-    for file in sorted(faces_dir.glob("*.mp4"))[:3]:
+    smallest = sorted(faces_dir.glob("*.mp4"), key=lambda file: file.stat().st_size)
+    for file in smallest[:3]:
         window = next(face_clip(file, 112, detector, window_frames=48))
         assert window.error is None, file
         assert window.square.probability > 0.95

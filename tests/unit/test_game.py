@@ -1,4 +1,4 @@
-"""The game: each player leaves the other alone, and N DDP workers play as one with N-fold batch."""
+"""The game: each player leaves the other alone, and the bound that is weighed goes down."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_the_opponents_of_the_min_max_games_want_the_opposite_of_each_other() ->
         z_R, _, _ = recogniser(batch.planes, batch.mask, batch.z_I)
         mine, theirs = (player(z_R, batch.z_I, batch.subjects, side) for side in (False, True))
         torch.testing.assert_close(mine, -theirs)
-        assert float(mine) != 0
+        assert float(mine.detach()) != 0
     # A clip of an unknown subject teaches nothing.
     alone = player(z_R[6:7], batch.z_I[6:7], batch.subjects[6:7], False)
-    assert float(alone) == 0
+    assert float(alone.detach()) == 0
     logits = player.name(z_R)[[0, 1, 2, 3, 4, 5, 7]]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 0, 1, 3]))
     torch.testing.assert_close(mine, expected)
@@ -100,28 +100,28 @@ def test_apex_counts_annotated_clips_only() -> None:
 def test_the_game_lowers_the_bound_that_it_weighs() -> None:
     """z_I that can be read off the input: with λ the code gives it up, without it does not."""
     generator = torch.Generator().manual_seed(2)
-    identity = torch.randn(64, 2, generator=generator).sign().double()
+    identity = torch.randn(32, 2, generator=generator).sign().double()
     z_I = identity.repeat(1, IDENTITY_DIM // 2)
-    labels = torch.arange(64) % 2
-    planes = torch.zeros(64, 1, 6, 8, 8, dtype=torch.float64)
+    labels = torch.arange(32) % 2
+    planes = torch.zeros(32, 1, 6, 8, 8, dtype=torch.float64)
     planes[:, 0, 0] = 0.3 * identity[:, 0, None, None]
     planes[:, 0, 1] = 0.3 * identity[:, 1, None, None]
     planes[:, 0, 2] = 0.3 * (2 * labels.double() - 1)[:, None, None]
     batch = Batch(
         planes=planes,
-        mask=torch.ones(64, 1, dtype=torch.bool),
+        mask=torch.ones(32, 1, dtype=torch.bool),
         labels=labels,
         z_I=z_I,
         subjects=(identity[:, 0] > 0).long() + 2 * (identity[:, 1] > 0).long(),
-        apex=torch.zeros(64, 3, APEX_SIZE, APEX_SIZE),
-        has_apex=torch.zeros(64, dtype=torch.bool),
+        apex=torch.zeros(32, 3, APEX_SIZE, APEX_SIZE),
+        has_apex=torch.zeros(32, dtype=torch.bool),
     )
     bounds = {}
     for weight in (0.0, 1.0):
         recogniser, estimator = players(with_apex=False)
-        optimiser = torch.optim.AdamW(recogniser.parameters(), lr=3e-3)
-        estimator_optimiser = torch.optim.AdamW(estimator.parameters(), lr=3e-3)
-        for _ in range(250):
+        optimiser = torch.optim.AdamW(recogniser.parameters(), lr=5e-3)
+        estimator_optimiser = torch.optim.AdamW(estimator.parameters(), lr=5e-3)
+        for _ in range(150):
             terms = play_turn(
                 recogniser,
                 estimator,
@@ -131,7 +131,7 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
                 Weights(identity=weight),
                 2,
             )
-        assert int(terms["num_correct"]) == 64
+        assert int(terms["num_correct"]) == 32
         bounds[weight] = float(terms["identity_term"])
     assert bounds[0.0] > 0.5
     assert bounds[1.0] < 0.2 * bounds[0.0]

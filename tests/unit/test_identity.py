@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from facenet_pytorch import InceptionResnetV1
 
+from cfer import identity
 from cfer.errors import InputError
-from cfer.identity import FACENET_FILES, open_recogniser
+from cfer.identity import FACENET_FILES, FACENET_RELEASE, facenet_weights, open_recogniser
 from cfer.shards import read_clips
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """The addresses that are asked for, in their order; they are asked for all the same."""
+    addresses = []
+    really_open = urllib.request.urlopen
+
+    def note(url, *arguments, **options):
+        addresses.append(url)
+        return really_open(url, *arguments, **options)
+
+    monkeypatch.setattr(urllib.request, "urlopen", note)
+    return addresses
 
 
 @pytest.fixture
@@ -30,9 +49,14 @@ def first_frames(drawn_shards):
     return [clip.i_frames[0] for clip in clips], np.array([clip.subject for clip in clips])
 
 
-def test_dlib_tells_drawn_subjects_apart(first_frames):
+@pytest.fixture(scope="module")
+def dlib():
+    return open_recogniser("dlib")
+
+
+def test_dlib_tells_drawn_subjects_apart(first_frames, dlib):
     pictures, subjects = first_frames
-    recogniser = open_recogniser("dlib")
+    recogniser = dlib
     vectors = recogniser.embed(pictures)
     assert vectors.shape == (len(pictures), recogniser.dimension) == (10, 128)
     assert vectors.dtype == np.float32
@@ -42,13 +66,12 @@ def test_dlib_tells_drawn_subjects_apart(first_frames):
     assert accuracy > 0.9, "chance is 0.11"
 
 
-def test_a_picture_has_one_vector_whatever_its_neighbours(first_frames):
+def test_a_picture_has_one_vector_whatever_its_neighbours(first_frames, dlib):
     pictures = first_frames[0][:3]
-    recogniser = open_recogniser("dlib")
-    together = recogniser.embed(pictures)
-    assert np.array_equal(together, recogniser.embed(pictures))
-    assert np.allclose(together[1], recogniser.embed([pictures[1]])[0], atol=1e-6)
-    assert recogniser.embed([]).shape == (0, 128)
+    together = dlib.embed(pictures)
+    assert np.array_equal(together, dlib.embed(pictures))
+    assert np.allclose(together[1], dlib.embed([pictures[1]])[0], atol=1e-6)
+    assert dlib.embed([]).shape == (0, 128)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +84,12 @@ def facenet_file(tmp_path_factory):
     return path
 
 
-def test_facenet_from_a_file_is_the_network_itself(facenet_file, first_frames):
+def test_facenet_from_a_file_is_the_network_itself(facenet_file, first_frames, monkeypatch):
     recogniser = open_recogniser("facenet", facenet_file)
-    pictures = (first_frames[0] * 4)[:40]  # more than one batch
+    monkeypatch.setattr(identity, "BATCH", 4)
+    pictures = first_frames[0][:6]  # more than one batch
     vectors = recogniser.embed(pictures)
-    assert vectors.shape == (40, 512)
+    assert vectors.shape == (6, 512)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
     network = InceptionResnetV1(classify=False).eval()
@@ -73,37 +97,81 @@ def test_facenet_from_a_file_is_the_network_itself(facenet_file, first_frames):
     network.load_state_dict({k: v for k, v in state.items() if not k.startswith("logits")})
     import cv2
 
-    resized = cv2.resize(pictures[35], (160, 160), interpolation=cv2.INTER_LINEAR)
-    tensor = torch.from_numpy(resized).permute(2, 0, 1)[None].float()
-    expected = network((tensor - 127.5) / 128).detach().numpy()[0]
-    assert np.allclose(vectors[35], expected, atol=1e-4)
+    for number in (1, 5):
+        resized = cv2.resize(pictures[number], (160, 160), interpolation=cv2.INTER_LINEAR)
+        tensor = torch.from_numpy(resized).permute(2, 0, 1)[None].float()
+        expected = network((tensor - 127.5) / 128).detach().numpy()[0]
+        assert np.allclose(vectors[number], expected, atol=1e-4)
 
 
-def test_cached_weights_need_no_network(no_network, facenet_file):
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_cached_weights_need_no_network(no_network, tried, facenet_file):
     cache = no_network / "torch" / "checkpoints"
     cache.mkdir(parents=True)
-    (cache / FACENET_FILES["facenet"]).write_bytes(facenet_file.read_bytes())
+    (cache / FACENET_FILES["facenet"]).symlink_to(facenet_file)
     recogniser = open_recogniser("auto")
     assert recogniser.name == "facenet"
-    assert recogniser.weights_sha256 == open_recogniser("facenet", facenet_file).weights_sha256
+    assert recogniser.weights_sha256 == hashlib.sha256(facenet_file.read_bytes()).hexdigest()
+    assert tried == []
+
+
+def test_weights_are_downloaded_once_and_whole(tmp_path, monkeypatch, tried):
+    """From a release that is a folder: a file's address has a length, as GitHub's answer does."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    file = FACENET_FILES["facenet"]
+    release = tmp_path / "release"
+    release.mkdir()
+    published = np.random.default_rng(0).bytes((1 << 20) + 5)  # more than is read at a time
+    (release / file).write_bytes(published)
+    monkeypatch.setattr(identity, "FACENET_RELEASE", f"{release.as_uri()}/")
+    path = facenet_weights("facenet")
+    assert path == facenet_weights("facenet")
+    assert path.read_bytes() == published
+    assert files_below(tmp_path / "torch") == [path]
+    assert tried == [(release / file).as_uri()]
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    release = tmp_path / "release"
+    release.mkdir()
+    published = release / FACENET_FILES["facenet"]
+    published.write_bytes(bytes(1000))
+    really_open = urllib.request.urlopen
+
+    def open_and_cut(url, *arguments, **options):
+        response = really_open(url, *arguments, **options)
+        os.truncate(published, 400)
+        return response
+
+    monkeypatch.setattr(identity, "FACENET_RELEASE", f"{release.as_uri()}/")
+    monkeypatch.setattr(urllib.request, "urlopen", open_and_cut)
+    with pytest.raises(InputError, match=r"cannot be downloaded \(only 400 of 1000 bytes came\)"):
+        facenet_weights("facenet")
+    assert files_below(tmp_path / "torch") == []
 
 
 @pytest.mark.parametrize("name", ["facenet", "facenet-casia"])
-def test_weights_that_cannot_be_downloaded(no_network, name):
+def test_weights_that_cannot_be_downloaded(no_network, tried, name):
     with pytest.raises(InputError, match="cannot be downloaded") as caught:
         open_recogniser(name)
     assert FACENET_FILES[name] in str(caught.value)
     assert "--identity-weights" in str(caught.value)
     assert "--identity dlib" in str(caught.value)
-    assert not list((no_network / "torch").rglob("*.tmp"))
+    assert tried == [FACENET_RELEASE + FACENET_FILES[name]], "once, and no other's"
+    assert files_below(no_network) == []
 
 
-def test_auto_falls_back_to_dlib_with_a_warning(no_network, caplog):
+def test_auto_falls_back_to_dlib_with_a_warning(no_network, tried, caplog):
     with caplog.at_level(logging.WARNING):
         recogniser = open_recogniser("auto")
     assert recogniser.name == "dlib"
     assert "dlib" in caplog.text
     assert "cannot be downloaded" in caplog.text
+    assert tried == [FACENET_RELEASE + FACENET_FILES["facenet"]]
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"<html>Not found</html>"])

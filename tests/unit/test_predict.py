@@ -175,6 +175,20 @@ def test_a_clip_of_i_frames_alone_is_an_error(recognizer: Recognizer) -> None:
         list(recognizer.predict_bitstream(bitstream))
 
 
+def test_every_gop_but_the_last_has_the_models_length(recognizer: Recognizer) -> None:
+    def of(*lengths: int) -> Bitstream:
+        grey = np.full((max(lengths), 64, 64, 3), 90, np.uint8)
+        return Bitstream(b"".join(encode(grey[:n], CODEC, 24).data for n in lengths), "grey")
+
+    assert [len(gop) for gop in of(12, 6, 12).gops] == [12, 6, 12]
+    for fitting in (of(12, 12), of(12, 12, 6), of(6)):
+        assert recognizer.is_fixed_gop(fitting)
+    for other in (of(6, 12), of(12, 6, 12)):
+        assert not recognizer.is_fixed_gop(other)
+    grey = np.full((12, 48, 64, 3), 90, np.uint8)
+    assert not recognizer.is_fixed_gop(encode(grey, CODEC, 24))
+
+
 def test_a_bitstream_of_other_settings_is_encoded_anew(
     recognizer: Recognizer, video: Path, tmp_path: Path
 ) -> None:
@@ -326,6 +340,18 @@ def test_the_command_prints_a_table(
             == re.search(f"{wanted.probabilities[name]:.3f}", row).end()
         ), "a number ends below the end of its name"
     assert printed.err == "", "only of the model that ships there is something to say"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_window_is_out_as_soon_as_it_is_known(
+    model: str, clip: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """Also where the output is no terminal, and would wait for more of it."""
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
+    assert run(["predict", str(clip), "--model", model, *options]) == 0
+    last = written.getvalue().splitlines()[-1]
+    assert b"0.00s    1.00s" in last or json.loads(last)["end_seconds"] == 1
 
 
 def test_the_shipped_model_is_used_and_says_what_it_is(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cfer.errors import InputError
+from cfer.faces import FaceDetector
 from pipeline.datasets.drawing import (
     ACTION_UNITS,
     CREASES,
@@ -278,10 +279,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
 # --- its measures
 
 
-def test_mtcnn_finds_one_face_in_every_frame() -> None:
-    from cfer.faces import FaceDetector
-
-    detector = FaceDetector()
+def test_mtcnn_finds_one_face_in_every_frame(detector: FaceDetector) -> None:
     settings = Settings(frames=2, difficulty=1.0)
     for subject, expression in enumerate(EXPRESSIONS):
         generator = clip_generator(0, subject, expression, 0)

@@ -1,0 +1,149 @@
+"""Folds, seeds and sweeps before they are started; what is said of differences between methods."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from scipy import stats
+
+from cfer import report
+from cfer.config import TrainConfig, config_of
+from cfer.errors import InputError
+from cfer.run import Parent, Placement
+from cfer.train import PROTOCOLS, Summary, Sweep, _forecast, _Job, _lines_of, main, parse_seeds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--folds", "2", "--seeds", "0,0"], "--seeds 0,0: give different numbers"),
+        (["--folds", "2", "--seeds=-1,0"], "--seeds -1,0: give different numbers, 0 or more"),
+        (["--folds", "2", "--seeds", "a"], "--seeds a: give numbers"),
+        (["--folds", "2", "--fold", "1", "--seeds", "0"], "--fold 1: one fold alone"),
+        (["--folds", "2", "--fold", "0", "--sweep", "mu=1"], "--fold 0: one fold alone"),
+        (["--folds", "2", "--sweep", "lambda"], "--sweep lambda: give an option and its values"),
+        (["--folds", "2", "--sweep", "mood=1,2"], "--sweep mood=1,2: give an option"),
+        (["--folds", "2", "--sweep", "mu=a"], "--sweep mu=a: .*; give values of apex_weight"),
+        (["--folds", "2", "--sweep", "mu=-1"], "--mu -1.0: give 0 or more"),
+        (
+            ["--folds", "2", "--sweep", "seed=0,1"],
+            "--sweep seed=0,1: .* for seeds there is --seeds",
+        ),
+        (["--folds", "2", "--sweep", "workers=1,2"], "--sweep workers=1,2: give an option of the"),
+        (["--protocol", "afew", "--seeds", "0", "--seed", "1"], "--seed, --seeds: give one"),
+        (["--run", "a/b"], "--run a/b: a name, not a path"),
+        (["--run", ".a"], "--run .a: a name, not a path"),
+    ],
+)
+def test_wrong_protocols_say_what_is_right_and_start_nothing(
+    arguments: list[str],
+    message: str,
+    drawn_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        main(["--data", str(drawn_shards), *arguments])
+    assert not ray.is_initialized()
+    assert os.listdir(tmp_path) == []
+
+
+def test_sweeps_and_seeds_are_read() -> None:
+    assert Sweep.parse("lambda=0,0.3") == Sweep("identity_weight", [0.0, 0.3])
+    assert Sweep.parse("estimator-steps=1,5") == Sweep("estimator_steps", [1, 5])
+    assert Sweep.parse("input=direct,motion") == Sweep("input", ["direct", "motion"])
+    assert parse_seeds("2,0") == [2, 0]
+
+
+def test_a_sweep_is_a_run_of_each_value_beside_what_is_given() -> None:
+    given = {"data": "x", "run": "game", "method": "min-min", "epochs": 3}
+    none, some = Sweep.parse("lambda=0,0.3").apply(given)
+    assert (none.run, none.identity_weight) == ("game-lambda=0.0", 0)
+    assert (some.run, some.identity_weight) == ("game-lambda=0.3", 0.3)
+    assert none.method == some.method == "min-min"
+    assert none.epochs == some.epochs == 3
+
+
+def test_every_protocol_is_one_that_can_be_run() -> None:
+    for name, options in PROTOCOLS.items():
+        config = config_of({"data": "x", **options})
+        assert bool(config.folds) != (config.split == "column"), name
+        assert parse_seeds(str(options.get("seeds", 0))), name
+
+
+def job(drawn_shards: Path, **options: Any) -> _Job:
+    return _Job(TrainConfig(str(drawn_shards), width=4, code_dim=4, **options), Parent("0f", "x"))
+
+
+def test_a_protocol_says_about_how_long_it_takes(drawn_shards: Path) -> None:
+    on_cpus = Placement(1.0, False)
+    assert _forecast([job(drawn_shards, epochs=1)], 1, on_cpus) == ": less than a minute"
+    found = re.fullmatch(
+        r": about (\d+) minutes", _forecast([job(drawn_shards, epochs=10**7)], 1, on_cpus)
+    )
+    assert found is not None
+    assert int(found[1]) > 100
+    # What can't be timed here.
+    assert _forecast([job(drawn_shards)], 1, Placement(1.0, True)) == ""
+    assert _forecast([job(drawn_shards, workers=2)], 1, on_cpus) == ""
+
+
+def test_a_protocol_ends_with_a_line_of_means_and_deviations() -> None:
+    mean = {"held_out/accuracy": 0.5, "held_out/uar": 0.25, "leakage/chance_held_out": 0.2}
+    deviation = {"held_out/accuracy": 0.125}
+    config = TrainConfig("x", run="mine")
+    summary = Summary(config, {}, mean, deviation, np.zeros((2, 2)), "0f")
+    assert _lines_of([summary, summary]).splitlines() == 2 * [
+        "mine, 0 runs: accuracy 0.500 ± 0.125, UAR 0.250, strict probe on held-out subjects - "
+        "(chance 0.200), AUC -"
+    ]
+
+
+def row(values: np.ndarray, num_clips: int = 4, name: str = "seed 0, fold {}") -> report.Row:
+    figures = {name.format(i): {"a": float(v)} for i, v in enumerate(values)}
+    held_out = {name: [num_clips] * 7 for name in figures}
+    return report.Row("x", None, figures, held_out, {})  # type: ignore[arg-type]
+
+
+def test_differences_are_tested_with_the_corrected_t_test() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(0.7, 0.05, (2, 10))
+    change, p, count = report.difference(row(first), row(second), "a") or (0, 0, 0)
+    assert count == 10
+    assert change == pytest.approx(np.mean(first - second))
+    plain = stats.ttest_rel(first, second)
+    # Nadeau and Bengio: 1/n becomes 1/n + n_test/n_train.
+    t = plain.statistic * np.sqrt((1 / 10) / (1 / 10 + 1 / 9))
+    assert p == pytest.approx(2 * stats.t.sf(abs(t), 9))
+    assert report.difference(row(first[:1]), row(second[:1]), "a") is None
+    assert report.difference(row(first), row(second, 8), "a") is None, "of other folds"
+    # Of an owner's split, whose runs differ in their seeds alone, nothing is corrected.
+    seeds = [row(values, name="seed {}") for values in (first, second)]
+    _, p, _ = report.difference(*seeds, "a") or (0, 0, 0)
+    assert p == pytest.approx(plain.pvalue)
+
+
+def test_a_difference_that_is_the_same_in_every_fold_needs_no_test() -> None:
+    values = np.array([0.25, 0.5, 0.75])
+    assert report.difference(row(values), row(values), "a") == (0.0, 1.0, 3)
+    assert report.difference(row(values + 0.125), row(values), "a") == (0.125, 0.0, 3)
+
+
+def test_the_cells_of_the_report() -> None:
+    values = np.array([0.25, 0.5, 0.75])
+    reference = row(values)
+    assert reference.cell("a") == "0.500 ± 0.250"
+    assert row(values[:1]).cell("a") == "0.250"
+    assert row(-1000 * values).mean("a", 1) == "−500.0"
+    assert reference.cell("b") == reference.mean("b", 0) == "–"
+    assert report._against(row(values - 0.125), reference, "a") == "−0.125 (p < 0.001)"
+    assert report._against(row(values), reference, "a") == "+0.000 (p = 1.000)"
+    assert report._against(reference, reference, "a") == "–"
+    assert report._against(row(values, 8), reference, "a") == "–"
