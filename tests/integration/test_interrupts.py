@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from helpers import MOST_SECONDS, REPOSITORY, wait_for
+from helpers import REPOSITORY, wait_for
 
 STOPPED = "interrupted; what is finished is kept\n"
 BEGINNING = """
@@ -21,7 +21,7 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 def start_children():
-    subprocess.Popen(["sh", "-c", "sleep infinity & wait"])
+    return subprocess.Popen(["sh", "-c", "sleep infinity & wait"], stderr=subprocess.DEVNULL)
 
 """
 
@@ -59,15 +59,21 @@ class Command:
         assert self.process.stderr is not None
         said = self.process.stderr.read()
         status = self.process.wait()
-        _, left = psutil.wait_procs(self.family, timeout=MOST_SECONDS)
-        assert not left
+        assert not any(is_at_work(member) for member in self.family)
         return status, said
 
     def kill(self) -> None:
         for member in self.family:
-            if member.is_running():
+            if is_at_work(member):
                 member.kill()
         self.process.wait()
+
+
+def is_at_work(member: psutil.Process) -> bool:
+    try:
+        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
@@ -90,11 +96,14 @@ def start(started: list[Command]):
 
 WORK = """
 def main():
-    start_children()
+    child = start_children()
     try:
         say("working")
         threading.Event().wait()
     finally:
+        # The other one has lost its parent, as some of Ray's do, and lives on.
+        child.kill()
+        child.wait()
         say("unwinding")
         sys.stdin.readline()
 

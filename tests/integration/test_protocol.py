@@ -60,8 +60,11 @@ def swept(ray_session: None, drawn_shards: Path, tmp_path_factory: pytest.TempPa
         cwd=folder,
         env=environment,
     )
-    wait_for(lambda: any(folder.glob("runs/*/*/results.json")), killed)
-    kill_with_children(killed)
+    try:
+        wait_for(lambda: any(folder.glob("runs/*/*/results.json")), killed)
+    finally:
+        if killed.poll() is None:
+            kill_with_children(killed)
     before = {path: path.read_bytes() for path in folder.glob("runs/*/*/results.json")}
     assert 1 <= len(before) < 4
 

@@ -14,7 +14,6 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import Trained
 from helpers import REPOSITORY, kill_with_children, wait_for
 from mlflow.tracking import MlflowClient
 
@@ -28,6 +27,7 @@ from cfer.predict import Recognizer
 from cfer.run import STATE_NAME, Results, newest_checkpoint, read_results, split_clips
 from cfer.tracking import COMMAND_TAG
 from cfer.train import build_parser, main
+from conftest import Trained
 
 SMALL = ("--width", "8", "--code-dim", "32", "--batch-size", "4")
 
@@ -267,8 +267,11 @@ def test_killed_and_started_again_ends_as_undisturbed(
     arguments = arguments_of(trained, drawn_shards)
     folder = here / "runs" / trained.name
     killed = subprocess.Popen([sys.executable, "-m", "cfer.train", *arguments])
-    wait_for(lambda: newest_checkpoint(str(folder)), killed)
-    kill_with_children(killed)
+    try:
+        wait_for(lambda: newest_checkpoint(str(folder)), killed)
+    finally:
+        if killed.poll() is None:
+            kill_with_children(killed)
     assert not (folder / "results.json").exists()
     done_before = last_state(folder)["history"]
 

@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from helpers import EXTRACTION, find_postgres, shard_bytes, wait_for
+from helpers import EXTRACTION, MOST_SECONDS, shard_bytes, wait_for
 from nodes import Cluster, Forbidden, Network, TrackingServer
 
 from cfer.codec import Bitstream
@@ -20,8 +20,6 @@ from cfer.inputs import Input
 from cfer.run import STATE_NAME, newest_checkpoint, read_results
 from cfer.shards import read_clips, verify
 from cfer.train import main
-
-JOB_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +35,13 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def tracking_server(network: Network) -> TrackingServer | None:
+def tracking_server(network: Network) -> TrackingServer:
     """Starts before the cluster does, and is waited for by the test that needs it."""
-    postgres = find_postgres()
-    return None if postgres is None else TrackingServer(network, postgres)
+    return TrackingServer(network)
 
 
 @pytest.fixture(scope="module")
-def started_cluster(network: Network, tracking_server: TrackingServer | None) -> Cluster:
+def started_cluster(network: Network, tracking_server: TrackingServer) -> Cluster:
     return Cluster(network)
 
 
@@ -63,7 +60,7 @@ def extraction(videos: Path, out: Path, *options: str) -> list[str]:
 def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit status of a submitted job, and its log."""
     try:
-        said, _ = job.communicate(timeout=JOB_SECONDS)
+        said, _ = job.communicate(timeout=MOST_SECONDS)
     finally:
         job.kill()
     return job.returncode, said
@@ -166,9 +163,7 @@ def trained_on_one(drawn_shards, ray_session, tmp_path_factory) -> tuple[Path, s
 
 
 @pytest.fixture
-def tracking_uri(tracking_server: TrackingServer | None) -> str:
-    if tracking_server is None:
-        pytest.skip("no PostgreSQL here (looked on PATH, and in /usr/lib/postgresql)")
+def tracking_uri(tracking_server: TrackingServer) -> str:
     tracking_server.wait()
     return tracking_server.uri
 

@@ -97,6 +97,23 @@ def test_apex_counts_annotated_clips_only() -> None:
     assert float(apex_error(rebuilt, batch.apex, none)) == 0.0
 
 
+def test_the_recogniser_goes_down_the_sum_that_it_weighs() -> None:
+    """By a step so small that what it takes from the loss is its gradient's squared length."""
+    batch, lr = make_batch(), 1e-7
+    for weights in (Weights(identity=2.0, apex=0.5), Weights(identity=-3.0, apex=0.2)):
+        recogniser, player = players()
+        optimiser = torch.optim.SGD(recogniser.parameters(), lr=lr)
+        still = torch.optim.SGD(player.parameters(), lr=0.0)
+        before = play_turn(recogniser, player, optimiser, still, batch, weights, 1)
+        length = sum(float((p.grad**2).sum()) for p in recogniser.parameters())
+        after = play_turn(recogniser, player, optimiser, still, batch, weights, 1)
+        for terms in (before, after):
+            identity, apex = terms["identity_term"], terms["apex_error"]
+            expected = terms["cross_entropy"] + weights.identity * identity + weights.apex * apex
+            torch.testing.assert_close(terms["loss"], expected.to(terms["loss"].dtype))
+        assert float(before["loss"] - after["loss"]) == pytest.approx(lr * length, rel=1e-2)
+
+
 def test_the_game_lowers_the_bound_that_it_weighs() -> None:
     """z_I that can be read off the input: with λ the code gives it up, without it does not."""
     generator = torch.Generator().manual_seed(2)

@@ -15,7 +15,7 @@ import torch
 from cfer.cli import run
 from cfer.codec import CodecSettings
 from cfer.errors import InputError
-from cfer.export import export
+from cfer.export import EXPORTS, export
 from cfer.inputs import Input
 from cfer.model import ModelConfig, Predictor
 from cfer.model_file import CARD_NAME, ModelCard, read_model, write_model
@@ -136,6 +136,18 @@ def test_an_export_that_computes_something_else_is_not_written(tmp_path, predict
     other = replace(card, what=Input("accumulated", "luma"), network=replace(NETWORK, num_planes=4))
     with pytest.raises((RuntimeError, InputError)):
         export(predictor, other, tmp_path / "model.ts")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_for_one_number_of_clips_alone_is_not_written(
+    tmp_path: Path, predictor: Predictor, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_fixed(predictor: Predictor, card: ModelCard, path: Path) -> None:
+        torch.export.save(torch.export.export(predictor, (planes(2, 2),)), str(path))
+
+    monkeypatch.setitem(EXPORTS, ".pt2", export_fixed)
+    with pytest.raises((RuntimeError, AssertionError)):
+        export(predictor, card, tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
 
 

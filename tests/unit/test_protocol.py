@@ -49,9 +49,10 @@ def test_wrong_protocols_say_what_is_right_and_start_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    was_there = ray.is_initialized()  # of other tests of this process
     with pytest.raises(InputError, match=message):
         main(["--data", str(drawn_shards), *arguments])
-    assert not ray.is_initialized()
+    assert ray.is_initialized() == was_there
     assert os.listdir(tmp_path) == []
 
 
@@ -86,10 +87,10 @@ def test_a_protocol_says_about_how_long_it_takes(drawn_shards: Path) -> None:
     on_cpus = Placement(1.0, False)
     assert _forecast([job(drawn_shards, epochs=1)], 1, on_cpus) == ": less than a minute"
     found = re.fullmatch(
-        r": about (\d+) minutes", _forecast([job(drawn_shards, epochs=10**7)], 1, on_cpus)
+        r": about (\d+) minutes", _forecast([job(drawn_shards, epochs=10**9)], 1, on_cpus)
     )
     assert found is not None
-    assert int(found[1]) > 100
+    assert int(found[1]) > 1000
     # What can't be timed here.
     assert _forecast([job(drawn_shards)], 1, Placement(1.0, True)) == ""
     assert _forecast([job(drawn_shards, workers=2)], 1, on_cpus) == ""

@@ -14,7 +14,7 @@ from cfer.cli import run
 from cfer.errors import InputError
 from cfer.faces import Square
 from cfer.predict import Prediction
-from cfer.timeline import annotate, as_json, plot, write_csv
+from cfer.timeline import annotate, as_json, colours, plot, write_csv
 
 CLASSES = ("fear", "joy")
 
@@ -92,6 +92,14 @@ def test_plot_has_a_line_per_class(video):
     assert set(drawn) == set(CLASSES)
     assert float(np.max(drawn["joy"])) == pytest.approx(0.9)
     assert float(np.min(drawn["joy"])) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("count", [2, 7, 10, 20])
+def test_each_class_has_a_colour_of_its_own(count):
+    names = [f"class {number}" for number in range(count)]
+    given = colours(names)
+    assert list(given) == names
+    assert len(set(given.values())) == count
 
 
 @pytest.mark.parametrize(("height", "width"), [(640, 960), (960, 480), (160, 160)])

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -61,11 +61,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, in which no Ray is started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
+    was_there = ray.is_initialized()  # of other tests of this process
+    yield tmp_path
+    assert ray.is_initialized() == was_there
 
 
 # ---- placing the workers -------------------------------------------------------------------------
@@ -256,7 +258,6 @@ def test_what_this_data_set_cannot_give_starts_nothing(
 ) -> None:
     with pytest.raises(InputError, match=message):
         main(["--data", str(drawn_shards), "--run", "never", *options])
-    assert not ray.is_initialized()
     assert os.listdir(here) == []
 
 
@@ -264,7 +265,6 @@ def test_no_data_set_is_one_line(here: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no dataset\.json in it") as error:
         main(["--data", str(here / "nowhere")])
     assert "\n" not in str(error.value)
-    assert not ray.is_initialized()
     assert os.listdir(here) == []
 
 
@@ -295,7 +295,6 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, here: Pat
     (run / RECORD_NAME).write_text(json.dumps(record))
     with pytest.raises(InputError, match="started with --epochs 3, and now --epochs is 4; give"):
         main(["--data", str(drawn_shards), "--run", "mine", "--epochs", "4"])
-    assert not ray.is_initialized()
     assert os.listdir(run) == [RECORD_NAME]
 
 
@@ -554,7 +553,7 @@ def test_lost_workers_are_replaced_four_times_and_failed_code_is_tried_twice(
     assert said.count("); going on from the beginning\n") == 3
 
     trainer = Trainer(lost(), lost(), lost(), lost(), None)
-    with pytest.raises(WorkerError, match="^training failed 4 times in its first epoch: Worker"):
+    with pytest.raises(WorkerError, match=r"^training failed 4 times in its first epoch: Worker"):
         _fit_again_and_again(trainer, setup)  # type: ignore[arg-type]
     capsys.readouterr()
 
@@ -583,12 +582,14 @@ def test_a_run_that_gets_on_is_gone_on_with_however_often_it_fails(
     _fit_again_and_again(trainer, setup)  # type: ignore[arg-type]
     assert trainer.left == []
     assert capsys.readouterr().err.count("going on from the last checkpoint\n") == 3
-    with pytest.raises(WorkerError, match="^training failed 2 times after epoch-00003: ValueError"):
+    with pytest.raises(
+        WorkerError, match=r"^training failed 2 times after epoch-00003: ValueError"
+    ):
         _fit_again_and_again(Trainer(code_failed(), code_failed()), setup)  # type: ignore[arg-type]
 
 
 def test_a_mistake_of_the_users_is_said_at_once(tmp_path: Path) -> None:
     trainer = Trainer(InputError("give another"), None)
-    with pytest.raises(InputError, match="^give another$"):
+    with pytest.raises(InputError, match=r"^give another$"):
         _fit_again_and_again(trainer, {**SETUP, "location": str(tmp_path)})  # type: ignore[arg-type]
     assert trainer.left == [None]

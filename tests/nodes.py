@@ -2,14 +2,13 @@
 
 A machine has an address and ports of its own, a /dev/shm of its own, and processes that see no
 others'. Killed, all that runs on it is gone at once, as when the power fails. On such machines run
-the nodes of a Ray cluster, a PostgreSQL server and an MLflow server.
+the nodes of a Ray cluster, and an MLflow server.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pwd
 import secrets
 import shutil
 import subprocess
@@ -124,7 +123,6 @@ class Network:
     def __init__(self) -> None:
         # Ray's sockets lie in it, and their names must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="cfer-", dir="/tmp"))
-        self.folder.chmod(0o755)  # PostgreSQL's own user has to come through
         self.machines: list[Machine] = []
         try:
             self._switch = self._new_machine()
@@ -235,57 +233,30 @@ class Cluster:
 
 
 class TrackingServer:
-    """An MLflow server on one machine, its database, PostgreSQL, on another."""
+    """An MLflow server on a machine of its own, with its database and the artifacts."""
 
-    def __init__(self, network: Network, postgres: Path) -> None:
-        self.log = network.folder / "services.log"
-        self._database, self._server = network.machine(), network.machine()
-        self.uri = f"http://{self._server.address}:5000"
-        folder = network.folder / "database"
-        folder.mkdir()
-        # PostgreSQL refuses to run as root.
-        user = pwd.getpwnam("nobody")
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        as_user = ("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups")
-        self._start(
-            self._database,
-            *(*as_user, str(postgres / "initdb"), f"--pgdata={folder}"),
-            *("--username=cfer", "--auth=trust", "--no-sync"),
-        ).wait()
-        with open(folder / "pg_hba.conf", "a") as stream:
-            stream.write(f"host all all {NETWORK} trust\n")
-        self._start(
-            self._database,
-            *(*as_user, str(postgres / "postgres"), "-D", str(folder)),
-            *("-c", f"listen_addresses={self._database.address}", "-c", "fsync=off"),
-            *("-c", "unix_socket_directories="),
-        )
-        self._wait_for(self._database, 5432)
-        self._start(
-            self._server,
-            *(sys.executable, "-m", "mlflow", "server", "--workers=1"),
-            f"--backend-store-uri=postgresql+psycopg2://cfer@{self._database.address}/postgres",
-            f"--artifacts-destination={network.folder / 'artifacts'}",
-            *(f"--host={self._server.address}", "--port=5000"),
-        )
-
-    def wait(self) -> None:
-        """Until it answers: it is made to start while something else is done."""
-        self._wait_for(self._server, 5000)
-
-    def _wait_for(self, machine: Machine, port: int) -> None:
-        try:
-            wait_for(lambda: self._server.reaches(machine.address, port))
-        except AssertionError as error:
-            error.add_note(self.log.read_text())
-            raise
-
-    def _start(self, machine: Machine, *command: str) -> subprocess.Popen[bytes]:
-        with open(self.log, "ab") as log:
-            return subprocess.Popen(
-                machine.command(*command),
+    def __init__(self, network: Network) -> None:
+        machine = network.machine()
+        self.uri = f"http://{machine.address}:5000"
+        self._machine, self._log = machine, network.folder / "mlflow.log"
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                machine.command(
+                    *(sys.executable, "-m", "mlflow", "server", "--workers=1"),
+                    f"--backend-store-uri=sqlite:///{network.folder / 'mlflow.db'}",
+                    f"--artifacts-destination={network.folder / 'artifacts'}",
+                    *(f"--host={machine.address}", "--port=5000"),
+                ),
                 env=environment(**NO_MLFLOW_JOBS),
-                cwd=self.log.parent,
+                cwd=network.folder,
                 stdout=log,
                 stderr=log,
             )
+
+    def wait(self) -> None:
+        """Until it answers: it is made to start while something else is done."""
+        try:
+            wait_for(lambda: self._machine.reaches(self._machine.address, 5000), self._process)
+        except AssertionError as error:
+            error.add_note(self._log.read_text())
+            raise
