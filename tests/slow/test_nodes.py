@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import EXTRACTION, MOST_SECONDS, shard_bytes, wait_for
-from nodes import Cluster, Forbidden, Network, TrackingServer
+from nodes import Cluster, Forbidden, Machine, Network, TrackingServer
 
 from cfer.codec import Bitstream
 from cfer.inputs import Input
@@ -84,20 +86,48 @@ def test_extraction_works_on_several_nodes(cluster, checkout, six_videos, undist
     assert len(places) >= 2, said
 
 
+def map_workers(*nodes: Machine) -> list[tuple[Machine, psutil.Process]]:
+    """The processes that work at shards, and where each of them is."""
+    return [(node, worker) for node in nodes for worker in node.processes("MapWorker")]
+
+
+@contextmanager
+def halted(workers: list[tuple[Machine, psutil.Process]]) -> Iterator[None]:
+    """Shards are small: what is found of their workers still holds when something is done."""
+    for _, worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.suspend()
+    try:
+        yield
+    finally:
+        for _, worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.resume()
+
+
+def is_at_work(worker: psutil.Process) -> bool:
+    """Ray's processes are called by what they are doing."""
+    try:
+        return ".submit" in " ".join(worker.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_node_that_dies_costs_no_clip(cluster, checkout, six_videos, undisturbed, tmp_path):
     out = tmp_path / "out"
     job = cluster.submit(checkout, *extraction(six_videos, out, "--actors", "3"))
-    busy = []
 
-    def a_worker_is_busy() -> bool:
-        assert job.poll() is None, job.communicate()[0]
-        # Ray's processes are called by what they are doing.
-        busy[:] = [node for node in cluster.workers if node.processes("MapWorker", ".submit")]
+    def a_node_is_killed_at_work() -> bool:
+        workers = map_workers(*cluster.workers, cluster.head)
+        with halted(workers):
+            busy = [node for node, worker in workers if is_at_work(worker)]
+            busy = [node for node in busy if node is not cluster.head]
+            if busy:
+                busy[0].kill()
+                assert len(list(out.glob("shard-*.json"))) < 3, "it comes too late"
         return bool(busy)
 
-    wait_for(a_worker_is_busy)
-    busy[0].kill()
-    assert len(list(out.glob("shard-*.json"))) < 3
+    wait_for(a_node_is_killed_at_work, job)
     status, said = ended(job)
     assert status == 0, said
     check_against(undisturbed, out)
@@ -106,11 +136,20 @@ def test_a_node_that_dies_costs_no_clip(cluster, checkout, six_videos, undisturb
 def test_a_driver_that_dies_is_started_again(cluster, checkout, six_videos, undisturbed, tmp_path):
     out = tmp_path / "out"
     job = cluster.submit(checkout, *extraction(six_videos, out))
-    wait_for(lambda: list(out.glob("shard-*.json")) or job.poll() is not None)
+    workers = []
+
+    def the_workers_are_there() -> bool:
+        workers[:] = map_workers(*cluster.workers, cluster.head)
+        return len(workers) == 2
+
+    wait_for(the_workers_are_there, job)
     drivers = cluster.head.processes("pipeline/extract.py", str(out))
     assert drivers
-    for driver in drivers:
-        driver.kill()
+    wait_for(lambda: list(out.glob("shard-*.json")), job)
+    with halted(workers):
+        for process in [*drivers, *(worker for _, worker in workers)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     status, said = ended(job)
     assert status != 0, said
     assert not (out / "dataset.json").exists()
@@ -124,8 +163,20 @@ def test_a_driver_that_dies_is_started_again(cluster, checkout, six_videos, undi
     check_against(undisturbed, out)
 
 
+EPOCHS = 6
 TRAINING = (
-    *("--workers", "3", "--epochs", "4", "--width", "8", "--code-dim", "32", "--batch-size", "8"),
+    *(
+        "--workers",
+        "3",
+        "--epochs",
+        str(EPOCHS),
+        "--width",
+        "8",
+        "--code-dim",
+        "32",
+        "--batch-size",
+        "8",
+    ),
     *("--lambda", "0.5", "--mu", "0.2", "--run", "three"),
 )
 # What the server holds of a run, as another machine sees it.
@@ -228,7 +279,7 @@ def test_training_on_several_nodes_equals_training_on_one(
     assert {"confusion.png", "curves.png", "embedding.png"} <= set(held["files"])
     assert {"predictions/train.npz", "predictions/held_out.npz"} <= set(held["files"])
     for name in expected:
-        assert [step for step, _ in held["curves"][name]] == [1, 2, 3, 4]
+        assert [step for step, _ in held["curves"][name]] == list(range(1, EPOCHS + 1))
     check_curves(
         {name: [value for _, value in held["curves"][name]] for name in expected}, expected
     )
@@ -247,11 +298,18 @@ def test_training_goes_on_when_a_node_dies(
         checkout, *training(drawn_shards, tmp_path), MLFLOW_TRACKING_URI=tracking_uri
     )
     run = tmp_path / "three"
-    wait_for(lambda: newest_checkpoint(str(run)) or job.poll() is not None)
-    busy = [node for node in cluster.workers if node.processes("RayTrainWorker")]
-    assert busy
+    busy = []
+
+    def the_workers_are_there() -> bool:
+        nodes = [*cluster.workers, cluster.head]
+        found = [node for node in nodes for _ in node.processes("RayTrainWorker")]
+        busy[:] = [node for node in found if node is not cluster.head]
+        return len(found) == 3
+
+    wait_for(the_workers_are_there, job)
+    wait_for(lambda: newest_checkpoint(str(run)), job)
     busy[0].kill()
-    assert not (run / "epoch-00004").exists()
+    assert not (run / f"epoch-{EPOCHS:05d}").exists(), "it comes too late"
     assert read_results(str(run)) is None
     cluster.complete()
     status, said = ended(job)
