@@ -8,7 +8,6 @@ model.
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import shutil
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,8 @@ from helpers import (
     NUM_PROCESSES,
     REPOSITORY,
     SHARDS,
+    S3Server,
+    Trained,
     extract,
     free_ports,
     is_open,
@@ -212,25 +212,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished run of the whole game, on two workers.
-
-    Attributes:
-        name: of the run, in MLflow and as a model.
-        epochs: how many it was trained for.
-        store: the MLflow store's URI.
-        storage: the folder of runs.
-        options: those of the command that trained it, without where things are.
-    """
-
-    name: str
-    epochs: int
-    store: str
-    storage: Path
-    options: tuple[str, ...]
-
-
 @pytest.fixture(scope="session")
 def trained(ray_session: None, drawn_shards: Path, made_once: MadeOnce) -> Trained:
     epochs = 12  # 0.1 s each: it is the workers' start that takes time
@@ -266,29 +247,6 @@ def in_trained_store(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Train
 
 
 # ---- an object store -----------------------------------------------------------------------------
-
-
-@dataclass
-class S3Server:
-    """A real S3 server of our own, on loopback; it can be told to fail."""
-
-    port: int
-    uri: str = ""  # of an empty bucket
-
-    def request(self, method: str, path: str) -> bytes:
-        # Not urllib, which would keep the proxies that it found at its first use.
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        try:
-            connection.request(method, path)
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.read()
-            return answer.read()
-        finally:
-            connection.close()
-
-    def be(self, mode: str) -> int:
-        """`500`, `503`, `slow` or `well` from now on → how many requests were disturbed so far."""
-        return int(self.request("POST", f"/-/be/{mode}"))
 
 
 @pytest.fixture(scope="session")

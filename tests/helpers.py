@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,29 @@ def find_postgres() -> Path | None:
     packaged = Path("/usr/lib/postgresql").glob("*/bin/initdb")
     newest = max(packaged, key=lambda file: float(file.parts[-3]), default=None)
     return None if newest is None else newest.parent
+
+
+@dataclass
+class S3Server:
+    """A real S3 server of our own, on loopback; it can be told to fail."""
+
+    port: int
+    uri: str = ""  # of an empty bucket
+
+    def request(self, method: str, path: str) -> bytes:
+        # Not urllib, which would keep the proxies that it found at its first use.
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            return answer.read()
+        finally:
+            connection.close()
+
+    def be(self, mode: str) -> int:
+        """`500`, `503`, `slow` or `well` from now on → how many requests were disturbed so far."""
+        return int(self.request("POST", f"/-/be/{mode}"))
 
 
 # ---- the project's commands ----------------------------------------------------------------------
@@ -252,6 +276,25 @@ def as_mpegts(*videos: Path) -> bytes:
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         container.mux(stream.encode(None))
     return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of the whole game, on two workers.
+
+    Attributes:
+        name: of the run, in MLflow and as a model.
+        epochs: how many it was trained for.
+        store: the MLflow store's URI.
+        storage: the folder of runs.
+        options: those of the command that trained it, without where things are.
+    """
+
+    name: str
+    epochs: int
+    store: str
+    storage: Path
+    options: tuple[str, ...]
 
 
 # ---- the project's pages -------------------------------------------------------------------------

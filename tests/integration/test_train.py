@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY, kill_with_children, wait_for
+from helpers import REPOSITORY, Trained, kill_with_children, wait_for
 from mlflow.tracking import MlflowClient
 
 from cfer import evaluate, shards
@@ -27,7 +27,9 @@ from cfer.predict import Recognizer
 from cfer.run import STATE_NAME, Results, newest_checkpoint, read_results, split_clips
 from cfer.tracking import COMMAND_TAG
 from cfer.train import build_parser, main
-from conftest import Trained
+
+if TYPE_CHECKING:
+    from conftest import Trained
 
 SMALL = ("--width", "8", "--code-dim", "32", "--batch-size", "4")
 
