@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -27,9 +27,6 @@ from cfer.predict import Recognizer
 from cfer.run import STATE_NAME, Results, newest_checkpoint, read_results, split_clips
 from cfer.tracking import COMMAND_TAG
 from cfer.train import build_parser, main
-
-if TYPE_CHECKING:
-    from conftest import Trained
 
 SMALL = ("--width", "8", "--code-dim", "32", "--batch-size", "4")
 
