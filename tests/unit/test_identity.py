@@ -15,7 +15,13 @@ from facenet_pytorch import InceptionResnetV1
 
 from cfer import identity
 from cfer.errors import InputError
-from cfer.identity import FACENET_FILES, FACENET_RELEASE, facenet_weights, open_recogniser
+from cfer.identity import (
+    FACENET_FILES,
+    FACENET_RELEASE,
+    embed_clip,
+    facenet_weights,
+    open_recogniser,
+)
 from cfer.shards import read_clips
 
 
@@ -72,6 +78,14 @@ def test_a_picture_has_one_vector_whatever_its_neighbours(first_frames, dlib):
     assert np.array_equal(together, dlib.embed(pictures))
     assert np.allclose(together[1], dlib.embed([pictures[1]])[0], atol=1e-6)
     assert dlib.embed([]).shape == (0, 128)
+
+
+def test_a_clips_identity_is_that_of_its_middle_i_frame(first_frames, dlib):
+    pictures = first_frames[0][:5]
+    for count, middle in ((1, 0), (2, 1), (5, 2)):
+        vector = embed_clip(dlib, pictures[:count])
+        assert vector.shape == (1, 128)
+        assert np.array_equal(vector, dlib.embed([pictures[middle]]))
 
 
 @pytest.fixture(scope="module")
