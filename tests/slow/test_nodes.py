@@ -117,16 +117,27 @@ def test_a_node_that_dies_costs_no_clip(cluster, checkout, six_videos, undisturb
     out = tmp_path / "out"
     job = cluster.submit(checkout, *extraction(six_videos, out, "--actors", "3"))
 
+    workers: list[tuple[Machine, psutil.Process]] = []
+
+    def the_workers_are_there() -> bool:
+        workers[:] = map_workers(*cluster.workers, cluster.head)
+        return len(workers) >= 3
+
     def a_node_is_killed_at_work() -> bool:
-        workers = map_workers(*cluster.workers, cluster.head)
+        # Halted at every look, they would not get so far as to work on a slow machine.
+        if not list(out.glob("working-*.json")):
+            return False
         with halted(workers):
             busy = [node for node, worker in workers if is_at_work(worker)]
             busy = [node for node in busy if node is not cluster.head]
             if busy:
                 busy[0].kill()
                 assert len(list(out.glob("shard-*.json"))) < 3, "it comes too late"
+        if not busy:
+            the_workers_are_there()  # some may have come meanwhile
         return bool(busy)
 
+    wait_for(the_workers_are_there, job)
     wait_for(a_node_is_killed_at_work, job)
     status, said = ended(job)
     assert status == 0, said
