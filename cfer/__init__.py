@@ -9,12 +9,18 @@ cfer.open_dataset("shards")                     # for a PyTorch training loop of
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cfer.codec import Bitstream, Gop, Residual, encode, read_gops, residuals
     from cfer.dataset import ClipDataset, open_dataset
     from cfer.predict import Prediction, Recognizer
+
+# Ray's switch for systems on which it makes no clusters: the processes of a Ray that is started for
+# this machine alone then listen at loopback. Ray reads it as it is imported; a cluster that is
+# joined has its own.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 _HOMES = {
     "Bitstream": "cfer.codec",

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from cfer.predict import Prediction, Recognizer
 
 DEMO_CLASSES = 7
-MOST_FRAMES_A_SECOND = 60  # of a video that the server takes
 MODEL_HELP = (
     "`default`, a .safetensors file, the name or id of a training run, runs:/ID/model, or "
     "models:/NAME/VERSION"
@@ -170,6 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("--max-megabytes", 64, "refuse a larger file"),
         ("--max-seconds", 60, "refuse a longer video"),
         ("--time-limit", 120, "seconds of work on a video, waiting apart"),
+        ("--memory-limit", 2000, "MB of memory for it, beside what the model takes"),
     ):
         serve_.add_argument(
             option, type=int, default=default, metavar="N", help=f"{text} ({default})"
@@ -405,13 +405,14 @@ def import_model(arguments: argparse.Namespace) -> int:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    from cfer.serve import Limits, run
+    from cfer.serve import run
+    from cfer.uploads import Limits
 
-    limits = Limits(
-        megabytes=arguments.max_megabytes,
-        seconds=arguments.max_seconds,
-        frames=arguments.max_seconds * MOST_FRAMES_A_SECOND,
-        work_seconds=arguments.time_limit,
+    limits = Limits.of(
+        arguments.max_megabytes,
+        arguments.max_seconds,
+        arguments.time_limit,
+        arguments.memory_limit,
     )
     return run(
         arguments.host,

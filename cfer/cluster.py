@@ -4,44 +4,47 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-from collections.abc import Callable
-from typing import Any
+import socket
+import time
+from urllib.parse import urlsplit
 
 import ray
 import ray.data
-from ray._private import ray_constants, services
 
-from cfer.errors import signals_kept_from_ray
+from cfer.errors import InputError, signals_kept_from_ray
 
 LOOPBACK = "127.0.0.1"
+MOST_SECONDS_TO_JOIN = 30
+_OF_ITS_OWN = {
+    # The links between training workers, of PyTorch.
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    # What Ray notes of every task and of its own doings: nobody reads it here, and it grows with
+    # the job (docs/scale.md).
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "false",
+}
 
 
 def join_cluster(for_training: bool) -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine; or start one here.
 
-    One that is started here can be reached from this machine alone.
+    One that is started here can be reached from this machine alone (see `cfer/__init__.py`).
 
     Ray Train prints its workers' progress through the driver, and its cleaner asks the dashboard.
     Other jobs do without both: a dashboard's processes take longer to start than a small job runs.
     Ray Data keeps quiet: what a job has to say of its progress, it says itself.
+
+    Raises:
+        InputError: nothing answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None)
-        starts_here = address in (None, "local")
-        if starts_here:
-            # The links between training workers, of PyTorch.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-            # What Ray notes of every task and of its own doings: nobody reads it here, and it grows
-            # with the job (docs/scale.md).
-            os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-            os.environ.setdefault("RAY_enable_metrics_collection", "false")
-        # Ray's switch for systems on which it makes no clusters: its processes then listen at
-        # loopback. There is no option of `init` for that; a loopback address is not taken as it is.
-        makes_clusters, popen = ray_constants.ENABLE_RAY_CLUSTER, services.ConsolePopen
-        ray_constants.ENABLE_RAY_CLUSTER = not starts_here
-        services.ConsolePopen = _PopenWithoutBlock  # type: ignore[assignment,misc]
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address not in ("", "local", "auto"):
+            _check_address(address)
+        # What a cluster's own processes have set is not changed by it.
+        for name, value in _OF_ITS_OWN.items():
+            os.environ.setdefault(name, value)
         try:
             with signals_kept_from_ray():
                 ray.init(
@@ -49,9 +52,11 @@ def join_cluster(for_training: bool) -> None:
                     log_to_driver=for_training,
                     logging_level=logging.ERROR,
                 )
-        finally:
-            ray_constants.ENABLE_RAY_CLUSTER = makes_clusters
-            services.ConsolePopen = popen  # type: ignore[misc]
+        except ConnectionError as error:
+            raise InputError(
+                f"Ray: {str(error).splitlines()[0]}; correct RAY_ADDRESS, or set it to local for a "
+                "Ray of this machine alone"
+            ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -59,15 +64,24 @@ def join_cluster(for_training: bool) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-class _PopenWithoutBlock(services.ConsolePopen):
-    """Ray's processes end by SIGTERM, which this one blocks while it starts them."""
-
-    def __init__(self, command: list[str], preexec_fn: Callable[[], None], **options: Any) -> None:
-        def prepare() -> None:
-            preexec_fn()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-        super().__init__(command, preexec_fn=prepare, **options)
+def _check_address(address: str) -> None:
+    """Ray itself asks a cluster that has ended for ever."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    deadline = time.monotonic() + MOST_SECONDS_TO_JOIN
+    while True:
+        try:
+            socket.create_connection((parts.hostname, parts.port or 10001), timeout=5).close()
+            return
+        except (OSError, ValueError) as error:
+            # A cluster that has just been started may not listen yet.
+            if isinstance(error, OSError) and time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); correct or unset "
+                "it, or start the cluster"
+            ) from error
 
 
 def is_on_loopback() -> bool:

@@ -284,7 +284,7 @@ class Bitstream:
         self.data = data
         self.packets: list[bytes] = []
         try:
-            with av.open(io.BytesIO(data), "r") as container:
+            with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
                 if not container.streams.video:
                     raise CodecError(f"{name}: there is no video stream in it")
                 stream = container.streams.video[0]
@@ -349,9 +349,9 @@ class Bitstream:
         """The pictures of one GOP: (y, u, v) of each frame, uint8."""
         numbers = self.gops[gop]
         coded = [n for n in numbers if self.frame_types[n] != "N"]
-        frames = iter(
-            self._decode([self._i_packet(numbers), *(self.packets[n] for n in coded[1:])])
-        )
+        packets = [self._i_packet(numbers), *(self.packets[n] for n in coded[1:])]
+        # A decoder of its own, since between two pictures another may be asked for.
+        frames = self._decode_one_by_one(self._new_decoder(), packets)
         for number in numbers:
             if self.frame_types[number] != "N":
                 picture = _planes(next(frames))
@@ -387,21 +387,27 @@ class Bitstream:
         other: CoViAR's back-traced residual (Wu et al., CVPR 2018), at the decoder's own sub-pel
         accuracy. The last P-frame's holds the change of the whole GOP.
         """
+        return list(self._accumulated_residuals(gop, self._decoder))
+
+    def iter_accumulated_residuals(self, gop: int) -> Iterator[Residual]:
+        """As `accumulated_residuals`, one after the other: a GOP of any length in little memory."""
+        # A decoder of its own, since between two residuals another may be asked for.
+        return self._accumulated_residuals(gop, self._new_decoder())
+
+    def _accumulated_residuals(self, gop: int, decoder: av.VideoCodecContext) -> Iterator[Residual]:
         numbers = self.gops[gop][1:]
-        coded = [n for n in numbers if self.frame_types[n] == "P"]
-        frames = self._decode([self.packets[n] for n in coded], self._reference)
-        decoded = dict(zip(coded, frames, strict=True))
-        residuals: list[Residual] = []
+        packets = [self.packets[n] for n in numbers if self.frame_types[n] == "P"]
+        frames = self._decode_one_by_one(decoder, packets, self._reference)
+        before: Residual | None = None
         for number in numbers:
-            if number in decoded:
-                residuals.append(self._residual(number, decoded[number]))
-            elif residuals:
-                unchanged = self._zero_residual(number)
-                before = residuals[-1]
-                residuals.append(replace(unchanged, y=before.y, u=before.u, v=before.v))
+            if self.frame_types[number] == "P":
+                residual = self._residual(number, next(frames))
             else:
-                residuals.append(self._zero_residual(number))
-        return residuals
+                residual = self._zero_residual(number)
+                if before is not None:
+                    residual = replace(residual, y=before.y, u=before.u, v=before.v)
+            yield residual
+            before = residual
 
     def _new_decoder(self) -> av.VideoCodecContext:
         decoder = av.CodecContext.create("mpeg4", "r")
@@ -429,28 +435,34 @@ class Bitstream:
     def _decode(
         self, packets: list[bytes], reference: list[bytes] | None = None
     ) -> list[av.VideoFrame]:
+        return list(self._decode_one_by_one(self._decoder, packets, reference))
+
+    def _decode_one_by_one(
+        self,
+        decoder: av.VideoCodecContext,
+        packets: list[bytes],
+        reference: list[bytes] | None = None,
+    ) -> Iterator[av.VideoFrame]:
         """Decode packets apart from all that came before: a GOP, or P-frames on a reference."""
-        before = reference or []
-        frames = []
+        given = [*(reference or []), *packets]
+        skipped, count = len(given) - len(packets), 0
         try:
-            for data in before + packets:
-                # `av.Packet(data)` would lend the decoder a buffer without the padding that it
-                # reads beyond the end: wrong frames, and different ones in every process.
-                packet = av.Packet(len(data))
-                packet.update(data)
-                frames += self._decoder.decode(packet)
-            if len(frames) < len(before) + len(packets):
-                frames += self._decoder.decode(None)
+            for data in [*given, None]:
+                if data is None and count == len(given):
+                    break
+                for frame in decoder.decode(data if data is None else _packet(data)):
+                    count += 1
+                    if skipped < count <= len(given):
+                        yield frame
         except av.error.FFmpegError as error:
             raise CodecError(f"{self.name}: a damaged frame ({error}); cut it out") from error
         finally:
-            self._decoder.flush_buffers()
-        if len(frames) != len(before) + len(packets):
+            decoder.flush_buffers()
+        if count != len(given):
             raise CodecError(
-                f"{self.name}: {len(before) + len(packets)} frames went into the decoder and "
-                f"{len(frames)} came out; the file is damaged"
+                f"{self.name}: {len(given)} frames went into the decoder and {count} came out; the "
+                "file is damaged"
             )
-        return frames[len(before) :]
 
     def _i_packet(self, gop: range) -> bytes:
         packet = self.packets[gop[0]]
@@ -558,8 +570,12 @@ def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]
     """
     if kind not in ("accumulated", "direct"):
         raise CodecError(f"residuals of kind {kind!r}: give accumulated or direct")
-    for gop in read_gops(path):
-        yield from gop.accumulated_residuals if kind == "accumulated" else gop.direct_residuals
+    bitstream = Bitstream.open(path)
+    for number, gop in enumerate(bitstream.gops):
+        if kind == "accumulated":
+            yield from bitstream.iter_accumulated_residuals(number)
+        else:
+            yield from map(bitstream.direct_residual, gop[1:])
 
 
 def _packets_by_index(data: bytes, container: av.container.InputContainer) -> list[bytes]:
@@ -589,6 +605,14 @@ def _count_vops(packets: Sequence[bytes]) -> int:
         for offset in range(4)
     )
     return sum(int(np.count_nonzero(there == code)) for there in words)
+
+
+def _packet(data: bytes) -> av.Packet:
+    # `av.Packet(data)` would lend the decoder a buffer without the padding that it reads beyond the
+    # end: wrong frames, and different ones in every process.
+    packet = av.Packet(len(data))
+    packet.update(data)
+    return packet
 
 
 def _planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -147,6 +147,18 @@ def _family() -> list[psutil.Process]:
     return found
 
 
+_signals_are_kept = False
+
+
+def _unblock_signals() -> None:
+    if _signals_are_kept:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+# Ray's processes end by SIGTERM, and what a process has blocked its children have too.
+os.register_at_fork(after_in_child=_unblock_signals)
+
+
 @contextmanager
 def signals_kept_from_ray() -> Iterator[None]:
     """While Ray starts, a stop ends a command at once, and does not unwind it.
@@ -155,6 +167,7 @@ def signals_kept_from_ray() -> Iterator[None]:
     which aborts, in the place of SIGTERM's. So signals are blocked, also for Ray's threads, and a
     thread waits for them.
     """
+    global _signals_are_kept
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -170,6 +183,7 @@ def signals_kept_from_ray() -> Iterator[None]:
     waiter = threading.Thread(target=wait, daemon=True)
     is_a_command = handlers[signal.SIGTERM] is _stop
     if is_a_command:
+        _signals_are_kept = True
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         waiter.start()
     try:
@@ -178,6 +192,7 @@ def signals_kept_from_ray() -> Iterator[None]:
         if is_a_command:
             is_over.set()
             waiter.join()
+            _signals_are_kept = False
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
         if is_a_command:

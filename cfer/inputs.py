@@ -16,7 +16,7 @@ one encoder takes them all. Training and prediction read them by the same functi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -160,7 +160,7 @@ class Input:
         planes = []
         for g in _gops_of(bitstream, gops, wanted):
             residuals = bitstream.accumulated_residuals(g)
-            motion = traced_motion(residuals) if self._has_motion else None
+            motion = list(traced_motion(residuals)) if self._has_motion else None
             for position, residual in enumerate(residuals):
                 if residual.frame not in wanted:
                     continue
@@ -221,27 +221,27 @@ def to_planes(packed: np.ndarray) -> np.ndarray:
     return np.concatenate([luma, packed[side:].reshape(2, half, half)])
 
 
-def traced_motion(residuals: Sequence[Residual]) -> list[np.ndarray]:
+def traced_motion(residuals: Iterable[Residual]) -> Iterator[np.ndarray]:
     """Where each block comes from in the GOP's I-frame: float32 (2, rows, columns) for each frame.
 
     Displacement in pixels, vertical then horizontal, of blocks of `BLOCK` × `BLOCK` samples: each
     P-frame's vector, plus what had been traced for the block that it points into (Wu et al.,
     "Compressed Video Action Recognition", CVPR 2018, accumulated motion vectors).
     """
-    height, width = residuals[0].y.shape
-    rows, columns = -(-height // BLOCK), -(-width // BLOCK)
-    row, column = np.mgrid[:rows, :columns]
-    traced = np.zeros((2, rows, columns), np.float32)
-    fields = []
+    traced: np.ndarray | None = None
     for residual in residuals:
+        height, width = residual.y.shape
+        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         own = block_motion(residual.motion_vectors, rows, columns)
-        source = [
-            np.clip(np.floor(((at + 0.5) * BLOCK + part) / BLOCK), 0, last - 1).astype(int)
-            for at, part, last in ((row, own[0], rows), (column, own[1], columns))
-        ]
-        traced = own + traced[:, source[0], source[1]]
-        fields.append(traced)
-    return fields
+        if traced is not None:
+            row, column = np.mgrid[:rows, :columns]
+            source = [
+                np.clip(np.floor(((at + 0.5) * BLOCK + part) / BLOCK), 0, last - 1).astype(int)
+                for at, part, last in ((row, own[0], rows), (column, own[1], columns))
+            ]
+            own = own + traced[:, source[0], source[1]]
+        traced = own
+        yield traced
 
 
 def block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:

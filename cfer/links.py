@@ -2,84 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from typing import Any
+from collections.abc import Iterator
 
 import psutil
 import ray
+import torch
 import torch.distributed as dist
+from ray.train import get_context
 from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 from cfer.cluster import is_on_loopback
 
 
-def worker_links() -> TorchConfig:
-    """How training workers find each other, in the cluster that was joined."""
-    return _OneMachine() if is_on_loopback() else _SeveralNodes()
-
-
-class _OneMachine(TorchConfig):
-    """Where nothing may listen beyond loopback they meet in a file, since PyTorch's store for it,
-    of TCP, listens at every address."""
+class WorkersLinkThemselves(TorchConfig):
+    """Ray Train starts the workers, and they link themselves (`linked`): its own links, by
+    PyTorch's store of TCP, listen at every address."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        return _FileBackend
+        return _NoLinks
 
 
-class _FileBackend(_TorchBackend):
-    """See `_OneMachine`."""
+class _NoLinks(Backend):
+    # As Ray Train's own for PyTorch: NCCL asks to see all GPUs of a node.
+    share_cuda_visible_devices = True
 
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        self._folder = tempfile.mkdtemp(prefix="cfer-workers-")
-        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
-        meeting = (f"{self._folder}/store", "nccl" if on_gpus else "gloo", len(worker_group))
-        ray.get(
-            [
-                worker_group.execute_single_async(rank, _meet, *meeting, rank)
-                for rank in range(len(worker_group))
-            ]
+
+@contextlib.contextmanager
+def linked(device: torch.device) -> Iterator[None]:
+    """In a training worker: one process group with all others, while the context lasts."""
+    context = get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    if world_size == 1:
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with _store(rank, world_size, context.get_local_world_size()) as store:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        yield
+        # Of a training that failed the processes are ended, whatever they wait for.
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _store(rank: int, world_size: int, local_world_size: int) -> Iterator[dist.Store]:
+    """Where they meet: in a file, where nothing may listen beyond loopback; else at rank 0's node,
+    on the network that Ray's nodes have in common."""
+    if is_on_loopback():
+        folder = broadcast_from_rank_zero(
+            tempfile.mkdtemp(prefix="cfer-workers-") if rank == 0 else None
         )
-
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         try:
-            super().on_shutdown(worker_group, backend_config)
+            yield dist.FileStore(f"{folder}/store", world_size)
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _meet(file: str, backend: str, world_size: int, rank: int) -> None:
-    dist.init_process_group(backend, init_method=f"file://{file}", world_size=world_size, rank=rank)
-
-
-class _SeveralNodes(TorchConfig):
-    """On the network that Ray's nodes have in common.
-
-    Left alone, Gloo takes the interface that the host's name resolves to. That is the loopback one
-    wherever /etc/hosts says so (Debian's own installer writes it that way), and then no worker
-    reaches those of other nodes.
-    """
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _NodeNetworkBackend
-
-
-class _NodeNetworkBackend(_TorchBackend):
-    """See `_SeveralNodes`."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:
-            worker_group.execute(_use_node_interface)
-        super().on_start(worker_group, backend_config)
+            if rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        return
+    if world_size > local_world_size:
+        _use_node_interface()
+    own = None
+    if rank == 0:
+        address = ray.util.get_node_ip_address()
+        own = dist.TCPStore(address, 0, world_size, is_master=True, wait_for_workers=False)
+    host, port = broadcast_from_rank_zero((own.host, own.port) if own else None)
+    yield own or dist.TCPStore(host, port, world_size, is_master=False)
 
 
 def _use_node_interface() -> None:
-    """In a worker: the interface of the address that its node has in the cluster."""
+    """The interface of the address that this node has in the cluster.
+
+    Left alone, Gloo takes the one that the host's name resolves to. That is the loopback one
+    wherever /etc/hosts says so (Debian's own installer writes it that way), and then no worker
+    reaches those of other nodes.
+    """
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
         if address in (each.address for each in addresses):

@@ -9,7 +9,8 @@ is computed by functions of their own, which return arrays: `frame_bytes`, `move
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -69,7 +70,7 @@ def movements(residual: Residual) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def movements_since_i_frame(residuals: Sequence[Residual]) -> np.ndarray:
+def movements_since_i_frame(residuals: Iterable[Residual]) -> np.ndarray:
     """How the 8 × 8 blocks of a GOP's last P-frame moved since its I-frame.
 
     Args:
@@ -78,7 +79,8 @@ def movements_since_i_frame(residuals: Sequence[Residual]) -> np.ndarray:
     Returns:
         float32 (blocks, 4), rows as in `movements`; the vectors, traced back (`traced_motion`).
     """
-    down, right = -traced_motion(residuals)[-1]
+    (last,) = deque(traced_motion(residuals), maxlen=1)
+    down, right = -last
     row, column = np.mgrid[: down.shape[0], : down.shape[1]]
     parts = ((column + 0.5) * BLOCK, (row + 0.5) * BLOCK, right, down)
     return np.stack([part.ravel() for part in parts], axis=1).astype(np.float32)
@@ -241,8 +243,21 @@ class _Shown:
         return frame_bytes(self.bitstream, self.gop)
 
     @cached_property
-    def accumulated(self) -> list[Residual]:
-        return self.bitstream.accumulated_residuals(self.gop)
+    def accumulated(self) -> tuple[dict[int, Residual], np.ndarray]:
+        """The residuals that are drawn, by their positions, and `movements_since_i_frame`: of a
+        long GOP no more is held at a time."""
+        wanted = {*self.positions, *(self.numbers.index(frame) for frame in self.frames)}
+        kept = {}
+
+        def passing() -> Iterator[Residual]:
+            residuals = self.bitstream.iter_accumulated_residuals(self.gop)
+            for position, residual in enumerate(residuals, start=1):
+                if position in wanted:
+                    kept[position] = residual
+                yield residual
+
+        moves = movements_since_i_frame(passing())
+        return kept, moves
 
     @cached_property
     def positions(self) -> list[int]:
@@ -257,7 +272,7 @@ class _Shown:
         return 1 + int(self.sizes[1:].argmax())
 
     def residual(self, kind: str, position: int) -> Residual:
-        return self.direct(position) if kind == "direct" else self.accumulated[position - 1]
+        return self.direct(position) if kind == "direct" else self.accumulated[0][position]
 
     def limit(self, kind: str) -> int:
         """The residual's size at the colours' end: beyond it are 1 % of the samples."""
@@ -678,8 +693,7 @@ def _draw_motion(page: _Page, shown: _Shown, box: _Box) -> None:
     high = max(high, low + 1)
     black = high - (high - low) / 0.3
     axes = page.picture(box, luma, cmap="gray", vmin=black, vmax=high, smooth=True)
-    moves = movements_since_i_frame(shown.accumulated)
-    told = _draw_arrows(axes, moves, BLOCK, shown.bitstream)
+    told = _draw_arrows(axes, shown.accumulated[1], BLOCK, shown.bitstream)
     page.note(box, f"Vectors of {_name(1)} to {_name(last)}, traced back. {told}")
 
 

@@ -93,6 +93,12 @@ class Recognizer:
             # A copy, since the planes may be read-only.
             return self._predictor(torch.tensor(planes)).numpy()
 
+    def warm_up(self) -> None:
+        """Load and use once what the first video would wait for."""
+        side = self.card.size // 2
+        self.probabilities(np.zeros((1, 1, self.card.what.num_planes, side, side), np.uint8))
+        self._detector.find([np.zeros((64, 64, 3), np.uint8)])
+
     def predict(
         self, source: str | Path, *, faces: str = "one", window_gops: int | None = None
     ) -> list[Prediction]:

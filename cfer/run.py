@@ -54,7 +54,7 @@ from cfer.errors import InputError, WorkerError
 from cfer.evaluate import Predictions
 from cfer.game import PLAYERS, Batch, Weights, optimiser_of, play_turn
 from cfer.inputs import APEX_SIZE, LAST
-from cfer.links import worker_links
+from cfer.links import WorkersLinkThemselves, linked
 from cfer.model import ModelConfig, Predictor, Recogniser
 from cfer.model_file import ModelCard
 from cfer.shards import Description, read_description
@@ -177,6 +177,11 @@ def cluster_nodes() -> list[Node]:
 
 def train_worker(setup: dict[str, Any]) -> None:
     """What each Ray Train worker does; `setup` is what `run` hands over."""
+    with linked(get_device()):
+        _train(setup)
+
+
+def _train(setup: dict[str, Any]) -> None:
     config = TrainConfig(**setup["config"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -876,7 +881,7 @@ def _fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=setup,
-        torch_config=worker_links(),
+        torch_config=WorkersLinkThemselves(),
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(

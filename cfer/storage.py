@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pyarrow.fs as pafs
 import tenacity
@@ -53,6 +53,10 @@ class Folder:
     and renamed over it; an object store shows it when it is complete. What passes at a store (HTTP
     5xx and 429, no answer) is waited for, up to `PATIENCE_SECONDS`.
 
+    Attributes:
+        path: in its store.
+        is_local: whether that is this machine's disk.
+
     Raises:
         InputError: a URI of no store that can be used.
         StorageError: from every method, where the store stays out of order.
@@ -65,7 +69,7 @@ class Folder:
         else:
             self.filesystem = pafs.LocalFileSystem()
             self.path = os.path.abspath(self.location)
-        self._is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def name_of(self, name: str) -> str:
         """What to call a file of this folder in a message."""
@@ -123,7 +127,7 @@ class Folder:
             StorageError: it can't be written; what was there before still is.
         """
         try:
-            if self._is_local:
+            if self.is_local:
                 self._write_locally(name, data)
             else:
                 self._ask(name, self._put, f"{self.path}/{name}", data)
@@ -139,7 +143,7 @@ class Folder:
 
     def delete_folder(self, name: str) -> None:
         """A folder in this one, with all that is in it."""
-        if self._is_local:
+        if self.is_local:
             self.filesystem.delete_dir(f"{self.path}/{name}")
             return
         for file in Folder(self.location_of(name)).names_below():
@@ -207,10 +211,34 @@ def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     except (ValueError, OSError) as error:
         raise InputError(f"{uri}: not a usable location ({error})") from error
     if isinstance(filesystem, pafs.S3FileSystem):
-        # A URI can't hold these options; what the file system is pickled as can.
-        build, (options,) = filesystem.__reduce__()
-        filesystem = build({**options, **_S3_OPTIONS})
+        filesystem = _s3(uri, filesystem.region)
     return filesystem, path
+
+
+def _s3(uri: str, region: str) -> pafs.S3FileSystem:
+    """The store of this URI and of the environment, with a patience that no URI can ask for.
+
+    Raises:
+        InputError: options that are not understood.
+    """
+    parts = urlsplit(uri)
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    scheme, _, host = endpoint.rpartition("://")
+    options = {
+        "region": region,
+        "scheme": given.pop("scheme", scheme or "https"),
+        "endpoint_override": given.pop("endpoint_override", host.rstrip("/")) or None,
+        "access_key": unquote(parts.username) if parts.username else None,
+        "secret_key": unquote(parts.password) if parts.password else None,
+    }
+    given.pop("region", None)
+    if given:
+        raise InputError(
+            f"{uri}: {', '.join(given)} is no option of it; give region, scheme and "
+            "endpoint_override alone"
+        )
+    return pafs.S3FileSystem(**options, **_S3_OPTIONS)
 
 
 def _is_out_of_order(error: BaseException) -> bool:

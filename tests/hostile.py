@@ -55,6 +55,35 @@ def grey_video(path: Path, frames: int, rate: int) -> bytes:
     return path.read_bytes()
 
 
+def stretched(path: Path, aspect: int) -> bytes:
+    """640 × 480, and each pixel is said to be so many times as wide as high."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        for _ in range(12):
+            frame = av.VideoFrame.from_ndarray(np.zeros((480, 640, 3), np.uint8), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    at = data.index(b"pasp") + 4
+    return data[:at] + struct.pack(">II", aspect, 1) + data[at + 8 :]
+
+
+def long_gop(path: Path, frames: int, width: int, height: int) -> bytes:
+    """One GOP of MPEG-4 Part 2, in which nothing happens: some bytes a frame."""
+    options = {"g": "100000", "bf": "0", "strict": "experimental", "sc_threshold": "1000000000"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=60, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 90, np.uint8), "rgb24")
+        for number in range(frames):
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
 def sound(path: Path) -> bytes:
     """A file without a picture."""
     with av.open(str(path), "w") as container:
@@ -83,6 +112,10 @@ def hostile_videos(video: Path, folder: Path) -> dict[str, tuple[bytes, str]]:
         "16k × 16k, and says 64 × 64": (png_video(folder / "b.mov", png, 64), unreadable),
         "many pictures": (grey_video(folder / "c.mp4", 700, 1000), too_long),
         "a long time": (grey_video(folder / "d.mp4", 20, 1), too_long),
+        "a pixel 4000 times as wide": (
+            stretched(folder / "f.mp4", 4000),
+            "more than 9,437,184 pixels; scale",
+        ),
         "cut off": (whole[: len(whole) // 2], unreadable),
         "sound alone": (sound(folder / "e.mp4"), "there is no video stream in it"),
         "a playlist of a file here": (playlist, unreadable),

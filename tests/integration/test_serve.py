@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import pebble
 import psutil
 import pytest
-from helpers import ask, is_loopback, listening, serving
-from hostile import hostile_videos
+from helpers import MOST_SECONDS, ask, is_loopback, listening, serving
+from hostile import hostile_videos, long_gop
 
+from cfer.models import open_model
 from cfer.predict import Recognizer
 from cfer.timeline import as_json
+from cfer.uploads import Limits, Model, Workers, look, predict, why_ended
 
 MEGABYTES = 4
 SECONDS = 10
@@ -48,7 +54,7 @@ def video(drawn_videos: Path) -> Path:
 def test_nothing_listens_beyond_loopback(server: tuple[int, psutil.Process]) -> None:
     _, process = server
     found = listening([process, *process.children(recursive=True)])
-    assert len(found) > 5
+    assert found
     assert not {(address, which) for address, which in found if not is_loopback(address)}
 
 
@@ -119,6 +125,8 @@ def test_a_link_below_what_is_allowed_and_no_other(port: int, video: Path, stora
         f"file://{storage}/secret.mp4",
         f"file://{storage}/open/../secret.mp4",
         f"file://{storage}/open/%2e%2e/secret.mp4",
+        f"file://{storage}/open/%252e%252e/secret.mp4",
+        f"file://{storage}/open/video.mp4%3Fscheme=http",
         f"file://{storage}/opensecret.mp4",
         "file:///etc/passwd",
         f"{storage}/open/video.mp4",
@@ -131,7 +139,7 @@ def test_a_link_below_what_is_allowed_and_no_other(port: int, video: Path, stora
         assert str(storage).encode() not in body
 
 
-def endless(port: int) -> bytes:
+def endless_upload(port: int) -> bytes:
     """Chunk after chunk, until the server answers or hangs up → what it said."""
     head = (
         f"POST /predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -169,10 +177,58 @@ def test_hostile_uploads_get_an_error_and_the_server_goes_on(
             assert status == wanted, (name, answer)
             assert said in json.loads(answer)["detail"], name
             assert b"cfer-" not in answer, f"{name}: the server's own paths are told"
-    assert b" 413 " in endless(port)
+    assert b" 413 " in endless_upload(port)
     whole = video.read_bytes()
     assert ask(port, "/predict?faces=..%2F..%2Fetc%2Fpasswd", whole, TOKEN)[0] == 422
     assert ask(port, "/predict?window_gops=-1", whole, TOKEN)[0] == 422
+    assert ask(port, "/look?gop=-1", whole, TOKEN)[0] == 422
     assert ask(port, "/../../etc/passwd", token=TOKEN, method="GET")[0] == 404
     assert ask(port, "/predict", whole, TOKEN)[0] == 200
     assert server[1].is_running()
+
+
+# ---- work that can be ended ----------------------------------------------------------------------
+
+SMALL = partial(predict, source="upload", faces="one", window_gops=None)
+
+
+@contextmanager
+def workers(**limits: int) -> Iterator[Workers]:
+    with Workers(Model("default", *open_model()), Limits(**limits), (), count=1) as running:
+        yield running
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A video that never comes."""
+    os.mkfifo(tmp_path / "endless.mp4")
+    return tmp_path / "endless.mp4"
+
+
+def test_work_is_ended_at_its_deadline_or_as_its_process_dies(video: Path, endless: Path) -> None:
+    others = set(psutil.Process().children(recursive=True))
+    with workers(work_seconds=10) as running:
+        with pytest.raises(TimeoutError):
+            running.submit(SMALL, endless).result()
+        waiting = running.submit(SMALL, endless)
+        with open(endless, "wb"):  # only now does somebody read there
+            for process in set(psutil.Process().children(recursive=True)) - others:
+                if process.parent() != psutil.Process():  # but the server's that they are forked by
+                    process.kill()
+        with pytest.raises(pebble.ProcessExpired):
+            waiting.result()
+        assert running.submit(SMALL, video).result()[0]["label"]
+
+
+def test_work_has_so_much_memory_and_a_gop_of_any_length_needs_little(
+    video: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.mp4"
+    path.write_bytes(long_gop(path, 600, 1280, 720))  # its pictures alone are 830 MB
+    with workers(memory_megabytes=100) as running:
+        with pytest.raises(pebble.ProcessExpired) as ended:
+            running.submit(partial(look, gop=0), path).result()
+        assert "more than 100 MB of memory" in why_ended(ended.value, Limits(memory_megabytes=100))
+        assert running.submit(SMALL, video).result()[0]["label"]
+    with workers(memory_megabytes=600, work_seconds=MOST_SECONDS) as running:
+        assert running.submit(partial(look, gop=0), path).result().startswith(b"\x89PNG")

@@ -131,7 +131,7 @@ def test_motion_follows_a_moving_picture() -> None:
     base = moving_texture(1, 2 * SIZE)[0]
     pictures = [base[20 + n : 20 + n + SIZE, 40 - 2 * n : 40 - 2 * n + SIZE] for n in range(4)]
     clip = encode(pictures, CodecSettings(gop_size=4), 25)
-    fields = traced_motion(clip.accumulated_residuals(0))
+    fields = list(traced_motion(clip.accumulated_residuals(0)))
     inner = (slice(2, -2), slice(2, -2))
     for number, field in enumerate(fields, start=1):
         assert field.shape == (2, SIZE // BLOCK, SIZE // BLOCK)

@@ -1,81 +1,22 @@
-"""What a server takes and from whom, before any of it is served; and one that cannot start."""
+"""Whom a server answers; and one that cannot start."""
 
 from __future__ import annotations
 
-import math
+import os
 import re
 import socket
-import time
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from fastapi import HTTPException
 from fastapi.security import HTTPAuthorizationCredentials
-from hostile import hostile_videos
+from starlette.datastructures import Headers
 
 from cfer.cli import run
 from cfer.errors import InputError
-from cfer.serve import Limits, api, check_link, check_token, check_video
-
-LIMITS = Limits(seconds=10, frames=600)
-
-
-@pytest.fixture
-def video(drawn_videos: Path) -> Path:
-    return drawn_videos / "videos" / "S003" / "surprise_1.mp4"
-
-
-# ---- videos --------------------------------------------------------------------------------------
-
-
-def test_a_hostile_video_is_refused(video: Path, tmp_path: Path) -> None:
-    for name, (data, said) in hostile_videos(video, tmp_path).items():
-        path = tmp_path / "video"
-        path.write_bytes(data)
-        with pytest.raises(InputError) as error:
-            check_video(path, LIMITS, math.inf)
-        assert said in str(error.value), name
-
-
-def test_a_video_within_the_limits_and_one_at_each_of_them(video: Path) -> None:
-    check_video(video, Limits(), math.inf)
-    exact = Limits(pixels=64 * 64, frames=24, seconds=1)
-    check_video(video, exact, math.inf)
-    with pytest.raises(InputError, match="longer than 1 s or 23 frames"):
-        check_video(video, replace(exact, frames=23), math.inf)
-    with pytest.raises(InputError, match="longer than 0 s or 24 frames"):
-        check_video(video, replace(exact, seconds=0), math.inf)
-    with pytest.raises(InputError):
-        check_video(video, replace(exact, pixels=64 * 64 - 1), math.inf)
-    with pytest.raises(TimeoutError):
-        check_video(video, exact, time.monotonic())
-
-
-# ---- links ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "link",
-    [
-        *("s3://b/p", "s3://b/p/../q", "s3://b/p//q", "s3://b/pq", "s3://b/p/./q", "s3://B/p/q"),
-        *("s3://b/p/", "/b/p/q", "", "http://127.0.0.1/video.mp4"),
-    ],
-)
-def test_a_link_that_only_looks_allowed(link: str) -> None:
-    for allowed in ("s3://b/p/", "s3://b/p"):
-        check_link("s3://b/p/q/clip.mp4", ["file:///videos", allowed])
-        with pytest.raises(InputError, match="--allow"):
-            check_link(link, [allowed])
-        with pytest.raises(InputError, match="--allow"):
-            check_link("s3://b/p/q/clip.mp4", [])
-
-
-def test_a_path_is_no_link() -> None:
-    with pytest.raises(InputError, match="--allow"):
-        check_link("/videos/clip.mp4", ["/videos"])
-
+from cfer.models import open_model
+from cfer.serve import Service, check_token, create_app, is_own
+from cfer.uploads import Limits, Model
 
 # ---- the token -----------------------------------------------------------------------------------
 
@@ -98,11 +39,59 @@ def test_without_a_token_nothing_has_to_be_shown() -> None:
 
 
 def test_every_answer_but_the_page_may_ask_for_a_token() -> None:
-    paths = api.openapi()["paths"]
+    app = create_app(Service(Model("default", *open_model()), Limits()))
+    paths = app.openapi()["paths"]
     assert set(paths) == {"/model", "/predict", "/look"}
     for path, methods in paths.items():
         for method, described in methods.items():
             assert described["security"] == [{"HTTPBearer": []}], (path, method)
+
+
+# ---- other sites' pages, where there is no token -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "127.0.0.1:8000"},
+        {"host": "localhost:8000", "origin": "http://localhost:8000"},
+        {"host": "LOCALHOST:8000", "origin": "http://localhost:8000"},
+        {"host": "[::1]:8000", "origin": "http://[::1]:8000"},
+        {"host": "localhost", "origin": "http://localhost"},
+    ],
+)
+def test_a_program_of_this_machine_and_the_services_own_page_may_ask(
+    headers: dict[str, str],
+) -> None:
+    assert is_own(Headers(headers))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"host": "evil.example:8000"},  # its name was made to resolve to 127.0.0.1
+        {"host": "127.0.0.1.evil.example"},
+        {"host": "localhost.evil.example"},
+        {"host": "192.168.0.7:8000"},
+        {"host": "127.0.0.1:8000", "origin": "http://evil.example"},
+        {"host": "127.0.0.1:8000", "origin": "null"},
+        {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8001"},
+        {"host": "127.0.0.1:8000", "origin": "http://localhost:8000"},
+        {"host": "127.0.0.1:8000", "origin": "https://127.0.0.1:8000"},
+        {"host": "127.0.0.1:8000", "origin": ""},
+        {"host": "evil.example", "origin": "http://evil.example"},
+    ],
+)
+def test_another_sites_page_may_not(headers: dict[str, str]) -> None:
+    assert not is_own(Headers(headers))
+
+
+def test_two_hosts_or_two_origins_are_not_ones_own() -> None:
+    host, origin = (b"host", b"localhost"), (b"origin", b"http://localhost")
+    assert is_own(Headers(raw=[host, origin]))
+    assert not is_own(Headers(raw=[host, (b"host", b"evil.example")]))
+    assert not is_own(Headers(raw=[host, origin, (b"origin", b"http://evil.example")]))
 
 
 # ---- a server that cannot start ------------------------------------------------------------------
@@ -127,6 +116,8 @@ def taken_port() -> Iterator[int]:
         ("--host example.org", "--host example.org: other machines can reach it"),
         ("--port TAKEN", "--port TAKEN: cannot be used (Address already in use)"),
         ("--port FREE --model missing.safetensors", "missing.safetensors: not a readable model"),
+        ("--port FREE --readers 0", "--readers 0: give 1 to CPUS, which is how many CPUs"),
+        ("--port FREE --readers 1000", "--readers 1000: give 1 to CPUS, which is how many CPUs"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(
@@ -134,7 +125,9 @@ def test_a_server_that_cannot_start_says_why(
 ) -> None:
     monkeypatch.delenv("CFER_TOKEN", raising=False)
     options = options.replace("TAKEN", str(taken_port)).replace("FREE", "0")
-    with pytest.raises(InputError, match=re.escape(message.replace("TAKEN", str(taken_port)))):
+    message = message.replace("TAKEN", str(taken_port))
+    message = message.replace("CPUS", str(len(os.sched_getaffinity(0))))
+    with pytest.raises(InputError, match=re.escape(message)):
         run(["serve", *options.split()])
 
 
