@@ -17,6 +17,7 @@ from cfer.batches import Augmentation
 from cfer.errors import InputError
 from cfer.game import PLAYERS
 from cfer.inputs import KINDS, PLANES, Input, parse_frame_rule
+from cfer.model import POOLINGS
 
 # The opponents of the paper's table, and ours: each is the default run with these settings.
 METHODS: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "game": tuple(PLAYERS),
     "input": KINDS,
     "planes": PLANES,
-    "pooling": ("mean", "max"),
+    "pooling": POOLINGS,
     "class_weights": ("none", "balanced"),
 }
 # Where and with how many processes a run is computed may change between two starts of it.

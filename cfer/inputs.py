@@ -98,6 +98,7 @@ class Input:
         ):
             if value not in allowed:
                 raise InputError(f"{what} {value}: give one of {', '.join(allowed)}")
+        parse_frame_rule(str(self.frames))
 
     @property
     def _has_samples(self) -> bool:

@@ -7,6 +7,7 @@ each DDP worker's own batch would make N workers differ from one with the N-fold
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfer.codec import GRAY
+from cfer.errors import InputError
 
+# A network of at most this many channels or classes: beyond it a file's card is nonsense.
+MOST = 4096
+NORM_GROUPS = 4
+POOLINGS = ("mean", "max")
 GRID = 4  # a crop is aligned with the face: where something moves is kept to a 4 × 4 grid
 
 
@@ -42,6 +48,19 @@ class ModelConfig:
     pooling: str = "mean"
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "identity_dim", "num_planes", "width", "code_dim"):
+            if not 1 <= getattr(self, name) <= MOST:
+                raise InputError(f"{name} {getattr(self, name)} is not between 1 and {MOST}")
+        if self.width % NORM_GROUPS:
+            raise InputError(f"width {self.width}: give a multiple of {NORM_GROUPS}")
+        if self.pooling not in POOLINGS:
+            raise InputError(f"pooling {self.pooling}: give one of {', '.join(POOLINGS)}")
+        if not 0 < self.gain < math.inf or not 0 <= self.dropout < 1:
+            raise InputError(
+                f"gain {self.gain}, dropout {self.dropout}: give a positive number, and a share"
+            )
+
 
 def scale_planes(planes: Tensor) -> Tensor:
     """uint8, 128 = zero → float32 in [-1, 1)."""
@@ -54,9 +73,9 @@ class _Block(nn.Module):
     def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(num_inputs, num_outputs, 3, stride, 1, bias=False)
-        self.first_norm = nn.GroupNorm(4, num_outputs)
+        self.first_norm = nn.GroupNorm(NORM_GROUPS, num_outputs)
         self.second = nn.Conv2d(num_outputs, num_outputs, 3, 1, 1, bias=False)
-        self.second_norm = nn.GroupNorm(4, num_outputs)
+        self.second_norm = nn.GroupNorm(NORM_GROUPS, num_outputs)
         self.shortcut = nn.Conv2d(num_inputs, num_outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import safetensors
 import safetensors.torch
 import torch
@@ -20,13 +21,11 @@ import torch
 from cfer.codec import CodecSettings
 from cfer.errors import InputError
 from cfer.inputs import Input
-from cfer.model import ModelConfig, Predictor
+from cfer.model import MOST, ModelConfig, Predictor
 
 SUFFIX = ".safetensors"
 CARD_NAME = "cfer"  # of the card in the file's header
 FORMAT_VERSION = 1
-# A network of at most this many channels or classes: beyond it a file's card is nonsense.
-MOST = 4096
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,15 @@ class ModelCard:
             ("classes", len(self.classes)),
             ("size", self.size),
             ("window_gops", self.window_gops),
-            ("network.width", self.network.width),
-            ("network.code_dim", self.network.code_dim),
         ):
             if not 1 <= value <= MOST:
                 raise InputError(f"model card: {name} {value} is not between 1 and {MOST}")
+        if self.size % 2:
+            raise InputError(f"model card: size {self.size} is odd")
+        if len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise InputError(
+                f"model card: classes {list(self.classes)} are not all different names"
+            )
         if self.network.num_classes != len(self.classes):
             raise InputError(
                 f"model card: {len(self.classes)} classes, and a network for "
@@ -86,27 +89,34 @@ class ModelCard:
     def from_json(cls, text: str) -> ModelCard:
         """Raises InputError: not a card, or one of a later format."""
         try:
-            values = json.loads(text)
-            version = values.pop("format")
+            values = _JSON.validate_json(text)
+            version = values.pop("format", None)
             if version != FORMAT_VERSION:
                 raise InputError(
                     f"model card: format {version}, and this cfer reads {FORMAT_VERSION}; use the "
                     "cfer that wrote it, or a newer one"
                 )
-            return cls(
-                classes=tuple(str(name) for name in values.pop("classes")),
-                codec=CodecSettings(**values.pop("codec")),
-                what=Input(**values.pop("what")),
-                network=ModelConfig(**values.pop("network")),
-                origin={str(k): str(v) for k, v in values.pop("origin").items()},
-                figures={str(k): float(v) for k, v in values.pop("figures").items()},
-                **{name: int(value) for name, value in values.items()},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"model card: not one of cfer's ({error!r})") from error
+            card = _CARD.validate_json(json.dumps(values), strict=True)
+        except pydantic.ValidationError as error:
+            (first, *_) = error.errors()
+            where = ".".join(map(str, first["loc"]))
+            said = f"{where} {first['msg'].removeprefix('Value error, ')}".strip()
+            raise InputError(f"model card: not one of cfer's ({said})") from error
+        known = asdict(card)
+        for part, names in ((values, known), *((values[n], known[n]) for n in _PARTS)):
+            if unknown := sorted(set(part) - set(names)):
+                raise InputError(
+                    f"model card: {unknown[0]} is unknown to this cfer; use a newer one"
+                )
+        return card
 
     def with_origin(self, **text: str) -> ModelCard:
         return replace(self, origin={**self.origin, **text})
+
+
+_PARTS = ("codec", "what", "network")
+_JSON = pydantic.TypeAdapter(dict[str, Any])
+_CARD = pydantic.TypeAdapter(ModelCard)
 
 
 def write_model(path: str | Path, predictor: Predictor, card: ModelCard) -> None:

@@ -29,8 +29,10 @@ from urllib.parse import urlsplit
 import pebble
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -116,12 +118,23 @@ Link = Annotated[
         description="a video in storage that the operator allowed", max_length=MOST_LINK_CHARACTERS
     ),
 ]
+
+
+class Refusal(BaseModel):
+    """Why a request is refused, and what to do."""
+
+    detail: str
+
+
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "the token is not shown"},
-    403: {"description": "asked by another site"},
-    408: {"description": "it takes too long"},
-    413: {"description": "too many bytes"},
-    503: {"description": "too many requests at a time"},
+    status: {"model": Refusal, "description": description}
+    for status, description in (
+        (401, "the token is not shown"),
+        (403, "asked by another site"),
+        (408, "it takes too long"),
+        (413, "too many bytes"),
+        (422, "an option, or a video, that can't be used"),
+    )
 }
 _VIDEO: dict[str, Any] = {
     "requestBody": {
@@ -151,6 +164,12 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         version="1",
         lifespan=lifespan,
     )
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+
     if not service.token:
         app.add_middleware(_OwnRequestsOnly)
 

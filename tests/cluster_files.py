@@ -17,7 +17,7 @@ PAGE = "README.md"
 FILES = sorted(path.name for path in CLUSTER.iterdir())
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "POSTGRES_PASSWORD", "RAY_AUTH_TOKEN")
 # Programs that can be asked whether they know an option: those in Python by their own parsers, …
-IN_PYTHON = ("ray", "mlflow", "python", "cfer")
+IN_PYTHON = ("ray", "serve", "mlflow", "python", "cfer")
 # … the others by their help.
 WITH_HELP = ("rclone", "weed")
 # And those that are not here to ask.

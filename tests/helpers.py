@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,13 +218,15 @@ def shard_bytes(out: Path) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def serving(*options: str, token: str = "") -> Iterator[tuple[int, psutil.Process]]:
+def serving(
+    *options: str, token: str = "", **environment: str
+) -> Iterator[tuple[int, psutil.Process]]:
     """`cfer serve` → its port and process, once it answers; it ends by SIGTERM, with status 0."""
     (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "cfer.cli", "serve", "--port", str(port), *options]
         + ["--time-limit", str(MOST_SECONDS)],
-        env={**os.environ, "CFER_TOKEN": token},
+        env={**os.environ, "CFER_TOKEN": token, **environment},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -247,14 +249,18 @@ def serving(*options: str, token: str = "") -> Iterator[tuple[int, psutil.Proces
 
 
 def ask(
-    port: int, path: str, body: bytes | None = None, token: str = "", method: str = "POST"
+    port: int,
+    path: str,
+    body: bytes | None = None,
+    token: str = "",
+    method: str = "POST",
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
     """Ask a server on this machine → status, and what it answers."""
+    shown = {"Authorization": f"Bearer {token}"} if token else {}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=MOST_SECONDS)
     with contextlib.closing(connection):
-        connection.request(
-            method, path, body, {"Authorization": f"Bearer {token}"} if token else {}
-        )
+        connection.request(method, path, body, {**shown, **(headers or {})})
         answer = connection.getresponse()
         return answer.status, answer.read()
 

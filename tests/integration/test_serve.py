@@ -7,6 +7,8 @@ import os
 import select
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,8 +38,10 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(storage: Path) -> Iterator[tuple[int, psutil.Process]]:
     (storage / "open").mkdir()
+    (storage / "tmp").mkdir()
     options = ("--max-megabytes", str(MEGABYTES), "--max-seconds", str(SECONDS))
-    with serving("--allow", f"file://{storage}/open", *options, token=TOKEN) as running:
+    options += ("--allow", f"file://{storage}/open")
+    with serving(*options, token=TOKEN, TMPDIR=str(storage / "tmp")) as running:
         yield running
 
 
@@ -185,6 +189,33 @@ def test_hostile_uploads_get_an_error_and_the_server_goes_on(
     assert ask(port, "/../../etc/passwd", token=TOKEN, method="GET")[0] == 404
     assert ask(port, "/predict", whole, TOKEN)[0] == 200
     assert server[1].is_running()
+
+
+def test_of_a_request_nothing_stays(port: int, video: Path, storage: Path) -> None:
+    before = set((storage / "tmp").iterdir())
+    shutil.copy(video, storage / "open" / "video.mp4")
+    for link in ("", f"?link=file://{storage}/open/video.mp4"):
+        for body in (b"not a video", video.read_bytes()):
+            ask(port, f"/predict{link}", b"" if link else body, TOKEN)
+    ask(port, "/predict", bytes(MEGABYTES * 1_000_000 + 1), TOKEN)
+    assert set((storage / "tmp").iterdir()) == before
+
+
+def test_nothing_that_its_own_description_allows_makes_it_fail(port: int, tmp_path: Path) -> None:
+    """Requests that are drawn from the OpenAPI description, and some that break it."""
+    tested = subprocess.run(
+        [Path(sys.executable).with_name("schemathesis"), "run", "--no-color", "--seed=1"]
+        + [f"http://127.0.0.1:{port}/openapi.json", f"--header=Authorization: Bearer {TOKEN}"]
+        + ["--max-examples=40", "--continue-on-failure", "--generation-database=none"]
+        # What is drawn is no video.
+        + ["--exclude-checks=positive_data_acceptance", f"--request-timeout={MOST_SECONDS}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert tested.returncode == 0, tested.stdout
+    assert "3 selected / 3 total" in tested.stdout
 
 
 # ---- work that can be ended ----------------------------------------------------------------------

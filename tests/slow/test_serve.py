@@ -75,6 +75,20 @@ def test_fifty_clients_at_once(
     assert most < before + 500_000_000, f"{before:,} → {most:,} bytes"
 
 
+def test_another_sites_page_gets_nothing(server: tuple[int, psutil.Process], video: Path) -> None:
+    port, body = server[0], video.read_bytes()
+    here = f"127.0.0.1:{port}"
+    for headers, status in (
+        ({"Host": here}, 200),
+        ({"Host": here, "Origin": f"http://{here}"}, 200),
+        ({"Host": here, "Origin": "http://evil.example"}, 403),
+        ({"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"}, 403),
+        ({"Host": f"evil.example:{port}"}, 403),
+    ):
+        for path in ("/predict", "/look"):
+            assert ask(port, path, body, headers=headers)[0] == status, headers
+
+
 def test_the_page_in_a_browser(
     server: tuple[int, psutil.Process], video: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,9 @@ import yaml
 from cluster_files import FILES, IN_PYTHON, SECRETS, commands_in, services, text_of
 from helpers import REPOSITORY
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from cfer.serve_on_ray import Arguments
 
 # ---- schemas -------------------------------------------------------------------------------------
 
@@ -32,6 +35,18 @@ def test_ray_up_takes_the_files(name, types, workers):
     validate_config(config)
     assert set(config["available_node_types"]) == types
     assert config["max_workers"] == workers
+
+
+def test_ray_serve_takes_the_file() -> None:
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(text_of("serve.yaml")))
+    (service,) = schema.applications
+    module, _, function = service.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    arguments = Arguments.model_validate(service.args)
+    assert arguments.model == "default"
+    assert {deployment.name for deployment in service.deployments} == {"reader"}
+    with pytest.raises(ValueError, match="readers"):
+        Arguments.model_validate({**service.args, "readers": 2})
 
 
 # The fields that the files use, looked up in KubeRay's API reference (ray.io/v1, KubeRay 1.6); its
@@ -146,6 +161,10 @@ def check_command(words: list[str], patch: pytest.MonkeyPatch) -> None:
         entry = check_click(cli, given).get("entrypoint")
         if entry:
             check_command(list(entry), patch)
+    elif program == "serve":
+        from ray.serve.scripts import cli
+
+        check_click(cli, given)
     elif program == "mlflow":
         from mlflow.cli import cli
 
@@ -179,10 +198,11 @@ def check_module(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None
 
 def test_the_commands_are_found():
     """By file, so that none is passed over as a whole; and every program that can be asked."""
-    found = {name: commands_in(name) for name in FILES if not name.startswith("Dockerfile")}
+    without = ("serve.yaml", *(name for name in FILES if name.startswith("Dockerfile")))
+    found = {name: commands_in(name) for name in FILES if name not in without}
     assert all(found.values())
     programs = {Path(command[0]).name for commands in found.values() for command in commands}
-    assert programs == {"ray", "mlflow", "python", "cfer", "rclone", "weed"}
+    assert programs == {"ray", "serve", "mlflow", "python", "cfer", "rclone", "weed"}
     # Ray is left before it is joined, on whatever machine it may run already.
     for name in ("ray-machines.yaml", "ray-aws.yaml"):
         ray = [command[1] for command in found[name] if Path(command[0]).name == "ray"]

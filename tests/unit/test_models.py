@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,20 @@ def test_a_file_gives_back_the_model_and_its_card(tmp_path, predictor, card):
         (lambda card: {k: v for k, v in card.items() if k != "codec"}, "codec"),
         (lambda card: card | {"more": 1}, "more"),
         (lambda card: card | {"network": card["network"] | {"width": 4000}}, "not those that its"),
-        (lambda card: card | {"network": card["network"] | {"width": 10**12}}, "network.width"),
+        (
+            lambda card: card | {"network": card["network"] | {"width": 10**12}},
+            "width 1000000000000",
+        ),
+        (lambda card: card | {"network": card["network"] | {"width": 4095}}, "width 4095: give a"),
+        (lambda card: card | {"network": card["network"] | {"width": "16"}}, "network.width"),
+        (lambda card: card | {"network": card["network"] | {"pooling": "sum"}}, "pooling sum"),
+        (lambda card: card | {"network": card["network"] | {"gain": "x"}}, "network.gain"),
+        (lambda card: card | {"network": card["network"] | {"gain": math.nan}}, "gain nan"),
+        (lambda card: card | {"network": card["network"] | {"more": 1}}, "more is unknown"),
+        (lambda card: card | {"what": card["what"] | {"frames": "foo"}}, "what.frames"),
+        (lambda card: card | {"size": math.inf}, "size"),
+        (lambda card: card | {"size": 111}, "size 111 is odd"),
+        (lambda card: card | {"classes": ["a", "b", "a"]}, "are not all different names"),
         (lambda card: [card], "not one of cfer's"),
         (None, "without cfer's card"),
     ],
@@ -92,6 +106,11 @@ def test_a_file_that_is_not_right_is_refused(tmp_path, predictor, card, change, 
     with pytest.raises(InputError, match=message) as error:
         read_model(path)
     assert str(path) in str(error.value)
+
+
+def test_a_card_that_is_nested_deeply(tmp_path, predictor, card):
+    with pytest.raises(InputError, match="not one of cfer's"):
+        ModelCard.from_json("[" * 100_000)
 
 
 def test_a_damaged_file_and_a_pickle_are_refused(tmp_path, predictor, card):

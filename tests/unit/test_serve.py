@@ -137,3 +137,14 @@ def test_with_a_token_other_machines_may_reach_it(
     monkeypatch.setenv("CFER_TOKEN", "wonderful")
     with pytest.raises(InputError, match="cannot be used"):
         run(["serve", "--host", "0.0.0.0", "--port", str(taken_port)])
+
+
+def test_on_a_cluster_there_has_to_be_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cfer.serve_on_ray import Arguments, application
+
+    monkeypatch.delenv("CFER_TOKEN", raising=False)
+    with pytest.raises(InputError, match="CFER_TOKEN is not set on the cluster's nodes"):
+        application(Arguments())
+    monkeypatch.setenv("CFER_TOKEN", "wonderful")
+    with pytest.raises(InputError, match=r"missing\.safetensors: not a readable model"):
+        application(Arguments(model="missing.safetensors"))
