@@ -4,7 +4,8 @@
     recogniser.embed(pictures)          # RGB, uint8 (S, S, 3) each → float32 (N, 128)
 
 - `facenet`, `facenet-casia`: InceptionResnetV1 of facenet-pytorch (after Schroff et al., "FaceNet",
-  CVPR 2015), trained on VGGFace2 or CASIA-WebFace. Its weights are downloaded on first use.
+  CVPR 2015), trained on VGGFace2 or CASIA-WebFace. The first one's weights are downloaded on first
+  use, and checked by their SHA-256; the other's file has to be given.
 - `dlib`: the ResNet of dlib (King, "Dlib-ml", JMLR 2009), whose weights install from PyPI.
 - `auto`: FaceNet where its weights are here or can be downloaded, and dlib otherwise.
 
@@ -16,17 +17,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
 import pickle
-import tempfile
-import urllib.request
+import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from cfer.errors import InputError
 
@@ -37,6 +36,8 @@ FACENET_FILES = {
     "facenet": "20180402-114759-vggface2.pt",
     "facenet-casia": "20180408-102900-casia-webface.pt",
 }
+# Of the file, not of one who serves it today.
+FACENET_SHA256 = {"facenet": "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"}
 FACENET_SIZE = 160  # pixels, as in its training
 DLIB_NETWORK = "dlib_face_recognition_resnet_model_v1.dat"
 DLIB_LANDMARKS = "shape_predictor_5_face_landmarks.dat"
@@ -204,45 +205,35 @@ def facenet_weights(name: str) -> Path:
     """The file of published weights, in torch's own cache; downloaded where it is not there.
 
     Raises:
-        InputError: it cannot be downloaded.
+        InputError: it cannot be downloaded, or is another file.
     """
     import torch
 
     file = FACENET_FILES[name]
     path = Path(torch.hub.get_dir()).parent / "checkpoints" / file  # where facenet-pytorch looks
-    if not path.exists():
-        _download(FACENET_RELEASE + file, path)
-    return path
-
-
-def _download(url: str, path: Path) -> None:
-    temporary = None
+    if path.exists():
+        return path
+    url, digest = FACENET_RELEASE + file, FACENET_SHA256.get(name)
     try:
+        if digest is None:
+            raise OSError("nobody has published its SHA-256 to check it by")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response,
-            tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream,
-        ):
-            temporary = Path(stream.name)
-            size = int(response.headers.get("Content-Length", 0))
-            with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-                while chunk := response.read(1 << 20):
-                    stream.write(chunk)
-                    bar.update(len(chunk))
-            if size and stream.tell() != size:
-                raise OSError(f"only {stream.tell()} of {size} bytes came")
-        # Other workers of this machine may download it too: each file appears whole.
-        os.replace(temporary, path)
-    except OSError as error:
+        # There is no other way to tell `torch.hub` how long to wait for a byte.
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+        try:
+            # Other workers of this machine may download it too: each file appears whole.
+            torch.hub.download_url_to_file(url, str(path), digest, sys.stderr.isatty())
+        finally:
+            socket.setdefaulttimeout(before)
+    except (OSError, RuntimeError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(
             f"identity network: {url} cannot be downloaded ({reason}); fetch the file on another "
             "machine and give it with --identity-weights FILE, or use --identity dlib, whose "
             "weights install from PyPI"
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    return path
 
 
 def _import_dlib() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -31,11 +31,11 @@ def tried(monkeypatch):
     addresses = []
     really_open = urllib.request.urlopen
 
-    def note(url, *arguments, **options):
-        addresses.append(url)
-        return really_open(url, *arguments, **options)
+    def note(request, *arguments, **options):
+        addresses.append(request.full_url)
+        return really_open(request, *arguments, **options)
 
-    monkeypatch.setattr(urllib.request, "urlopen", note)
+    monkeypatch.setattr(torch.hub, "urlopen", note)
     return addresses
 
 
@@ -132,44 +132,46 @@ def test_cached_weights_need_no_network(no_network, tried, facenet_file):
     assert tried == []
 
 
-def test_weights_are_downloaded_once_and_whole(tmp_path, monkeypatch, tried):
-    """From a release that is a folder: a file's address has a length, as GitHub's answer does."""
+@pytest.fixture
+def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the weights are published: a folder."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "release").mkdir()
+    monkeypatch.setattr(identity, "FACENET_RELEASE", f"{(tmp_path / 'release').as_uri()}/")
+    return tmp_path / "release"
+
+
+def test_weights_are_downloaded_once_and_whole(tmp_path, release, monkeypatch, tried):
     file = FACENET_FILES["facenet"]
-    release = tmp_path / "release"
-    release.mkdir()
     published = np.random.default_rng(0).bytes((1 << 20) + 5)  # more than is read at a time
     (release / file).write_bytes(published)
-    monkeypatch.setattr(identity, "FACENET_RELEASE", f"{release.as_uri()}/")
+    digest = hashlib.sha256(published).hexdigest()
+    monkeypatch.setitem(identity.FACENET_SHA256, "facenet", digest)
     path = facenet_weights("facenet")
     assert path == facenet_weights("facenet")
     assert path.read_bytes() == published
     assert files_below(tmp_path / "torch") == [path]
     assert tried == [(release / file).as_uri()]
+    assert socket.getdefaulttimeout() is None
 
 
-def test_a_download_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    release = tmp_path / "release"
-    release.mkdir()
-    published = release / FACENET_FILES["facenet"]
-    published.write_bytes(bytes(1000))
-    really_open = urllib.request.urlopen
-
-    def open_and_cut(url, *arguments, **options):
-        response = really_open(url, *arguments, **options)
-        os.truncate(published, 400)
-        return response
-
-    monkeypatch.setattr(identity, "FACENET_RELEASE", f"{release.as_uri()}/")
-    monkeypatch.setattr(urllib.request, "urlopen", open_and_cut)
-    with pytest.raises(InputError, match=r"cannot be downloaded \(only 400 of 1000 bytes came\)"):
+def test_another_file_under_the_name_of_the_weights_is_not_taken(tmp_path, release):
+    (release / FACENET_FILES["facenet"]).write_bytes(bytes(1000))
+    with pytest.raises(InputError, match=r"cannot be downloaded \(invalid hash value"):
         facenet_weights("facenet")
     assert files_below(tmp_path / "torch") == []
 
 
-@pytest.mark.parametrize("name", ["facenet", "facenet-casia"])
-def test_weights_that_cannot_be_downloaded(no_network, tried, name):
+def test_weights_whose_digest_nobody_knows_are_not_downloaded(no_network, tried):
+    with pytest.raises(InputError, match="nobody has published its SHA-256") as caught:
+        open_recogniser("facenet-casia")
+    assert FACENET_RELEASE + FACENET_FILES["facenet-casia"] in str(caught.value)
+    assert "--identity-weights" in str(caught.value)
+    assert tried == []
+
+
+def test_weights_that_cannot_be_downloaded(no_network, tried):
+    name = "facenet"
     with pytest.raises(InputError, match="cannot be downloaded") as caught:
         open_recogniser(name)
     assert FACENET_FILES[name] in str(caught.value)
