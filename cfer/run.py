@@ -773,7 +773,8 @@ def check_same(record: Mapping[str, Any], config: TrainConfig, description: Desc
     given = {**asdict(config), "data set (SHA-256)": description.digest}
     known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
     for name, value in given.items():
-        if name not in OPERATIONAL and known.get(name) != value:
+        # What `--method` is short for is compared itself.
+        if name not in (*OPERATIONAL, "method") and known.get(name) != value:
             what = name if " " in name else flag(name)
             raise InputError(
                 f"--run {config.run}: it was started with {what} {known.get(name)}, and now {what} "

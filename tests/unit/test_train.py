@@ -280,7 +280,7 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, here: Pat
     check_same(record, config, description)
     for field in fields(TrainConfig):
         other = {**record, "config": {**record["config"], field.name: "other"}}
-        if field.name in OPERATIONAL:
+        if field.name in (*OPERATIONAL, "method"):  # whose settings are fields themselves
             check_same(other, config, description)
         else:
             with pytest.raises(InputError, match=r"--run mine: it was started with --\S+ other"):
@@ -289,6 +289,11 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, here: Pat
         check_same({**record, "data_digest": "0f"}, config, description)
     with pytest.raises(InputError, match=r"happiness.* was trained on joy"):
         check_same({**record, "classes": ["joy", "surprise"]}, config, description)
+
+    # A method is short for settings; who gives them one by one goes on with the same run.
+    by_name = config_of({"data": "x", "run": "mine", "method": "min-min", "epochs": 3})
+    one_by_one = config_of({"data": "x", "run": "mine", "identity_weight": 1.0, "epochs": 3})
+    check_same({**record, "config": asdict(by_name)}, one_by_one, description)
 
     run = here / "runs" / "mine"
     run.mkdir(parents=True)
