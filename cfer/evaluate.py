@@ -252,6 +252,12 @@ def fitted_vclub(train: Predictions, validation: Predictions) -> float:
     ridge regression of the standardised code (strength by leave-one-out) and whose variance is that
     of its errors. A small network in its place learns so few clips by heart, and then says more of
     itself than of the code.
+
+    With such a q the bound over all pairs of a code and an identity (`cfer.mi.vclub`) is the
+    covariance of q's mean and z_I over q's variance: E[z²] and E[m²] are in both of its terms. The
+    covariance is taken about the training people's means. About those of the K held-out people it
+    would be too low by 1/K, and nothing of one person left out; so it means the same for one person
+    as for many, and the mean over people left out one by one is the figure of all of them.
     """
     mean, std = train.z_R.mean(0), train.z_R.std(0)
 
@@ -259,12 +265,11 @@ def fitted_vclub(train: Predictions, validation: Predictions) -> float:
         return (codes - mean) / np.where(std > 1e-6, std, 1)
 
     ridge = _ridge().fit(scaled(train.z_R), train.z_I)
-    variance = np.square(train.z_I - ridge.predict(scaled(train.z_R))).mean(0)
-    expected, z_I = ridge.predict(scaled(validation.z_R)), validation.z_I
-    # The mean over all pairs of a code and an identity, as in cfer.mi.vclub.
-    marginal = np.square(z_I).mean(0) - 2 * expected * z_I.mean(0) + np.square(expected)
-    joint = np.square(z_I - expected)
-    return float(((marginal - joint) / (2 * np.maximum(variance, 1e-6))).mean())
+    fitted = ridge.predict(scaled(train.z_R))
+    variance = np.square(train.z_I - fitted).mean(0)
+    expected = ridge.predict(scaled(validation.z_R))
+    moved = (expected - fitted.mean(0)) * (validation.z_I - train.z_I.mean(0))
+    return float((moved.mean(0) / np.maximum(variance, 1e-6)).mean())
 
 
 def _ridge() -> Any:

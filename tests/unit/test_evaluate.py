@@ -148,6 +148,32 @@ def test_fitted_vclub_is_high_where_the_code_holds_the_identity_and_near_zero_el
     assert abs(fitted_vclub(clips(0.0, 60), clips(0.0, 20))) < 0.05
 
 
+def test_fitted_vclub_means_the_same_for_one_person_left_out_as_for_many() -> None:
+    """Of a code that holds the whole identity: about the one person's own mean it would be 0."""
+    generator = np.random.default_rng(0)
+    identities = generator.normal(size=(60, 8))
+
+    def clips(people: np.ndarray) -> Predictions:
+        z_I = np.repeat(identities[people], 7, 0)
+        z_I = z_I + 0.2 * generator.normal(size=z_I.shape)
+        z_R = z_I + 0.3 * generator.normal(size=z_I.shape)
+        subjects: list[str | None] = [str(n) for n in np.repeat(people, 7)]
+        return Predictions(np.zeros(len(z_I), int), z_I[:, :2], z_R, z_I, subjects, subjects)
+
+    train, held_out = clips(np.arange(40)), clips(np.arange(40, 60))
+    each = [part(held_out, np.array(held_out.subjects) == str(n)) for n in range(40, 60)]
+    together = fitted_vclub(train, held_out)
+    # I(z_R; z_I) of two Gaussians: z_I has the variance 1 + 0.2², z_R adds 0.3².
+    assert together == pytest.approx(1.04 / 0.09, rel=0.2)
+    assert np.mean([fitted_vclub(train, one) for one in each]) == pytest.approx(together)
+
+
+def part(clips: Predictions, kept: np.ndarray) -> Predictions:
+    names = [name for name, is_kept in zip(clips.clip_ids, kept, strict=True) if is_kept]
+    arrays = (clips.labels, clips.logits, clips.z_R, clips.z_I)
+    return Predictions(*(values[kept] for values in arrays), list(names), names)
+
+
 def test_stored_predictions_are_read_back(tmp_path: Path) -> None:
     clips = Predictions(
         labels=np.array([0, 1]),
