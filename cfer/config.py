@@ -92,7 +92,7 @@ class TrainConfig:
     split: str = "subjects"  # hold out `subjects`, or follow the data set's own split `column`
     val_fraction: float = 0.25  # share of the subjects to hold out
     val_subjects: str = ""  # hold out exactly these subjects, separated by commas
-    folds: str = ""  # folds of subjects, balanced by class: a number, or loso: one subject each
+    folds: str = ""  # folds of subjects, as many in each: a number, or loso: one subject each
     fold: int = -1  # train this fold alone, from 0 (default: all of them, under one parent run)
 
     def __post_init__(self) -> None:

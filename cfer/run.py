@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,7 @@ from cfer.data import (
     split_by_column,
     split_by_subject,
     split_into_folds,
+    who_is_held_out,
 )
 from cfer.errors import InputError, WorkerError
 from cfer.evaluate import Predictions
@@ -78,11 +79,15 @@ class Results:
         figures: of the last epoch, by the names that MLflow has them under.
         confusion: of the held-out clips, (C, C), row = true class.
         mlflow_run_id: where the rest is.
+        num_train: how many clips it was trained on.
+        held_out: who was held out (`cfer.data.who_is_held_out`); empty of an earlier cfer's run.
     """
 
     figures: dict[str, float]
     confusion: list[list[int]]
     mlflow_run_id: str
+    num_train: int = 0
+    held_out: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -503,6 +508,8 @@ def _finish(
         kept,
         confusion.tolist(),
         setup["run_id"],
+        len(training.labels),
+        setup["held_out"],
     )
     Folder(setup["location"]).write(
         RESULTS_NAME, (json.dumps(asdict(results), indent=1) + "\n").encode()
@@ -633,8 +640,9 @@ def run(
             f"--workers {config.workers}: more than there are training clips ({len(split.train)}) "
             f"or clips in a batch (--batch-size {config.batch_size}); give fewer workers"
         )
-    location = absolute_location(f"{config.storage.rstrip('/')}/{config.run}")
-    record = _read_record(location, config, description)
+    location = location_of(config)
+    held_out = who_is_held_out(index, split)
+    record = read_record(config, description, held_out)
     results = None if record is None else read_results(location)
     if results is not None:
         tracking.connect()
@@ -676,6 +684,7 @@ def run(
             "config": asdict(config),
             "classes": description.classes,
             "data_digest": description.digest,
+            "held_out": held_out,
             "mlflow_run_id": create_tracked_run(config, description, parent),
         }
         Folder(location).write(RECORD_NAME, (json.dumps(record, indent=1) + "\n").encode())
@@ -686,6 +695,7 @@ def run(
         "tracking_uri": tracking.tracking_uri(),
         "location": location,
         "parallel_runs": parallel_runs,
+        "held_out": held_out,
         "shows_epochs": parent is None,
     }
     try:
@@ -756,14 +766,29 @@ def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
     return config
 
 
-def _read_record(
-    location: str, config: TrainConfig, description: Description
+def location_of(config: TrainConfig) -> str:
+    """The folder of the run, or of the protocol."""
+    return absolute_location(f"{config.storage.rstrip('/')}/{config.run}")
+
+
+def read_record(
+    config: TrainConfig, description: Description, held_out: Sequence[str]
 ) -> dict[str, Any] | None:
-    folder = Folder(location)
+    """What an earlier start of the run has noted; None where there was none.
+
+    Raises:
+        InputError: it was started with other settings, data or classes, or other people held out.
+    """
+    folder = Folder(location_of(config))
     if not folder.exists(RECORD_NAME):
         return None
     record: dict[str, Any] = json.loads(folder.read(RECORD_NAME))
     check_same(record, config, description)
+    if record.get("held_out") != list(held_out):
+        raise InputError(
+            f"--run {config.run}: it was started with other people held out, by a cfer that cuts "
+            "the data set in another way; give another --run name"
+        )
     return record
 
 

@@ -41,7 +41,7 @@ from cfer.config import (
     command_of,
     config_of,
 )
-from cfer.data import LOSO, read_index, split_into_folds
+from cfer.data import LOSO, read_index, split_into_folds, who_is_held_out
 from cfer.errors import InputError, exit_with_message
 from cfer.inputs import Input
 from cfer.run import (
@@ -51,8 +51,10 @@ from cfer.run import (
     check_same,
     cluster_nodes,
     create_tracked_run,
+    location_of,
     place_workers,
     read_all_rows,
+    read_record,
     read_results,
     run,
     seconds_of_a_run,
@@ -140,7 +142,7 @@ def train_all(
     tracking.connect()
     protocols = [_prepare(config, seeds) for config in configs]
     jobs = [job for protocol in protocols for job in protocol.jobs]
-    left = [job for job in jobs if read_results(_location(job.config)) is None]
+    left = [job for job in jobs if read_results(location_of(job.config)) is None]
     if len(left) < len(jobs):
         _say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
     by_parent = {protocol.parent_id: protocol for protocol in protocols}
@@ -172,7 +174,8 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
             name = f"seed {seed}" + (f", fold {fold}" if count else "")
             one = replace(seeded, fold=fold, run=f"{config.run}/{name.replace(', ', '-')}")
             one = replace(one, run=one.run.replace(" ", ""))
-            split_clips(index, one)  # what can't be split is found before anything is trained
+            # What can't be split, or gone on with, is found before anything is trained.
+            read_record(one, description, who_is_held_out(index, split_clips(index, one)))
             jobs.append(_Job(one, Parent(parent_id, name)))
     return _Protocol(config, jobs)
 
@@ -181,7 +184,7 @@ def _tracked_parent(
     config: TrainConfig, description: Description, role: str, file: str, options: str
 ) -> str:
     """The MLflow run above others: that of an earlier start, or a new one → its id."""
-    folder = Folder(_location(config))
+    folder = Folder(location_of(config))
     if folder.exists(file):
         record = json.loads(folder.read(file))
         check_same(record, config, description)
@@ -198,10 +201,6 @@ def _tracked_parent(
     command = f"python -m cfer.train {command_of(config)}{options}"
     tracking.set_tag(run_id, tracking.COMMAND_TAG, command)
     return run_id
-
-
-def _location(config: TrainConfig) -> str:
-    return absolute_location(f"{config.storage.rstrip('/')}/{config.run}")
 
 
 # ---- many runs at once ---------------------------------------------------------------------------
@@ -323,7 +322,7 @@ def _summarise(protocol: _Protocol) -> Summary:
     runs: dict[str, Results] = {}
     values: dict[str, list[float]] = defaultdict(list)
     for job in protocol.jobs:
-        results = read_results(_location(job.config))
+        results = read_results(location_of(job.config))
         assert results is not None, f"{job.config.run} has not ended"
         runs[job.parent.name] = results
         tracking.mark_finished(results.mlflow_run_id)

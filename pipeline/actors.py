@@ -49,7 +49,7 @@ class Settings:
     size: int = 112  # side of the face crop, pixels, even
     gop_size: int = 3  # frames from one I-frame to the next, at least 2
     gop_span: int = 24  # frames of the video that a GOP stands for: gop_size of them are encoded
-    quantiser: int | None = None  # fixed, 1 (finest) to 31; None becomes 4, unless bit_rate is given
+    quantiser: int | None = None  # fixed, 1 (finest) to 31; None is 4, unless there is a bit_rate
     bit_rate: int | None = None  # bits per second, in place of a quantiser
     motion_search: bool = True
     identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had

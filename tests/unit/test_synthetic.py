@@ -303,8 +303,8 @@ def test_verification_of_perfect_useless_and_known_codes() -> None:
 
 
 def test_the_equal_error_rate_lies_between_the_points_of_the_roc() -> None:
-    """The one pair of the same subject is at distance 3, the five others at 1, 2, 4, 5 and 6: at 2/5
-    of the wrong ones accepted, the ROC goes straight up, and none of its points is on the way."""
+    """The one pair of the same subject is at distance 3, the five others at 1, 2, 4, 5 and 6: where
+    2/5 of these are accepted, the ROC goes straight up, and none of its points is on the way."""
     codes = np.array([[0.0], [3.0], [4.0], [-2.0]])
     found = Verification.of(codes, ["a", "a", "b", "c"])
     assert found.eer == pytest.approx(0.4)

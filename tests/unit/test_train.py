@@ -300,6 +300,15 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, here: Pat
     (run / RECORD_NAME).write_text(json.dumps(record))
     with pytest.raises(InputError, match="started with --epochs 3, and now --epochs is 4; give"):
         main(["--data", str(drawn_shards), "--run", "mine", "--epochs", "4"])
+    # Cut otherwise, it would go on with people whom it has been trained on.
+    (run / RECORD_NAME).write_text(json.dumps({**record, "held_out": ["S001"]}))
+    options = ["--run", "mine", "--epochs", "3", "--val-subjects"]
+    with pytest.raises(InputError, match="started with --val-subjects , and now"):
+        main(["--data", str(drawn_shards), *options, "S002"])
+    record["config"]["val_subjects"] = "S002"
+    (run / RECORD_NAME).write_text(json.dumps({**record, "held_out": ["S001"]}))
+    with pytest.raises(InputError, match="--run mine: it was started with other people held out"):
+        main(["--data", str(drawn_shards), *options, "S002"])
     assert os.listdir(run) == [RECORD_NAME]
 
 
@@ -513,9 +522,12 @@ def test_the_newest_checkpoint_while_the_run_goes_on(tmp_path: Path) -> None:
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_results(str(tmp_path)) is None
-    results = Results({"a": 0.5}, [[1, 0], [0, 1]], "0f")
+    results = Results({"a": 0.5}, [[1, 0], [0, 1]], "0f", 6, ["S001", "S002"])
     (tmp_path / "results.json").write_text(json.dumps(asdict(results)))
     assert read_results(str(tmp_path)) == results
+    earlier = {"figures": {"a": 0.5}, "confusion": [[1]], "mlflow_run_id": "0f"}
+    (tmp_path / "results.json").write_text(json.dumps(earlier))
+    assert read_results(str(tmp_path)) == Results({"a": 0.5}, [[1]], "0f", 0, [])
 
 
 # ---- workers that fail ---------------------------------------------------------------------------
