@@ -403,6 +403,8 @@ TABLE_METRICS = {
     "accuracy": "held_out/accuracy",
     "UAR": "held_out/uar",
     "macro-F1": "held_out/macro_f1",
+    "accuracy by clip": "pooled/accuracy",
+    "UAR by clip": "pooled/uar",
     "probe": "leakage/linear_held_out",
     "(chance)": "leakage/chance_held_out",
     "1-NN": "leakage/knn_held_out",
@@ -416,7 +418,10 @@ TABLE_METRICS = {
 
 
 def summary_table(runs: Sequence[Run]) -> str:
-    """A line for each run that has no parent: its figures, or mean ± deviation of its children."""
+    """A line for each run that has no parent: its figures, or mean ± deviation of its children.
+
+    In a mean each child counts the same (of `loso`, each person); *by clip*, each of their clips.
+    """
     rows = [["run", "runs", *TABLE_METRICS]]
     for one in sorted(runs, key=lambda r: r.info.start_time):
         metrics = one.data.metrics
@@ -460,6 +465,14 @@ def run_report(one: Run, clips: tuple[Predictions, Predictions] | None) -> str:
         f"{one.info.run_name} ({one.info.run_id})",
         "held-out subjects: "
         + ", ".join(f"{n} {figure(f'held_out/{n}')}" for n in ("accuracy", "uar", "macro_f1")),
+        *(
+            [
+                f"the same, of all clips pooled: accuracy {figure('pooled/accuracy')}, "
+                f"uar {figure('pooled/uar')}"
+            ]
+            if "pooled/accuracy" in metrics
+            else []
+        ),
         "recall: "
         + ", ".join(
             f"{name.removeprefix('recall/')} {figure(name)}"

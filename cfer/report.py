@@ -241,7 +241,8 @@ def _about(row: Row) -> str:
     names = list(row.figures)
     return (
         f"{len(names)} runs a row ({names[0]} to {names[-1]}), {params['epochs']} epochs; "
-        f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs. "
+        f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs: "
+        "each run counts the same (of `loso`, each person), and in *by clip*, each clip. "
         f"Data set `{Path(data).name}` ({codec}; identity by {params['identity_network']}; digest "
         f"{params['data_digest'][:12]}). cfer {tags.get('cfer_version', '?')}, commit "
         f"{tags.get('git_commit', 'unknown')[:12]}"
@@ -250,12 +251,14 @@ def _about(row: Row) -> str:
 
 
 def _recognition_table(table: Sequence[Row], reference: Row) -> list[str]:
-    head = ["method", "accuracy", "UAR", f"accuracy − {reference.name}", "parameters", "bytes/clip"]
+    head = ["method", "accuracy", "UAR", "accuracy by clip", "UAR by clip"]
+    head += [f"accuracy − {reference.name}", "parameters", "bytes/clip"]
     body = [
         [
             f"**{row.name}**",
             row.cell("held_out/accuracy"),
             row.cell("held_out/uar"),
+            *(f"{row.run.data.metrics[f'pooled/{name}']:.3f}" for name in ("accuracy", "uar")),
             _against(row, reference, "held_out/accuracy"),
             row.mean("cost/parameters", 0),
             row.mean("cost/bytes_per_clip", 0),

@@ -318,7 +318,10 @@ def _run_job(
 
 
 def _summarise(protocol: _Protocol) -> Summary:
-    """Mean, deviation and pooled confusion matrix, in the parent run."""
+    """Mean, deviation and pooled confusion matrix, in the parent run.
+
+    In the mean each run counts the same (of `loso`, each person); in what is pooled, each clip.
+    """
     runs: dict[str, Results] = {}
     values: dict[str, list[float]] = defaultdict(list)
     for job in protocol.jobs:
@@ -379,6 +382,13 @@ def _lines_of(summaries: Sequence[Summary]) -> str:
             f"held-out subjects {figure('leakage/linear_held_out')} (chance "
             f"{figure('leakage/chance_held_out')}), AUC {figure('leakage/auc_held_out')}"
         )
+        pooled = evaluate.recognition(summary.confusion)
+        if any(figure(f"held_out/{n}")[:5] != f"{pooled[n]:.3f}" for n in ("accuracy", "uar")):
+            each = "each person" if summary.config.folds == LOSO else "each run"
+            lines.append(
+                f"  In these means {each} counts the same; where each clip does: accuracy "
+                f"{pooled['accuracy']:.3f}, UAR {pooled['uar']:.3f}"
+            )
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,20 @@ def test_a_protocol_ends_with_a_line_of_means_and_deviations() -> None:
     mean = {"held_out/accuracy": 0.5, "held_out/uar": 0.25, "leakage/chance_held_out": 0.2}
     deviation = {"held_out/accuracy": 0.125}
     config = TrainConfig("x", run="mine")
-    summary = Summary(config, {}, mean, deviation, np.zeros((2, 2)), "0f")
-    assert _lines_of([summary, summary]).splitlines() == 2 * [
+    summary = Summary(
+        config, {}, mean, deviation, np.array([[1, 0, 1], [1, 0, 0], [0, 0, 1]]), "0f"
+    )
+    line = (
         "mine, 0 runs: accuracy 0.500 ± 0.125, UAR 0.250, strict probe on held-out subjects - "
         "(chance 0.200), AUC -"
-    ]
+    )
+    of_clips = "where each clip does: accuracy 0.500, UAR 0.500"
+    assert _lines_of([summary, replace(summary, config=replace(config, folds="loso"))]) == (
+        f"{line}\n  In these means each run counts the same; {of_clips}\n"
+        f"{line}\n  In these means each person counts the same; {of_clips}"
+    )
+    same = replace(summary, mean={**mean, "held_out/uar": 0.5})
+    assert _lines_of([same, same]) == "\n".join([line.replace("0.250", "0.500")] * 2)
 
 
 def row(
