@@ -184,7 +184,7 @@ def train_worker(setup: dict[str, Any]) -> None:
     """What each Ray Train worker does; `setup` is what `run` hands over."""
     config = TrainConfig(**setup["config"])
     context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank = context.get_world_rank()
     device = get_device()
     if device.type == "cpu":
         cores = len(os.sched_getaffinity(0))
@@ -212,8 +212,8 @@ def train_worker(setup: dict[str, Any]) -> None:
     )
 
     # The same number of full batches on every rank, or one would wait for another for ever.
-    batch_size = max(1, min(config.batch_size // world_size, setup["smallest_share"]))
-    num_steps = -(-setup["largest_share"] // batch_size)
+    batch_size = config.clips_per_worker
+    num_steps = math.ceil(setup["num_train"] / config.batch_size)
 
     identity_dim = setup["identity_dim"]
     recogniser = Recogniser(setup["card"].network, config.apex_weight > 0)
@@ -305,7 +305,7 @@ def seconds_of_a_run(config: TrainConfig, description: Description, num_clips: i
         config,
         num_classes=len(description.classes),
         identity_dim=int(description.identity["dimension"]),
-        num_clips=min(config.batch_size, num_clips),
+        num_clips=config.batch_size,
         num_frames=math.ceil(clip_gops) if config.what.frames == LAST else int(config.what.frames),
         side=int(description.codec["size"]) // 2,
     )
@@ -635,11 +635,7 @@ def run(
     index = read_index(config.data)
     split = split_clips(index, config)
     config = without_effectless(config, index)
-    if min(len(split.train), config.batch_size) < config.workers:
-        raise InputError(
-            f"--workers {config.workers}: more than there are training clips ({len(split.train)}) "
-            f"or clips in a batch (--batch-size {config.batch_size}); give fewer workers"
-        )
+    doubts = check_training_clips(config, split)
     location = location_of(config)
     held_out = who_is_held_out(index, split)
     record = read_record(config, description, held_out)
@@ -658,8 +654,8 @@ def run(
         cluster_nodes(), config.workers, config.device, config.cpus_per_worker
     )
     if parent is None:
-        if placement.warning:
-            _say(f"warning: {placement.warning}")
+        for warning in filter(None, [placement.warning, *doubts]):
+            _say(f"warning: {warning}")
         if index.num_unlabelled:
             _say(f"{index.num_unlabelled} clips without a label are left out")
         _say(
@@ -744,6 +740,25 @@ def split_clips(index: ClipIndex, config: TrainConfig) -> Split:
         val_fraction=config.val_fraction,
         val_subjects=[name for name in config.val_subjects.split(",") if name],
     )
+
+
+def check_training_clips(config: TrainConfig, split: Split) -> list[str]:
+    """What is doubtful in the clips that are to be trained on, a line for each.
+
+    Raises:
+        InputError: fewer of them than workers.
+    """
+    count = len(split.train)
+    if count < config.workers:
+        raise InputError(
+            f"--workers {config.workers}: more than there are training clips ({count}); give fewer"
+        )
+    if count < config.batch_size:
+        return [
+            f"--batch-size {config.batch_size}: there are {count} training clips, so some are in a "
+            "step more than once"
+        ]
+    return []
 
 
 def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
@@ -868,14 +883,12 @@ def _fit(
         cuts = _cuts(len(clip_ids), config.workers)
         shares = clips.split_at_indices(cuts[1:-1]) if config.workers > 1 else [clips]
         datasets |= {f"{side}-{rank}": share for rank, share in enumerate(shares)}
-    shares_of_training = np.diff(_cuts(len(split.train), config.workers))
     subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
     setup |= {
         "config": asdict(config),
         "classes": description.classes,
         "identity_dim": int(description.identity["dimension"]),
-        "largest_share": int(shares_of_training.max()),
-        "smallest_share": int(shares_of_training.min()),
+        "num_train": len(split.train),
         "train_subjects": sorted({s for c in split.train if (s := subjects[c]) is not None}),
         "class_weights": _class_weights(config, index, split, len(description.classes)),
         "card": ModelCard(

@@ -49,6 +49,7 @@ from cfer.run import (
     Placement,
     Results,
     check_same,
+    check_training_clips,
     cluster_nodes,
     create_tracked_run,
     location_of,
@@ -167,6 +168,7 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
     options = "" if list(seeds) == [config.seed] else f" --seeds {','.join(map(str, seeds))}"
     parent_id = _tracked_parent(config, description, "protocol", PARENT_NAME, options)
     jobs = []
+    doubts: dict[str, list[str]] = defaultdict(list)
     for seed in seeds:
         seeded = replace(config, seed=seed)
         count = len(split_into_folds(index, config.folds, seed)) if config.folds else 0
@@ -174,9 +176,14 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
             name = f"seed {seed}" + (f", fold {fold}" if count else "")
             one = replace(seeded, fold=fold, run=f"{config.run}/{name.replace(', ', '-')}")
             one = replace(one, run=one.run.replace(" ", ""))
-            # What can't be split, or gone on with, is found before anything is trained.
-            read_record(one, description, who_is_held_out(index, split_clips(index, one)))
+            # What can't be trained, or gone on with, is found before anything is.
+            split = split_clips(index, one)
+            read_record(one, description, who_is_held_out(index, split))
+            for doubt in check_training_clips(one, split):
+                doubts[doubt].append(name)
             jobs.append(_Job(one, Parent(parent_id, name)))
+    for doubt, names in doubts.items():
+        _say(f"warning: {doubt} ({config.run}: {'; '.join(names[:3])}{'; …' * (len(names) > 3)})")
     return _Protocol(config, jobs)
 
 

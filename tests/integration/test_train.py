@@ -320,6 +320,7 @@ def test_more_workers_than_cores_and_the_owners_split_without_subjects(
     )
     arguments = ["--data", str(data), "--run", "split", *SMALL, "--epochs", "2", "--mu", "1"]
     arguments += ["--class-weights", "balanced", "--frames", "2", "--workers", "3"]
+    arguments += ["--batch-size", "3"]
     with pytest.raises(InputError, match=r"8 of 8 labelled clips have no subject.*--split col"):
         main(arguments)
     assert os.listdir(here) == ["shards"]

@@ -22,11 +22,11 @@ from ray.train import WorkerGroupError
 from torch import nn
 
 from cfer import evaluate
-from cfer.batches import Augmentation, Rows, Standardisation
+from cfer.batches import Augmentation, BatchMaker, Rows, Standardisation
 from cfer.config import METHODS, OPERATIONAL, TrainConfig, command_of, config_of
 from cfer.data import ClipIndex, Split, read_index
 from cfer.errors import InputError, WorkerError
-from cfer.inputs import Input
+from cfer.inputs import APEX_SIZE, Input
 from cfer.model import ModelConfig
 from cfer.run import (
     RECORD_NAME,
@@ -46,6 +46,7 @@ from cfer.run import (
     _standardisation,
     _validation_figures,
     check_same,
+    check_training_clips,
     model_config,
     newest_checkpoint,
     place_workers,
@@ -176,6 +177,54 @@ def test_wrong_options_say_what_is_right(wrong: dict[str, Any], message: str) ->
         TrainConfig(data="x", **wrong)
 
 
+@pytest.mark.parametrize(
+    ("batch", "workers", "nearest"),
+    [
+        (16, 7, "--batch-size 14 or 21, or --workers 4 or 8"),
+        (3, 4, "--batch-size 4, or --workers 3"),
+        (16, 50, "--batch-size 50, or --workers 16"),
+        (9, 2, "--batch-size 8 or 10, or --workers 1 or 3"),
+    ],
+)
+def test_a_step_has_as_many_clips_as_were_asked_for(batch: int, workers: int, nearest: str) -> None:
+    for count in range(1, workers + 1):
+        try:
+            config = TrainConfig("x", batch_size=batch, workers=count)
+        except InputError:
+            continue
+        assert config.clips_per_worker * count == batch
+    with pytest.raises(InputError) as error:
+        TrainConfig("x", batch_size=batch, workers=workers)
+    assert str(error.value) == (
+        f"--batch-size {batch} --workers {workers}: so many clips can't be dealt to the workers in "
+        f"equal parts; give {nearest}"
+    )
+    # What it advises is taken.
+    for words in nearest.split(", or "):
+        option, *values = words.replace(" or ", " ").split()
+        for value in values:
+            wanted = {"batch_size": batch, "workers": workers}
+            wanted[option.removeprefix("--").replace("-", "_")] = int(value)
+            TrainConfig("x", **wanted)
+
+
+def test_fewer_training_clips_than_a_step_has_are_said() -> None:
+    split = Split(["a", "b", "c"], ["d"])
+    assert check_training_clips(TrainConfig("x", batch_size=3), split) == []
+    assert check_training_clips(TrainConfig("x", batch_size=4), split) == [
+        "--batch-size 4: there are 3 training clips, so some are in a step more than once"
+    ]
+    nothing = torch.zeros(3, dtype=torch.int64)
+    frames = [np.full((1, 6, 8, 8), 128, np.uint8)] * 3
+    apex = torch.zeros(3, 3, APEX_SIZE, APEX_SIZE)
+    rows = Rows(
+        frames, torch.arange(3), torch.zeros(3, 2), apex, nothing.bool(), [None] * 3, [], nothing
+    )
+    maker = BatchMaker(rows, Input(), Standardisation(torch.zeros(2), torch.ones(2)), CPU)
+    (batch,) = maker.training_epoch(1, 8, Augmentation(), seed=0, epoch=0, rank=0)
+    assert sorted(torch.bincount(batch.labels).tolist()) == [2, 3, 3]
+
+
 def test_the_least_of_each_option_is_allowed() -> None:
     ones = dict.fromkeys(("workers", "epochs", "batch_size", "estimator_steps", "code_dim"), 1)
     zeros = dict.fromkeys(("weight_decay", "shift_pixels", "gain_jitter", "seed", "flip"), 0)
@@ -246,8 +295,11 @@ def test_the_model_is_as_the_options_say() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workers", "50"], r"--workers 50: more than there are training clips \(8\)"),
-        (["--workers", "4", "--batch-size", "3"], r"or clips in a batch \(--batch-size 3\)"),
+        (
+            ["--workers", "16"],
+            r"--workers 16: more than there are training clips \(8\); give fewer",
+        ),
+        (["--workers", "7"], "--batch-size 14 or 21, or --workers 4 or 8$"),
         (["--folds", "2", "--fold", "2"], "--fold 2: there are 2 folds, numbered from 0"),
         (["--split", "column"], "--split column: clip S001_happiness_1 has the split None"),
         (["--val-subjects", "S001,me"], "--val-subjects: me: not in the data set; its subjects"),
