@@ -29,7 +29,7 @@ import numpy as np
 from mlflow.entities import Run
 
 from cfer import tracking
-from cfer.errors import InputError, exit_with_message
+from cfer.errors import InputError, NotFinite, exit_with_message
 from cfer.predict import Recognizer
 from cfer.shards import read_description
 
@@ -54,6 +54,10 @@ class Predictions:
         z_I: float (N, d), standardised.
         subjects: N names, None where unknown.
         clip_ids: N.
+
+    Raises:
+        NotFinite: a score, code or identity of a clip; the largest of such scores would be the
+            first class.
     """
 
     labels: np.ndarray
@@ -62,6 +66,16 @@ class Predictions:
     z_I: np.ndarray
     subjects: list[str | None]
     clip_ids: list[str]
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "z_R", "z_I"):
+            bad = ~np.isfinite(getattr(self, name)).reshape(len(self.clip_ids), -1).all(1)
+            if bad.any():
+                raise NotFinite(
+                    f"{name} of {bad.sum()} of {len(bad)} clips ({self.clip_ids[bad.argmax()]}, …) "
+                    "is not finite, so nothing can be said of them: the training has diverged, "
+                    "and needs a lower --lr"
+                )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For NumPy's file format; an unknown subject is an empty name."""
@@ -517,7 +531,8 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     """A stored model on every labelled clip of a data set → confusion matrix and class names.
 
     Raises:
-        InputError: another number of pixels, another encoding, or other classes.
+        InputError: another number of pixels, another encoding, or other classes; scores that are
+            not finite.
     """
     # Nothing else here needs Ray, which takes a second to import.
     from cfer.cluster import join_cluster
@@ -541,8 +556,13 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     join_cluster(for_training=False)
     confusion = np.zeros((len(known.classes),) * 2, np.int64)
     for row in read_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
-        predicted = recognizer.probabilities(unpack_frames(row)[None]).argmax()
-        confusion[row["label"], int(predicted)] += 1
+        probabilities = recognizer.probabilities(unpack_frames(row)[None])
+        if not np.isfinite(probabilities).all():
+            raise NotFinite(
+                f"{data}: what {model} says of {row['clip_id']} is not finite; evaluate a model "
+                "whose training has not diverged"
+            )
+        confusion[row["label"], int(probabilities.argmax())] += 1
     return confusion, list(known.classes)
 
 

@@ -51,7 +51,7 @@ from cfer.data import (
     split_into_folds,
     who_is_held_out,
 )
-from cfer.errors import InputError, WorkerError
+from cfer.errors import InputError, NotFinite, WorkerError
 from cfer.evaluate import Predictions
 from cfer.game import PLAYERS, Batch, Weights, optimiser_of, play_turn
 from cfer.inputs import APEX_SIZE, LAST
@@ -244,22 +244,27 @@ def train_worker(setup: dict[str, Any]) -> None:
         batches = train_clips.training_epoch(
             num_steps, batch_size, config.augmentation, config.seed, epoch, rank
         )
-        for step, batch in enumerate(batches, start=epoch * num_steps):
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * _schedule(step, total_steps)
-            terms = play_turn(
-                wrapped_recogniser,
-                wrapped_player,
-                optimiser,
-                player_optimiser,
-                batch,
-                weights,
-                config.estimator_steps,
-            )
-            for name, value in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+        step = epoch * num_steps
+        try:
+            for step, batch in enumerate(batches, start=epoch * num_steps):
+                for group in optimiser.param_groups:
+                    group["lr"] = config.lr * _schedule(step, total_steps)
+                terms = play_turn(
+                    wrapped_recogniser,
+                    wrapped_player,
+                    optimiser,
+                    player_optimiser,
+                    batch,
+                    weights,
+                    config.estimator_steps,
+                )
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+            _check_finite({name: part.state_dict() for name, part in stateful.items()})
+            validation = _gather(predict(recogniser, val_clips, config.batch_size))
+        except NotFinite as error:
+            raise _stopped(error, config, step, num_steps, setup["location"]) from error
         figures = _mean_over_workers(sums, num_steps, num_steps * batch_size)
-        validation = _gather(predict(recogniser, val_clips, config.batch_size))
         figures |= _validation_figures(validation, len(setup["classes"]))
         figures["time/learning_rate"] = optimiser.param_groups[0]["lr"]
         figures["time/epoch_seconds"] = time.perf_counter() - started
@@ -398,6 +403,29 @@ def _schedule(step: int, total_steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total_steps - warm_up)))
+
+
+def _stopped(
+    error: NotFinite, config: TrainConfig, step: int, num_steps: int, location: str
+) -> NotFinite:
+    """What is said of a training that has diverged at a step, counted from 0 over all epochs."""
+    rate = config.lr * _schedule(step, config.epochs * num_steps)
+    checkpoint = newest_checkpoint(location)
+    return NotFinite(
+        f"run {config.run} has stopped in epoch {step // num_steps + 1}, step "
+        f"{step % num_steps + 1} of {num_steps}, at the learning rate {rate:g} (player 1's: "
+        f"{config.estimator_lr:g}): {error}; its last good checkpoint is {checkpoint or 'none'}; "
+        "start another --run with a lower --lr or --estimator-lr"
+    )
+
+
+def _check_finite(state: Mapping[str, Any]) -> None:
+    """Raises NotFinite where a number in it, or in what is in it, is infinite or none."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            _check_finite({f"{name} {key}": part for key, part in value.items()})
+        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
+            raise NotFinite(f"{name} is not finite")
 
 
 def _mean_over_workers(
@@ -553,12 +581,23 @@ def _save(
 def _restore(
     location: str, stateful: Mapping[str, Any], device: torch.device
 ) -> tuple[list[dict[str, float]], float]:
-    """Load the newest state → the figures of the epochs done, and the seconds they took."""
+    """Load the newest state → the figures of the epochs done, and the seconds they took.
+
+    Raises:
+        NotFinite: it is of a run that had diverged.
+    """
     checkpoint = newest_checkpoint(location)
     if checkpoint is None:
         return [], 0.0
     data = Folder(checkpoint).read(STATE_NAME)
     state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    try:
+        _check_finite({name: state[name] for name in stateful})
+    except NotFinite as error:
+        raise NotFinite(
+            f"{checkpoint}: {error}: the run had diverged before it was written, and can't be gone "
+            "on with; start another --run with a lower --lr or --estimator-lr"
+        ) from error
     for name, part in stateful.items():
         part.load_state_dict(state[name])
     return state["history"], state["spent_seconds"]

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cosine
 from sklearn import metrics
 
 from cfer import evaluate
-from cfer.errors import InputError
+from cfer.errors import InputError, NotFinite
 from cfer.evaluate import (
     Predictions,
     check_classes,
@@ -189,6 +189,18 @@ def test_stored_predictions_are_read_back(tmp_path: Path) -> None:
     assert (again.subjects, again.clip_ids) == (clips.subjects, clips.clip_ids)
     for name in ("labels", "logits", "z_R", "z_I"):
         np.testing.assert_array_equal(getattr(again, name), getattr(clips, name))
+
+
+@pytest.mark.parametrize("name", ["logits", "z_R", "z_I"])
+def test_scores_that_are_not_finite_are_refused(name: str) -> None:
+    """The largest of NaNs is the first, so that they would have an accuracy."""
+    arrays: dict[str, Any] = {n: np.zeros((4, 2)) for n in ("logits", "z_R", "z_I")}
+    arrays |= {"labels": np.zeros(4, int), "subjects": list("aabb"), "clip_ids": list("wxyz")}
+    Predictions.of_arrays(arrays)
+    for value in (np.nan, np.inf):
+        arrays[name][[1, 3], 0] = value
+        with pytest.raises(NotFinite, match=rf"^{name} of 2 of 4 clips \(x, …\) is not finite"):
+            Predictions.of_arrays(arrays)
 
 
 def test_predictions_of_workers_come_back_in_one_order() -> None:

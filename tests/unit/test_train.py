@@ -25,7 +25,7 @@ from cfer import evaluate
 from cfer.batches import Augmentation, BatchMaker, Rows, Standardisation
 from cfer.config import METHODS, OPERATIONAL, TrainConfig, command_of, config_of
 from cfer.data import ClipIndex, Split, read_index
-from cfer.errors import InputError, WorkerError
+from cfer.errors import InputError, NotFinite, WorkerError
 from cfer.inputs import APEX_SIZE, Input
 from cfer.model import ModelConfig
 from cfer.run import (
@@ -44,6 +44,7 @@ from cfer.run import (
     _save,
     _schedule,
     _standardisation,
+    _stopped,
     _validation_figures,
     check_same,
     check_training_clips,
@@ -545,6 +546,49 @@ def test_a_checkpoint_restores_what_was_saved_and_is_the_only_one(tmp_path: Path
     assert torch.equal(saved.weight, restored.weight)
     assert os.listdir(tmp_path) == ["epoch-00002"]
     assert json.loads((tmp_path / "epoch-00002" / SEAL_NAME).read_text())["epoch"] == 2
+
+
+def test_a_checkpoint_of_a_run_that_diverged_is_not_gone_on_with(tmp_path: Path) -> None:
+    setup = {**SETUP, "location": str(tmp_path)}
+    for diverged in ("player", "player_optimiser"):
+        player = nn.Linear(3, 2)
+        optimiser = torch.optim.AdamW(player.parameters(), fused=True)
+        player(torch.ones(1, 3)).sum().backward()
+        optimiser.step()
+        stateful: dict[str, Any] = {"player": player, "player_optimiser": optimiser}
+        _save(setup, stateful, [{"a": 1.0}], 2.0, NOTHING)
+        assert _restore(str(tmp_path), stateful, CPU) == ([{"a": 1.0}], 2.0)
+        with torch.no_grad():
+            (player.weight if diverged == "player" else optimiser.state[player.weight]["exp_avg"])[
+                1, 1
+            ] = math.nan
+        _save(setup, stateful, [{"a": 1.0}], 2.0, NOTHING)
+        restored = nn.Linear(3, 2)
+        before = restored.weight.detach().clone()
+        with pytest.raises(
+            NotFinite, match=rf"epoch-00001: {diverged} \S.*not finite: the run had"
+        ):
+            _restore(
+                str(tmp_path),
+                {"player": restored, "player_optimiser": torch.optim.AdamW(restored.parameters())},
+                CPU,
+            )
+        assert torch.equal(before, restored.weight)
+
+
+def test_what_is_said_of_a_run_that_diverged(tmp_path: Path) -> None:
+    config = TrainConfig("x", run="mine", lr=1e8, epochs=4)
+    error = NotFinite("player 2's loss is not")
+    said = str(_stopped(error, config, 2 * 10 + 6, 10, str(tmp_path)))
+    rate = 1e8 * _schedule(26, 40)
+    assert said == (
+        f"run mine has stopped in epoch 3, step 7 of 10, at the learning rate {rate:g} (player "
+        "1's: 0.002): player 2's loss is not; its last good checkpoint is none; start another "
+        "--run with a lower --lr or --estimator-lr"
+    )
+    _save({**SETUP, "location": str(tmp_path)}, {}, [{}, {}], 2.0, NOTHING)
+    said = str(_stopped(error, config, 26, 10, str(tmp_path)))
+    assert f"its last good checkpoint is {tmp_path}/epoch-00002; start" in said
 
 
 def test_the_newest_checkpoint_while_the_run_goes_on(tmp_path: Path) -> None:
