@@ -9,7 +9,6 @@ import this module, and so it does without PyTorch.
 from __future__ import annotations
 
 import io
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from PIL import Image
 from cfer.codec import Bitstream
 from cfer.errors import InputError
 from cfer.inputs import APEX_SIZE, LAST, Input
+from cfer.names import check_labels, check_subjects
 from cfer.shards import read_description
 
 COLUMNS = ("clip_id", "subject", "label", "bitstream", "identity", "apex")
@@ -55,11 +55,12 @@ def read_index(directory: str) -> ClipIndex:
     """Read the small columns of every shard.
 
     Raises:
-        InputError: not a complete data set, one without a labelled clip, or one subject under two
-            names.
+        InputError: not a complete data set, one without a labelled clip, or one subject or class
+            under two names.
     """
     names = ["clip_id", "subject", "label", "split", "apex_frame", "residual_frames"]
-    paths = read_description(directory).shard_paths(directory)
+    description = read_description(directory)
+    paths = description.shard_paths(directory)
     tables = [pq.read_table(path, columns=names) for path in paths]
     rows = pa.concat_tables(tables).to_pylist() if tables else []
     labelled = [row for row in rows if row["label"] is not None]
@@ -74,7 +75,12 @@ def read_index(directory: str) -> ClipIndex:
             f"{directory}: {len(still)} clips have no P-frame, so no residual ({still[0]}, …); "
             "extract with a GOP of 2 or more"
         )
-    _check_names(directory, [row["subject"] for row in rows if row["subject"] is not None])
+    check_subjects(
+        [(row["subject"], row["clip_id"]) for row in rows if row["subject"] is not None], directory
+    )
+    check_labels(
+        [(description.classes[row["label"]], row["clip_id"]) for row in labelled], directory
+    )
     return ClipIndex(
         clip_ids=[row["clip_id"] for row in labelled],
         subjects=[row["subject"] for row in labelled],
@@ -83,20 +89,6 @@ def read_index(directory: str) -> ClipIndex:
         num_annotated_apexes=sum(row["apex_frame"] is not None for row in labelled),
         num_unlabelled=len(rows) - len(labelled),
     )
-
-
-def _check_names(directory: str, subjects: Sequence[str]) -> None:
-    """One person under two names would be on both sides of a fold."""
-    spellings: dict[str, str] = {}
-    for subject in sorted(set(subjects)):
-        plain = "".join(unicodedata.normalize("NFKC", subject).casefold().split())
-        other = spellings.setdefault(plain, subject)
-        if other != subject:
-            raise InputError(
-                f"{directory}: the subjects {other!r} and {subject!r} differ in case or spaces "
-                "alone; if they are one person, who would be on both sides of a fold, give one "
-                "name, else two that are clearly different, and extract again"
-            )
 
 
 def split_by_column(index: ClipIndex) -> Split:

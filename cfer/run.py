@@ -58,6 +58,7 @@ from cfer.inputs import APEX_SIZE, LAST
 from cfer.links import worker_links
 from cfer.model import ModelConfig, Predictor, Recogniser
 from cfer.model_file import ModelCard
+from cfer.names import rows_named, says_nothing
 from cfer.shards import Description, read_description
 from cfer.storage import Folder, absolute_location
 
@@ -674,7 +675,7 @@ def run(
     index = read_index(config.data)
     split = split_clips(index, config)
     config = without_effectless(config, index)
-    doubts = check_training_clips(config, split)
+    doubts = check_training_clips(config, index, split, description.classes)
     location = location_of(config)
     held_out = who_is_held_out(index, split)
     record = read_record(config, description, held_out)
@@ -781,23 +782,45 @@ def split_clips(index: ClipIndex, config: TrainConfig) -> Split:
     )
 
 
-def check_training_clips(config: TrainConfig, split: Split) -> list[str]:
+def check_training_clips(
+    config: TrainConfig, index: ClipIndex, split: Split, classes: Sequence[str]
+) -> list[str]:
     """What is doubtful in the clips that are to be trained on, a line for each.
 
     Raises:
-        InputError: fewer of them than workers.
+        InputError: fewer of them than workers, or all of one class.
     """
     count = len(split.train)
     if count < config.workers:
         raise InputError(
             f"--workers {config.workers}: more than there are training clips ({count}); give fewer"
         )
+    label_of = dict(zip(index.clip_ids, index.labels, strict=True))
+    trained = {label_of[clip_id] for clip_id in split.train}
+    if len(trained) == 1:
+        (only,) = trained
+        raise InputError(
+            f"--data {config.data}: all {count} training clips are {classes[only]} "
+            f"({rows_named(split.train)}), so that a model would always say so; train on clips of "
+            "two classes or more"
+        )
+    doubts = []
     if count < config.batch_size:
-        return [
+        doubts.append(
             f"--batch-size {config.batch_size}: there are {count} training clips, so some are in a "
             "step more than once"
-        ]
-    return []
+        )
+    for label, name in enumerate(classes):
+        held_out = [clip_id for clip_id in split.validation if label_of[clip_id] == label]
+        if label not in trained:
+            doubts.append(
+                f"no training clip is {name}, so no clip will be recognised as it"
+                + (f": {rows_named(held_out)} can only be wrong" if held_out else "")
+            )
+        elif says_nothing(name):
+            of_it = [clip_id for clip_id in index.clip_ids if label_of[clip_id] == label]
+            doubts.append(f"the class {name!r} ({rows_named(of_it)}) looks like a missing value")
+    return doubts
 
 
 def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:

@@ -179,7 +179,7 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
             # What can't be trained, or gone on with, is found before anything is.
             split = split_clips(index, one)
             read_record(one, description, who_is_held_out(index, split))
-            for doubt in check_training_clips(one, split):
+            for doubt in check_training_clips(one, index, split, description.classes):
                 doubts[doubt].append(name)
             jobs.append(_Job(one, Parent(parent_id, name)))
     for doubt, names in doubts.items():

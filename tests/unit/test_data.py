@@ -119,8 +119,19 @@ def test_one_person_under_two_names_is_refused(drawn_shards: Path, tmp_path: Pat
         assert len(split.validation) == people.count(one)
     for other in ("s002", "S002 ", "\uff33002"):
         broken = people[:6] + [other] + people[7:]
-        with pytest.raises(InputError, match=r"S002.*differ in case or spaces"):
+        with pytest.raises(InputError, match=r"the subjects .*S002.* are one name to a reader"):
             read_index(store(broken, tmp_path / other.encode().hex()))
+
+
+def test_one_class_under_two_names_is_refused(drawn_shards: Path, tmp_path: Path) -> None:
+    clips = list(shards.read_clips(drawn_shards))
+    receipt = shards.write_shard(tmp_path, 0, clips, [], "test")
+    described = replace(shards.read_description(drawn_shards), shards=[receipt], counts={})
+    shards.write_description(tmp_path, replace(described, classes=["Happy", "happiness "]))
+    with pytest.raises(
+        InputError, match=r"the labels 'Happy' \(S001_h.*\) and 'happiness ' \(S001_"
+    ):
+        read_index(str(tmp_path))
 
 
 def test_given_subjects_are_held_out() -> None:

@@ -21,7 +21,7 @@ import torch
 from ray.train import WorkerGroupError
 from torch import nn
 
-from cfer import evaluate
+from cfer import evaluate, shards
 from cfer.batches import Augmentation, BatchMaker, Rows, Standardisation
 from cfer.config import METHODS, OPERATIONAL, TrainConfig, command_of, config_of
 from cfer.data import ClipIndex, Split, read_index
@@ -210,9 +210,11 @@ def test_a_step_has_as_many_clips_as_were_asked_for(batch: int, workers: int, ne
 
 
 def test_fewer_training_clips_than_a_step_has_are_said() -> None:
+    index = ClipIndex(list("abcd"), [None] * 4, [0, 1, 0, 1], [None] * 4, 0, 0)
     split = Split(["a", "b", "c"], ["d"])
-    assert check_training_clips(TrainConfig("x", batch_size=3), split) == []
-    assert check_training_clips(TrainConfig("x", batch_size=4), split) == [
+    classes = ["joy", "fear"]
+    assert check_training_clips(TrainConfig("x", batch_size=3), index, split, classes) == []
+    assert check_training_clips(TrainConfig("x", batch_size=4), index, split, classes) == [
         "--batch-size 4: there are 3 training clips, so some are in a step more than once"
     ]
     nothing = torch.zeros(3, dtype=torch.int64)
@@ -400,6 +402,34 @@ def test_each_way_to_hold_out_subjects(
     assert capsys.readouterr().err == ""
     split_clips(index_of(["a", "b", "a"], splits), column)
     assert "warning: --split column: 1 subjects are on both sides" in capsys.readouterr().err
+
+
+def test_classes_that_cannot_be_learnt() -> None:
+    index = ClipIndex(list("abcdef"), [None] * 6, [0, 0, 1, 2, 2, 2], [None] * 6, 0, 0)
+    config = TrainConfig("x", batch_size=2)
+    classes = ["joy", "nan", "fear", "awe"]
+    assert check_training_clips(config, index, Split(list("abd"), list("cef")), classes) == [
+        "no training clip is nan, so no clip will be recognised as it: c can only be wrong",
+        "no training clip is awe, so no clip will be recognised as it",
+    ]
+    assert check_training_clips(config, index, Split(list("abcd"), list("ef")), classes[:3]) == [
+        "the class 'nan' (c) looks like a missing value"
+    ]
+    with pytest.raises(
+        InputError, match=r"--data x: all 2 training clips are joy \(a, b\), so that"
+    ):
+        check_training_clips(config, index, Split(list("ab"), list("cdef")), classes)
+
+
+def test_a_data_set_of_one_class_starts_nothing(drawn_shards: Path, here: Path) -> None:
+    """Its model would be right about every clip."""
+    clips = [replace(clip, label=0) for clip in shards.read_clips(drawn_shards)]
+    receipt = shards.write_shard(here / "one", 0, clips, [], "test")
+    described = replace(read_description(drawn_shards), shards=[receipt], counts={})
+    shards.write_description(here / "one", described)
+    with pytest.raises(InputError, match="all 8 training clips are happiness"):
+        main(["--data", "one", "--run", "never"])
+    assert os.listdir(here) == ["one"]
 
 
 def test_options_without_effect_are_said_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
