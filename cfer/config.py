@@ -69,7 +69,7 @@ class TrainConfig:
     experiment: str = "cfer"  # MLflow experiment
     method: str = ""  # sets --game, --lambda, --mu, --input, --frames; what you give beside wins
     epochs: int = 90  # passes over the training clips
-    batch_size: int = 16  # clips per step, over all workers
+    batch_size: int = 16  # clips per step, over all workers, who take equal parts of it
     lr: float = 2e-3  # player 2's highest learning rate (AdamW: 5 % warm-up, then cosine to 0)
     estimator_lr: float = 2e-3  # player 1's learning rate
     estimator_steps: int = 2  # player 1's steps per turn
@@ -93,7 +93,7 @@ class TrainConfig:
     split: str = "subjects"  # hold out `subjects`, or follow the data set's own split `column`
     val_fraction: float = 0.25  # share of the subjects to hold out
     val_subjects: str = ""  # hold out exactly these subjects, separated by commas
-    folds: str = ""  # folds of subjects, balanced by class: a number, or loso: one subject each
+    folds: str = ""  # folds of subjects, as many in each: a number, or loso: one subject each
     fold: int = -1  # train this fold alone, from 0 (default: all of them, under one parent run)
 
     def __post_init__(self) -> None:
@@ -111,6 +111,7 @@ class TrainConfig:
         for name in ("label_smoothing", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} {getattr(self, name)}: give 0 or more, below 1")
+        check_shares(self.batch_size, self.workers)
         if not 0 < self.val_fraction < 1:
             raise InputError(f"--val-fraction {self.val_fraction}: give a share between 0 and 1")
         if not 0 <= self.flip <= 1:
@@ -129,12 +130,37 @@ class TrainConfig:
         _ = self.what
 
     @property
+    def clips_per_worker(self) -> int:
+        """Each worker's part of a step."""
+        return self.batch_size // self.workers
+
+    @property
     def what(self) -> Input:
         return Input(self.input, self.planes, parse_frame_rule(self.frames))
 
     @property
     def augmentation(self) -> Augmentation:
         return Augmentation(self.flip, self.shift_pixels, self.gain_jitter)
+
+
+def check_shares(batch_size: int, workers: int) -> None:
+    """Raises InputError where a step's clips can't be dealt to the workers in equal parts.
+
+    Each of them counts as much in DDP's mean of the gradients, so unequal parts would weigh clips
+    unequally; and fewer clips than were asked for would be another training.
+    """
+    if batch_size % workers == 0:
+        return
+    below = batch_size // workers * workers
+    sizes = [size for size in (below, below + workers) if size]
+    divisors = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+    fewer = [count for count in divisors if count < workers][-1:]
+    more = [count for count in divisors if count > workers][:1]
+    raise InputError(
+        f"--batch-size {batch_size} --workers {workers}: so many clips can't be dealt to the "
+        f"workers in equal parts; give --batch-size {' or '.join(map(str, sizes))}, or --workers "
+        f"{' or '.join(map(str, fewer + more))}"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,6 @@ import this module, and so it does without PyTorch.
 from __future__ import annotations
 
 import io
-import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +23,7 @@ from PIL import Image
 from cfer.codec import Bitstream
 from cfer.errors import InputError
 from cfer.inputs import APEX_SIZE, LAST, Input
+from cfer.names import check_labels, check_subjects
 from cfer.shards import read_description
 
 COLUMNS = ("clip_id", "subject", "label", "bitstream", "identity", "apex")
@@ -56,11 +55,12 @@ def read_index(directory: str) -> ClipIndex:
     """Read the small columns of every shard.
 
     Raises:
-        InputError: not a complete data set, one without a labelled clip, or one subject under two
-            names.
+        InputError: not a complete data set, one without a labelled clip, or one subject or class
+            under two names.
     """
     names = ["clip_id", "subject", "label", "split", "apex_frame", "residual_frames"]
-    paths = read_description(directory).shard_paths(directory)
+    description = read_description(directory)
+    paths = description.shard_paths(directory)
     tables = [pq.read_table(path, columns=names) for path in paths]
     rows = pa.concat_tables(tables).to_pylist() if tables else []
     labelled = [row for row in rows if row["label"] is not None]
@@ -75,7 +75,12 @@ def read_index(directory: str) -> ClipIndex:
             f"{directory}: {len(still)} clips have no P-frame, so no residual ({still[0]}, …); "
             "extract with a GOP of 2 or more"
         )
-    _check_names(directory, [row["subject"] for row in rows if row["subject"] is not None])
+    check_subjects(
+        [(row["subject"], row["clip_id"]) for row in rows if row["subject"] is not None], directory
+    )
+    check_labels(
+        [(description.classes[row["label"]], row["clip_id"]) for row in labelled], directory
+    )
     return ClipIndex(
         clip_ids=[row["clip_id"] for row in labelled],
         subjects=[row["subject"] for row in labelled],
@@ -84,20 +89,6 @@ def read_index(directory: str) -> ClipIndex:
         num_annotated_apexes=sum(row["apex_frame"] is not None for row in labelled),
         num_unlabelled=len(rows) - len(labelled),
     )
-
-
-def _check_names(directory: str, subjects: Sequence[str]) -> None:
-    """One person under two names would be on both sides of a fold."""
-    spellings: dict[str, str] = {}
-    for subject in sorted(set(subjects)):
-        plain = "".join(unicodedata.normalize("NFKC", subject).casefold().split())
-        other = spellings.setdefault(plain, subject)
-        if other != subject:
-            raise InputError(
-                f"{directory}: the subjects {other!r} and {subject!r} differ in case or spaces "
-                "alone; if they are one person, who would be on both sides of a fold, give one "
-                "name, else two that are clearly different, and extract again"
-            )
 
 
 def split_by_column(index: ClipIndex) -> Split:
@@ -148,11 +139,15 @@ def split_by_subject(
 
 
 def split_into_folds(index: ClipIndex, folds: str, seed: int) -> list[Split]:
-    """Every subject is held out in exactly one fold; the folds' classes are balanced.
+    """Every subject is held out in exactly one fold; the folds' numbers of subjects differ by one.
+
+    Who is in which fold is a function of the subjects' names, the number of folds and the seed, and
+    not of their clips: a data set that has lost a clip (in another encoding, say) has the same
+    people in each fold, and so its figures can be compared fold by fold.
 
     Args:
         folds: a number, or `loso`: leave one subject out, as many folds as there are subjects.
-        seed: of the folds' composition (scikit-learn's StratifiedGroupKFold).
+        seed: of the order in which the subjects are dealt.
 
     Raises:
         InputError: clips without a subject; fewer than two folds, or more than there are subjects.
@@ -166,26 +161,17 @@ def split_into_folds(index: ClipIndex, folds: str, seed: int) -> list[Split]:
             f"--folds {folds}: of {len(people)} subjects there can be 2 to {len(people)} folds, or "
             f"`{LOSO}`, which leaves each subject out once"
         )
-    most = int(np.bincount(index.labels).max())
-    if count > most:
-        raise InputError(
-            f"--folds {folds}: no class has more than {most} clips, so so many folds can't be "
-            f"balanced; give {most} or fewer, or `{LOSO}`"
-        )
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    subjects = np.array(index.subjects)
-    divided = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        # A class that is rarer than the folds are many can't be in all of them.
-        warnings.simplefilter("ignore", UserWarning)
-        held_out = [
-            set(subjects[tested]) for _, tested in divided.split(subjects, index.labels, subjects)
-        ]
-    splits = [_hold_out(index, {str(person) for person in part}) for part in held_out]
+    dealt = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
+    splits = [_hold_out(index, set(dealt[fold::count])) for fold in range(count)]
     tested_clips = [clip_id for split in splits for clip_id in split.validation]
     assert sorted(tested_clips) == sorted(index.clip_ids), "a clip is not in exactly one test fold"
     return splits
+
+
+def who_is_held_out(index: ClipIndex, split: Split) -> list[str]:
+    """The subjects on the held-out side, sorted; a clip whose subject is unknown has its own id."""
+    subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
+    return sorted({subjects[clip_id] or clip_id for clip_id in split.validation})
 
 
 def _people(index: ClipIndex) -> list[str]:

@@ -34,6 +34,10 @@ class InputError(ValueError):
     """A mistake in what the user gave; the message names it, says why, and what to do about it."""
 
 
+class NotFinite(InputError):
+    """A loss, a weight or a score that is infinite or not a number: the training has diverged."""
+
+
 class WorkerError(RuntimeError):
     """What a job ended with in another process, in a line; its traceback there is `where`."""
 

@@ -12,7 +12,8 @@ Identity leakage, with the encoder frozen:
   * AUC of the cosine between two clips' codes for "same subject", across classes; 0.5 is chance;
   * vCLUB by an estimator that is fitted anew, the same for every method;
   * R² of a ridge regression from z_R to z_I, cross-validated with each subject in one fold.
-The subject probes are for training subjects and for held-out subjects apart; 1/subjects is chance.
+The subject probes are for training subjects and for held-out subjects apart. Their chance is what
+the best constant guess reaches: the share of the subject who has most of the tested clips.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ import numpy as np
 from mlflow.entities import Run
 
 from cfer import tracking
-from cfer.errors import InputError, exit_with_message
+from cfer.errors import InputError, NotFinite, exit_with_message
 from cfer.predict import Recognizer
 from cfer.shards import read_description
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 NUM_CLASS_SPLITS = 10
 TESTED_CLASS_FRACTION = 2 / 7
+PAIRS_AT_A_TIME = 1 << 20  # of clips; 8 MB of cosines
 
 
 @dataclass
@@ -52,6 +54,10 @@ class Predictions:
         z_I: float (N, d), standardised.
         subjects: N names, None where unknown.
         clip_ids: N.
+
+    Raises:
+        NotFinite: a score, code or identity of a clip; the largest of such scores would be the
+            first class.
     """
 
     labels: np.ndarray
@@ -60,6 +66,16 @@ class Predictions:
     z_I: np.ndarray
     subjects: list[str | None]
     clip_ids: list[str]
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "z_R", "z_I"):
+            bad = ~np.isfinite(getattr(self, name)).reshape(len(self.clip_ids), -1).all(1)
+            if bad.any():
+                raise NotFinite(
+                    f"{name} of {bad.sum()} of {len(bad)} clips ({self.clip_ids[bad.argmax()]}, …) "
+                    "is not finite, so nothing can be said of them: the training has diverged, "
+                    "and needs a lower --lr"
+                )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For NumPy's file format; an unknown subject is an empty name."""
@@ -136,8 +152,10 @@ def subject_probes(
 ) -> dict[str, float]:
     """Accuracies of naming the subject from z_R across classes: `linear`, `knn`; `chance`; `auc`.
 
-    Averaged over `NUM_CLASS_SPLITS` random splits of the classes. Clips without a subject are left
-    out. Empty where fewer than two subjects have clips of more than one class.
+    Averaged over `NUM_CLASS_SPLITS` random splits of the classes. `chance` is the share of the
+    subject who has most of the tested clips: no guess that does not look at the code reaches more.
+    Clips without a subject are left out. Empty where fewer than two subjects have clips of more
+    than one class.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -170,7 +188,8 @@ def subject_probes(
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 probe.fit(scaled[~tested], people[~tested])
             scores[name].append(float(probe.score(scaled[tested_known], people[tested_known])))
-        scores["chance"].append(1 / len(candidates))
+        counts = np.unique(people[tested_known], return_counts=True)[1]
+        scores["chance"].append(float(counts.max() / counts.sum()))
     if scores:
         scores["auc"].append(same_subject_auc(codes, people, classes))
     return {name: float(np.mean(values)) for name, values in scores.items()}
@@ -181,20 +200,40 @@ def same_subject_auc(codes: np.ndarray, people: np.ndarray, classes: np.ndarray)
 
     Over all pairs of clips of different classes, each code less its class's mean, so that the
     expression says nothing. It uses every pair, and so is steadier than naming one of many people.
-    """
-    from sklearn.metrics import roc_auc_score
+    NaN where there is no such pair of the same subject, or none of two.
 
+    Args:
+        codes, people, classes: (N, code_dim), (N,), (N,). What is held of the N² pairs is those of
+            the same subject, and a block of the others at a time.
+    """
     centred = codes.astype(np.float64)
     for name in np.unique(classes):
         centred[classes == name] -= centred[classes == name].mean(0)
     std = centred.std(0)
     scaled = centred / np.where(std > 1e-6, std, 1)
     scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
-    first, second = np.triu_indices(len(codes), 1)
-    across = classes[first] != classes[second]
-    first, second = first[across], second[across]
-    cosines = (scaled @ scaled.T)[first, second]
-    return float(roc_auc_score(people[first] == people[second], cosines))
+    numbers = np.unique(people, return_inverse=True)[1]
+    rows_at_a_time = max(1, PAIRS_AT_A_TIME // len(codes))
+
+    def cosines(is_same: bool) -> Iterator[np.ndarray]:
+        for start in range(0, len(codes), rows_at_a_time):
+            rows = slice(start, start + rows_at_a_time)
+            # Each pair once: of a clip and a later one.
+            wanted = np.triu((numbers[rows, None] == numbers[start:]) == is_same, 1)
+            wanted &= classes[rows, None] != classes[start:]
+            yield (scaled[rows] @ scaled[start:].T)[wanted]
+
+    # How often the same subject's cosine is the higher one; a tie is half (Mann & Whitney, "On a
+    # Test of Whether one of Two Random Variables is Stochastically Larger", 1947).
+    same = np.sort(np.concatenate([*cosines(True)]))
+    won, num_others = 0, 0
+    for others in cosines(False):
+        others.sort()
+        won += int(np.searchsorted(others, same, "left").sum())
+        won += int(np.searchsorted(others, same, "right").sum())
+        num_others += len(others)
+    pairs = len(same) * num_others
+    return won / (2 * pairs) if pairs else float("nan")
 
 
 def identity_r2(z_R: np.ndarray, z_I: np.ndarray, subjects: Sequence[str | None]) -> float:
@@ -227,6 +266,12 @@ def fitted_vclub(train: Predictions, validation: Predictions) -> float:
     ridge regression of the standardised code (strength by leave-one-out) and whose variance is that
     of its errors. A small network in its place learns so few clips by heart, and then says more of
     itself than of the code.
+
+    With such a q the bound over all pairs of a code and an identity (`cfer.mi.vclub`) is the
+    covariance of q's mean and z_I over q's variance: E[z²] and E[m²] are in both of its terms. The
+    covariance is taken about the training people's means. About those of the K held-out people it
+    would be too low by 1/K, and nothing of one person left out; so it means the same for one person
+    as for many, and the mean over people left out one by one is the figure of all of them.
     """
     mean, std = train.z_R.mean(0), train.z_R.std(0)
 
@@ -234,12 +279,11 @@ def fitted_vclub(train: Predictions, validation: Predictions) -> float:
         return (codes - mean) / np.where(std > 1e-6, std, 1)
 
     ridge = _ridge().fit(scaled(train.z_R), train.z_I)
-    variance = np.square(train.z_I - ridge.predict(scaled(train.z_R))).mean(0)
-    expected, z_I = ridge.predict(scaled(validation.z_R)), validation.z_I
-    # The mean over all pairs of a code and an identity, as in cfer.mi.vclub.
-    marginal = np.square(z_I).mean(0) - 2 * expected * z_I.mean(0) + np.square(expected)
-    joint = np.square(z_I - expected)
-    return float(((marginal - joint) / (2 * np.maximum(variance, 1e-6))).mean())
+    fitted = ridge.predict(scaled(train.z_R))
+    variance = np.square(train.z_I - fitted).mean(0)
+    expected = ridge.predict(scaled(validation.z_R))
+    moved = (expected - fitted.mean(0)) * (validation.z_I - train.z_I.mean(0))
+    return float((moved.mean(0) / np.maximum(variance, 1e-6)).mean())
 
 
 def _ridge() -> Any:
@@ -373,6 +417,8 @@ TABLE_METRICS = {
     "accuracy": "held_out/accuracy",
     "UAR": "held_out/uar",
     "macro-F1": "held_out/macro_f1",
+    "accuracy by clip": "pooled/accuracy",
+    "UAR by clip": "pooled/uar",
     "probe": "leakage/linear_held_out",
     "(chance)": "leakage/chance_held_out",
     "1-NN": "leakage/knn_held_out",
@@ -386,7 +432,10 @@ TABLE_METRICS = {
 
 
 def summary_table(runs: Sequence[Run]) -> str:
-    """A line for each run that has no parent: its figures, or mean ± deviation of its children."""
+    """A line for each run that has no parent: its figures, or mean ± deviation of its children.
+
+    In a mean each child counts the same (of `loso`, each person); *by clip*, each of their clips.
+    """
     rows = [["run", "runs", *TABLE_METRICS]]
     for one in sorted(runs, key=lambda r: r.info.start_time):
         metrics = one.data.metrics
@@ -430,6 +479,14 @@ def run_report(one: Run, clips: tuple[Predictions, Predictions] | None) -> str:
         f"{one.info.run_name} ({one.info.run_id})",
         "held-out subjects: "
         + ", ".join(f"{n} {figure(f'held_out/{n}')}" for n in ("accuracy", "uar", "macro_f1")),
+        *(
+            [
+                f"the same, of all clips pooled: accuracy {figure('pooled/accuracy')}, "
+                f"uar {figure('pooled/uar')}"
+            ]
+            if "pooled/accuracy" in metrics
+            else []
+        ),
         "recall: "
         + ", ".join(
             f"{name.removeprefix('recall/')} {figure(name)}"
@@ -474,7 +531,8 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     """A stored model on every labelled clip of a data set → confusion matrix and class names.
 
     Raises:
-        InputError: another number of pixels, another encoding, or other classes.
+        InputError: another number of pixels, another encoding, or other classes; scores that are
+            not finite.
     """
     # Nothing else here needs Ray, which takes a second to import.
     from cfer.cluster import join_cluster
@@ -498,8 +556,13 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     join_cluster(for_training=False)
     confusion = np.zeros((len(known.classes),) * 2, np.int64)
     for row in read_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
-        predicted = recognizer.probabilities(unpack_frames(row)[None]).argmax()
-        confusion[row["label"], int(predicted)] += 1
+        probabilities = recognizer.probabilities(unpack_frames(row)[None])
+        if not np.isfinite(probabilities).all():
+            raise NotFinite(
+                f"{data}: what {model} says of {row['clip_id']} is not finite; evaluate a model "
+                "whose training has not diverged"
+            )
+        confusion[row["label"], int(probabilities.argmax())] += 1
     return confusion, list(known.classes)
 
 

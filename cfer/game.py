@@ -29,7 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
+from cfer.errors import NotFinite
 from cfer.mi import (
     IdentityEstimator,
     StatisticsNetwork,
@@ -160,6 +162,28 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor, whose: str) -> None:
+    """One step down a player's loss. A collective operation under DDP.
+
+    Raises:
+        NotFinite: the loss, or its gradient, on any DDP worker: on all of them, and before anything
+            is updated with it.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    length = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    is_finite = torch.isfinite(loss.detach()) & torch.isfinite(length)
+    if _world_size() > 1:
+        # DDP has added up the gradients, and not the losses.
+        everywhere = is_finite.float()
+        dist.all_reduce(everywhere, dist.ReduceOp.MIN)
+        is_finite = everywhere > 0
+    if not is_finite:
+        raise NotFinite(f"{whose} loss, or its gradient, is not a finite number")
+    optimiser.step()
+
+
 def estimator_turn(
     player: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -171,13 +195,14 @@ def estimator_turn(
 
     Returns:
         Its loss at the last step, before that step: a scalar without gradient.
+
+    Raises:
+        NotFinite: see `_step`.
     """
     codes = z_R.detach()
     for _ in range(num_steps):
-        optimiser.zero_grad(set_to_none=True)
         loss = player(codes, batch.z_I, batch.subjects, for_recogniser=False)
-        loss.backward()
-        optimiser.step()
+        _step(optimiser, loss, "player 1's")
     return loss.detach()
 
 
@@ -244,6 +269,9 @@ def play_turn(
         This worker's loss terms, scalars without gradient: `estimator_loss` and `identity_term`
         (nats; per dimension in the min-min game), `cross_entropy` (nats), `apex_error` (where there
         is a decoder), `loss` (player 2's); and `num_correct`.
+
+    Raises:
+        NotFinite: a loss or gradient, on all DDP workers alike, before the player is updated.
     """
     z_R, logits, rebuilt = recogniser(batch.planes, batch.mask, batch.z_I)
     estimator_loss = estimator_turn(player, player_optimiser, z_R, batch, num_estimator_steps)
@@ -256,9 +284,7 @@ def play_turn(
         error = apex_error(rebuilt, batch.apex, batch.has_apex)
         loss = loss + weights.apex * error
         terms["apex_error"] = error.detach()
-    recogniser_optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    recogniser_optimiser.step()
+    _step(recogniser_optimiser, loss, "player 2's")
     return {
         "loss": loss.detach(),
         "cross_entropy": cross_entropy.detach(),

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from cfer.codec import CodecSettings
-from cfer.errors import InputError
+from cfer.errors import InputError, NotFinite
 from cfer.inputs import Input
 from cfer.model import MOST, ModelConfig, Predictor
 
@@ -131,7 +131,8 @@ def read_model(path: str | Path) -> tuple[Predictor, ModelCard]:
     """A model in evaluation mode on the CPU, and its card.
 
     Raises:
-        InputError: no such file, not a model of cfer's, or weights that are not the card's.
+        InputError: no such file, not a model of cfer's, or weights that are not the card's, or not
+            finite.
     """
     try:
         with safetensors.safe_open(str(path), "pt") as file:
@@ -157,5 +158,11 @@ def read_model(path: str | Path) -> tuple[Predictor, ModelCard]:
         raise InputError(
             f"{path}: its weights are not those that its card describes; copy it again"
         )
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise NotFinite(
+                f"{path}: its weights {name} are not finite: its training has diverged; train it "
+                "again with a lower --lr"
+            )
     predictor.load_state_dict(tensors, assign=True)
     return predictor.to(memory_format=torch.channels_last).eval(), card

@@ -3,9 +3,10 @@
     cfer report EXPERIMENT --out FOLDER       # FOLDER/report.md and FOLDER/report.html
 
 A row is a protocol (`python -m cfer.train --folds …`): mean ± standard deviation over its folds and
-seeds. Differences are taken fold by fold from a reference row, and tested with the corrected
+seeds. Differences are taken run by run from a reference row, and tested with the corrected
 resampled t-test (Nadeau & Bengio, "Inference for the Generalization Error", Machine Learning 2003),
-since the folds share training clips: an uncorrected test would find differences that are not there.
+since the runs share clips: an uncorrected test would find differences that are not there. Runs are
+paired where both rows held out the same people; rows that did not are not compared.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ class Row:
     Attributes:
         name, run: as MLflow has it.
         figures: of each of its runs, by the run's name ("seed 0, fold 3"), then by metric.
-        held_out: how many clips of each class each run held out, by the same names.
+        held_out: who was held out by each run (`cfer.data.who_is_held_out`), by the same names.
+        test_share: how many clips each held out for one that it was trained on, by the same names.
         run_ids: of its runs, by the same names.
     """
 
     name: str
     run: Run
     figures: dict[str, dict[str, float]]
-    held_out: dict[str, list[int]]
+    held_out: dict[str, list[str]]
+    test_share: dict[str, float]
     run_ids: dict[str, str]
 
     def cell(self, metric: str) -> str:
@@ -65,24 +68,24 @@ class Row:
 def difference(row: Row, reference: Row, metric: str) -> tuple[float, float, int] | None:
     """Mean difference over the runs that both have, its p value, and how many these are.
 
-    Runs of one name that held out other numbers of clips are of other folds, or of another data
-    set, and are not compared. None where fewer than two are left. The variance is
-    corrected by the share of test to training clips, 1 / (folds − 1); of an owner's split, whose
-    runs differ in their seeds alone, by nothing.
+    None where fewer than two runs of one name have the figure. The variance is that of Nadeau and
+    Bengio: 1/n becomes 1/n + (clips held out) / (clips trained on), whatever the runs differ in.
+    Where they differ in their seeds alone (an owner's split), p says whether other seeds would
+    agree, and nothing of other people.
+
+    Raises:
+        InputError: two runs of one name held out other people, or it is not known who.
     """
     from scipy import stats
 
-    names = sorted(
-        name
-        for name in row.figures.keys() & reference.figures.keys()
-        if row.held_out[name] == reference.held_out[name]
-    )
-    pairs = [(row.figures[name].get(metric), reference.figures[name].get(metric)) for name in names]
-    changes = np.array([a - b for a, b in pairs if a is not None and b is not None])
+    names = sorted(row.figures.keys() & reference.figures.keys())
+    for name in names:
+        _check_paired(row, reference, name)
+    names = [n for n in names if metric in row.figures[n] and metric in reference.figures[n]]
+    changes = np.array([row.figures[n][metric] - reference.figures[n][metric] for n in names])
     if len(changes) < 2:
         return None
-    folds = len({name.partition("fold")[2] for name in names})
-    ratio = 1 / (folds - 1) if folds > 1 else 0.0
+    ratio = float(np.mean([one.test_share[name] for one in (row, reference) for name in names]))
     variance = (1 / len(changes) + ratio) * changes.var(ddof=1)
     if variance == 0:
         return float(changes.mean()), 1.0 if changes.mean() == 0 else 0.0, len(changes)
@@ -91,13 +94,45 @@ def difference(row: Row, reference: Row, metric: str) -> tuple[float, float, int
     return float(changes.mean()), float(p), len(changes)
 
 
+def _check_paired(row: Row, reference: Row, name: str) -> None:
+    for one in (row, reference):
+        if not one.held_out[name]:
+            raise InputError(
+                f"{one.name}, {name}: an earlier cfer trained it, and did not note who was held "
+                "out; train it again to compare it"
+            )
+    mine, others = set(row.held_out[name]), set(reference.held_out[name])
+    if mine != others:
+        apart = sorted(mine ^ others)
+        raise InputError(
+            f"{row.name} and {reference.name}, {name}: {len(mine & others)} of the "
+            f"{len(mine | others)} that they held out are the same (not "
+            f"{', '.join(apart[:5])}{', …' if len(apart) > 5 else ''}); train both on the same "
+            "subjects, with the same folds and seeds, to compare them"
+        )
+
+
 def _against(row: Row, reference: Row, metric: str) -> str:
-    found = None if row is reference else difference(row, reference, metric)
+    try:
+        found = None if row is reference else difference(row, reference, metric)
+    except InputError:
+        return "not comparable"
     if found is None:
         return "–"
     change, p, _ = found
     change = round(change, 3) + 0.0  # no "−0.000"
     return f"{change:+.3f}".replace("-", "−") + f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+
+
+def _not_compared(table: Sequence[Row], reference: Row) -> list[str]:
+    """Why rows are not comparable to the reference, a line for each."""
+    lines = []
+    for row in table:
+        try:
+            difference(row, reference, "held_out/accuracy")
+        except InputError as error:
+            lines.append(f"- *Not comparable*: {error}.")
+    return [*lines, ""] if lines else []
 
 
 def read_rows(experiment: str) -> list[Row]:
@@ -123,9 +158,11 @@ def read_rows(experiment: str) -> list[Row]:
                 run.info.run_name or run.info.run_id,
                 run,
                 {name: results["figures"] for name, results in runs.items()},
+                {name: results.get("held_out", []) for name, results in runs.items()},
                 {
-                    name: [sum(true_class) for true_class in results["confusion"]]
+                    name: np.sum(results["confusion"]) / results["num_train"]
                     for name, results in runs.items()
+                    if results.get("num_train")
                 },
                 {name: results["mlflow_run_id"] for name, results in runs.items()},
             )
@@ -164,6 +201,7 @@ def _page(experiment: str, rows: Sequence[Row], out: Path) -> str:
     reference = [*named, *alike, *rows][0]
     lines = [f"# {experiment}", "", _about(reference), ""]
     lines += ["## Recognition", "", *_recognition_table(rows, reference), ""]
+    lines += _not_compared(rows, reference)
     lines += ["## Identity in the code", "", *_identity_table(rows, reference), ""]
     lines += [*_legend(reference), "## Commands", "", *_commands(rows), ""]
     for run in tracking.find_runs(experiment):
@@ -203,7 +241,8 @@ def _about(row: Row) -> str:
     names = list(row.figures)
     return (
         f"{len(names)} runs a row ({names[0]} to {names[-1]}), {params['epochs']} epochs; "
-        f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs. "
+        f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs: "
+        "each run counts the same (of `loso`, each person), and in *by clip*, each clip. "
         f"Data set `{Path(data).name}` ({codec}; identity by {params['identity_network']}; digest "
         f"{params['data_digest'][:12]}). cfer {tags.get('cfer_version', '?')}, commit "
         f"{tags.get('git_commit', 'unknown')[:12]}"
@@ -212,12 +251,14 @@ def _about(row: Row) -> str:
 
 
 def _recognition_table(table: Sequence[Row], reference: Row) -> list[str]:
-    head = ["method", "accuracy", "UAR", f"accuracy − {reference.name}", "parameters", "bytes/clip"]
+    head = ["method", "accuracy", "UAR", "accuracy by clip", "UAR by clip"]
+    head += [f"accuracy − {reference.name}", "parameters", "bytes/clip"]
     body = [
         [
             f"**{row.name}**",
             row.cell("held_out/accuracy"),
             row.cell("held_out/uar"),
+            *(f"{row.run.data.metrics[f'pooled/{name}']:.3f}" for name in ("accuracy", "uar")),
             _against(row, reference, "held_out/accuracy"),
             row.mean("cost/parameters", 0),
             row.mean("cost/bytes_per_clip", 0),
@@ -266,7 +307,8 @@ def _legend(reference: Row) -> list[str]:
         "1-NN has the same chance; R² of a ridge regression to the face recogniser's embedding "
         "(0 or less: nothing); vCLUB in nats per dimension, by an estimator fitted anew. Lower is "
         "less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
-        "*p*: corrected resampled t-test, fold by fold, not corrected for the number of rows.",
+        "*p*: corrected resampled t-test, run by run, not corrected for the number of rows; where "
+        "the runs of a row differ in their seeds alone, it says nothing of other people.",
         "",
     ]
 

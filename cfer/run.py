@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -49,14 +49,16 @@ from cfer.data import (
     split_by_column,
     split_by_subject,
     split_into_folds,
+    who_is_held_out,
 )
-from cfer.errors import InputError, WorkerError
+from cfer.errors import InputError, NotFinite, WorkerError
 from cfer.evaluate import Predictions
 from cfer.game import PLAYERS, Batch, Weights, optimiser_of, play_turn
 from cfer.inputs import APEX_SIZE, LAST
 from cfer.links import WorkersLinkThemselves, linked
 from cfer.model import ModelConfig, Predictor, Recogniser
 from cfer.model_file import ModelCard
+from cfer.names import rows_named, says_nothing
 from cfer.shards import Description, read_description
 from cfer.storage import Folder, absolute_location
 
@@ -78,11 +80,15 @@ class Results:
         figures: of the last epoch, by the names that MLflow has them under.
         confusion: of the held-out clips, (C, C), row = true class.
         mlflow_run_id: where the rest is.
+        num_train: how many clips it was trained on.
+        held_out: who was held out (`cfer.data.who_is_held_out`); empty of an earlier cfer's run.
     """
 
     figures: dict[str, float]
     confusion: list[list[int]]
     mlflow_run_id: str
+    num_train: int = 0
+    held_out: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ def train_worker(setup: dict[str, Any]) -> None:
 def _train(setup: dict[str, Any]) -> None:
     config = TrainConfig(**setup["config"])
     context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank = context.get_world_rank()
     device = get_device()
     if device.type == "cpu":
         cores = len(os.sched_getaffinity(0))
@@ -212,8 +218,8 @@ def _train(setup: dict[str, Any]) -> None:
     )
 
     # The same number of full batches on every rank, or one would wait for another for ever.
-    batch_size = max(1, min(config.batch_size // world_size, setup["smallest_share"]))
-    num_steps = -(-setup["largest_share"] // batch_size)
+    batch_size = config.clips_per_worker
+    num_steps = math.ceil(setup["num_train"] / config.batch_size)
 
     identity_dim = setup["identity_dim"]
     recogniser = Recogniser(setup["card"].network, config.apex_weight > 0)
@@ -244,22 +250,27 @@ def _train(setup: dict[str, Any]) -> None:
         batches = train_clips.training_epoch(
             num_steps, batch_size, config.augmentation, config.seed, epoch, rank
         )
-        for step, batch in enumerate(batches, start=epoch * num_steps):
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * _schedule(step, total_steps)
-            terms = play_turn(
-                wrapped_recogniser,
-                wrapped_player,
-                optimiser,
-                player_optimiser,
-                batch,
-                weights,
-                config.estimator_steps,
-            )
-            for name, value in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+        step = epoch * num_steps
+        try:
+            for step, batch in enumerate(batches, start=epoch * num_steps):
+                for group in optimiser.param_groups:
+                    group["lr"] = config.lr * _schedule(step, total_steps)
+                terms = play_turn(
+                    wrapped_recogniser,
+                    wrapped_player,
+                    optimiser,
+                    player_optimiser,
+                    batch,
+                    weights,
+                    config.estimator_steps,
+                )
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+            _check_finite({name: part.state_dict() for name, part in stateful.items()})
+            validation = _gather(predict(recogniser, val_clips, config.batch_size))
+        except NotFinite as error:
+            raise _stopped(error, config, step, num_steps, setup["location"]) from error
         figures = _mean_over_workers(sums, num_steps, num_steps * batch_size)
-        validation = _gather(predict(recogniser, val_clips, config.batch_size))
         figures |= _validation_figures(validation, len(setup["classes"]))
         figures["time/learning_rate"] = optimiser.param_groups[0]["lr"]
         figures["time/epoch_seconds"] = time.perf_counter() - started
@@ -305,7 +316,7 @@ def seconds_of_a_run(config: TrainConfig, description: Description, num_clips: i
         config,
         num_classes=len(description.classes),
         identity_dim=int(description.identity["dimension"]),
-        num_clips=min(config.batch_size, num_clips),
+        num_clips=config.batch_size,
         num_frames=math.ceil(clip_gops) if config.what.frames == LAST else int(config.what.frames),
         side=int(description.codec["size"]) // 2,
     )
@@ -398,6 +409,29 @@ def _schedule(step: int, total_steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total_steps - warm_up)))
+
+
+def _stopped(
+    error: NotFinite, config: TrainConfig, step: int, num_steps: int, location: str
+) -> NotFinite:
+    """What is said of a training that has diverged at a step, counted from 0 over all epochs."""
+    rate = config.lr * _schedule(step, config.epochs * num_steps)
+    checkpoint = newest_checkpoint(location)
+    return NotFinite(
+        f"run {config.run} has stopped in epoch {step // num_steps + 1}, step "
+        f"{step % num_steps + 1} of {num_steps}, at the learning rate {rate:g} (player 1's: "
+        f"{config.estimator_lr:g}): {error}; its last good checkpoint is {checkpoint or 'none'}; "
+        "start another --run with a lower --lr or --estimator-lr"
+    )
+
+
+def _check_finite(state: Mapping[str, Any]) -> None:
+    """Raises NotFinite where a number in it, or in what is in it, is infinite or none."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            _check_finite({f"{name} {key}": part for key, part in value.items()})
+        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
+            raise NotFinite(f"{name} is not finite")
 
 
 def _mean_over_workers(
@@ -508,6 +542,8 @@ def _finish(
         kept,
         confusion.tolist(),
         setup["run_id"],
+        len(training.labels),
+        setup["held_out"],
     )
     Folder(setup["location"]).write(
         RESULTS_NAME, (json.dumps(asdict(results), indent=1) + "\n").encode()
@@ -551,12 +587,23 @@ def _save(
 def _restore(
     location: str, stateful: Mapping[str, Any], device: torch.device
 ) -> tuple[list[dict[str, float]], float]:
-    """Load the newest state → the figures of the epochs done, and the seconds they took."""
+    """Load the newest state → the figures of the epochs done, and the seconds they took.
+
+    Raises:
+        NotFinite: it is of a run that had diverged.
+    """
     checkpoint = newest_checkpoint(location)
     if checkpoint is None:
         return [], 0.0
     data = Folder(checkpoint).read(STATE_NAME)
     state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    try:
+        _check_finite({name: state[name] for name in stateful})
+    except NotFinite as error:
+        raise NotFinite(
+            f"{checkpoint}: {error}: the run had diverged before it was written, and can't be gone "
+            "on with; start another --run with a lower --lr or --estimator-lr"
+        ) from error
     for name, part in stateful.items():
         part.load_state_dict(state[name])
     return state["history"], state["spent_seconds"]
@@ -633,13 +680,10 @@ def run(
     index = read_index(config.data)
     split = split_clips(index, config)
     config = without_effectless(config, index)
-    if min(len(split.train), config.batch_size) < config.workers:
-        raise InputError(
-            f"--workers {config.workers}: more than there are training clips ({len(split.train)}) "
-            f"or clips in a batch (--batch-size {config.batch_size}); give fewer workers"
-        )
-    location = absolute_location(f"{config.storage.rstrip('/')}/{config.run}")
-    record = _read_record(location, config, description)
+    doubts = check_training_clips(config, index, split, description.classes)
+    location = location_of(config)
+    held_out = who_is_held_out(index, split)
+    record = read_record(config, description, held_out)
     results = None if record is None else read_results(location)
     if results is not None:
         tracking.connect()
@@ -655,8 +699,8 @@ def run(
         cluster_nodes(), config.workers, config.device, config.cpus_per_worker
     )
     if parent is None:
-        if placement.warning:
-            _say(f"warning: {placement.warning}")
+        for warning in filter(None, [placement.warning, *doubts]):
+            _say(f"warning: {warning}")
         if index.num_unlabelled:
             _say(f"{index.num_unlabelled} clips without a label are left out")
         _say(
@@ -681,6 +725,7 @@ def run(
             "config": asdict(config),
             "classes": description.classes,
             "data_digest": description.digest,
+            "held_out": held_out,
             "mlflow_run_id": create_tracked_run(config, description, parent),
         }
         Folder(location).write(RECORD_NAME, (json.dumps(record, indent=1) + "\n").encode())
@@ -691,6 +736,7 @@ def run(
         "tracking_uri": tracking.tracking_uri(),
         "location": location,
         "parallel_runs": parallel_runs,
+        "held_out": held_out,
         "shows_epochs": parent is None,
     }
     try:
@@ -741,6 +787,47 @@ def split_clips(index: ClipIndex, config: TrainConfig) -> Split:
     )
 
 
+def check_training_clips(
+    config: TrainConfig, index: ClipIndex, split: Split, classes: Sequence[str]
+) -> list[str]:
+    """What is doubtful in the clips that are to be trained on, a line for each.
+
+    Raises:
+        InputError: fewer of them than workers, or all of one class.
+    """
+    count = len(split.train)
+    if count < config.workers:
+        raise InputError(
+            f"--workers {config.workers}: more than there are training clips ({count}); give fewer"
+        )
+    label_of = dict(zip(index.clip_ids, index.labels, strict=True))
+    trained = {label_of[clip_id] for clip_id in split.train}
+    if len(trained) == 1:
+        (only,) = trained
+        raise InputError(
+            f"--data {config.data}: all {count} training clips are {classes[only]} "
+            f"({rows_named(split.train)}), so that a model would always say so; train on clips of "
+            "two classes or more"
+        )
+    doubts = []
+    if count < config.batch_size:
+        doubts.append(
+            f"--batch-size {config.batch_size}: there are {count} training clips, so some are in a "
+            "step more than once"
+        )
+    for label, name in enumerate(classes):
+        held_out = [clip_id for clip_id in split.validation if label_of[clip_id] == label]
+        if label not in trained:
+            doubts.append(
+                f"no training clip is {name}, so no clip will be recognised as it"
+                + (f": {rows_named(held_out)} can only be wrong" if held_out else "")
+            )
+        elif says_nothing(name):
+            of_it = [clip_id for clip_id in index.clip_ids if label_of[clip_id] == label]
+            doubts.append(f"the class {name!r} ({rows_named(of_it)}) looks like a missing value")
+    return doubts
+
+
 def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
     """Without options that this data set has no use for, each with a warning.
 
@@ -761,14 +848,29 @@ def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
     return config
 
 
-def _read_record(
-    location: str, config: TrainConfig, description: Description
+def location_of(config: TrainConfig) -> str:
+    """The folder of the run, or of the protocol."""
+    return absolute_location(f"{config.storage.rstrip('/')}/{config.run}")
+
+
+def read_record(
+    config: TrainConfig, description: Description, held_out: Sequence[str]
 ) -> dict[str, Any] | None:
-    folder = Folder(location)
+    """What an earlier start of the run has noted; None where there was none.
+
+    Raises:
+        InputError: it was started with other settings, data or classes, or other people held out.
+    """
+    folder = Folder(location_of(config))
     if not folder.exists(RECORD_NAME):
         return None
     record: dict[str, Any] = json.loads(folder.read(RECORD_NAME))
     check_same(record, config, description)
+    if record.get("held_out") != list(held_out):
+        raise InputError(
+            f"--run {config.run}: it was started with other people held out, by a cfer that cuts "
+            "the data set in another way; give another --run name"
+        )
     return record
 
 
@@ -778,7 +880,8 @@ def check_same(record: Mapping[str, Any], config: TrainConfig, description: Desc
     given = {**asdict(config), "data set (SHA-256)": description.digest}
     known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
     for name, value in given.items():
-        if name not in OPERATIONAL and known.get(name) != value:
+        # What `--method` is short for is compared itself.
+        if name not in (*OPERATIONAL, "method") and known.get(name) != value:
             what = name if " " in name else flag(name)
             raise InputError(
                 f"--run {config.run}: it was started with {what} {known.get(name)}, and now {what} "
@@ -847,14 +950,12 @@ def _fit(
         cuts = _cuts(len(clip_ids), config.workers)
         shares = clips.split_at_indices(cuts[1:-1]) if config.workers > 1 else [clips]
         datasets |= {f"{side}-{rank}": share for rank, share in enumerate(shares)}
-    shares_of_training = np.diff(_cuts(len(split.train), config.workers))
     subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
     setup |= {
         "config": asdict(config),
         "classes": description.classes,
         "identity_dim": int(description.identity["dimension"]),
-        "largest_share": int(shares_of_training.max()),
-        "smallest_share": int(shares_of_training.min()),
+        "num_train": len(split.train),
         "train_subjects": sorted({s for c in split.train if (s := subjects[c]) is not None}),
         "class_weights": _class_weights(config, index, split, len(description.classes)),
         "card": ModelCard(

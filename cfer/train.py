@@ -41,7 +41,7 @@ from cfer.config import (
     command_of,
     config_of,
 )
-from cfer.data import LOSO, read_index, split_into_folds
+from cfer.data import LOSO, read_index, split_into_folds, who_is_held_out
 from cfer.errors import InputError, exit_with_message
 from cfer.inputs import Input
 from cfer.run import (
@@ -49,10 +49,13 @@ from cfer.run import (
     Placement,
     Results,
     check_same,
+    check_training_clips,
     cluster_nodes,
     create_tracked_run,
+    location_of,
     place_workers,
     read_all_rows,
+    read_record,
     read_results,
     run,
     seconds_of_a_run,
@@ -140,7 +143,7 @@ def train_all(
     tracking.connect()
     protocols = [_prepare(config, seeds) for config in configs]
     jobs = [job for protocol in protocols for job in protocol.jobs]
-    left = [job for job in jobs if read_results(_location(job.config)) is None]
+    left = [job for job in jobs if read_results(location_of(job.config)) is None]
     if len(left) < len(jobs):
         _say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
     by_parent = {protocol.parent_id: protocol for protocol in protocols}
@@ -165,6 +168,7 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
     options = "" if list(seeds) == [config.seed] else f" --seeds {','.join(map(str, seeds))}"
     parent_id = _tracked_parent(config, description, "protocol", PARENT_NAME, options)
     jobs = []
+    doubts: dict[str, list[str]] = defaultdict(list)
     for seed in seeds:
         seeded = replace(config, seed=seed)
         count = len(split_into_folds(index, config.folds, seed)) if config.folds else 0
@@ -172,8 +176,14 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
             name = f"seed {seed}" + (f", fold {fold}" if count else "")
             one = replace(seeded, fold=fold, run=f"{config.run}/{name.replace(', ', '-')}")
             one = replace(one, run=one.run.replace(" ", ""))
-            split_clips(index, one)  # what can't be split is found before anything is trained
+            # What can't be trained, or gone on with, is found before anything is.
+            split = split_clips(index, one)
+            read_record(one, description, who_is_held_out(index, split))
+            for doubt in check_training_clips(one, index, split, description.classes):
+                doubts[doubt].append(name)
             jobs.append(_Job(one, Parent(parent_id, name)))
+    for doubt, names in doubts.items():
+        _say(f"warning: {doubt} ({config.run}: {'; '.join(names[:3])}{'; …' * (len(names) > 3)})")
     return _Protocol(config, jobs)
 
 
@@ -181,7 +191,7 @@ def _tracked_parent(
     config: TrainConfig, description: Description, role: str, file: str, options: str
 ) -> str:
     """The MLflow run above others: that of an earlier start, or a new one → its id."""
-    folder = Folder(_location(config))
+    folder = Folder(location_of(config))
     if folder.exists(file):
         record = json.loads(folder.read(file))
         check_same(record, config, description)
@@ -198,10 +208,6 @@ def _tracked_parent(
     command = f"python -m cfer.train {command_of(config)}{options}"
     tracking.set_tag(run_id, tracking.COMMAND_TAG, command)
     return run_id
-
-
-def _location(config: TrainConfig) -> str:
-    return absolute_location(f"{config.storage.rstrip('/')}/{config.run}")
 
 
 # ---- many runs at once ---------------------------------------------------------------------------
@@ -319,11 +325,14 @@ def _run_job(
 
 
 def _summarise(protocol: _Protocol) -> Summary:
-    """Mean, deviation and pooled confusion matrix, in the parent run."""
+    """Mean, deviation and pooled confusion matrix, in the parent run.
+
+    In the mean each run counts the same (of `loso`, each person); in what is pooled, each clip.
+    """
     runs: dict[str, Results] = {}
     values: dict[str, list[float]] = defaultdict(list)
     for job in protocol.jobs:
-        results = read_results(_location(job.config))
+        results = read_results(location_of(job.config))
         assert results is not None, f"{job.config.run} has not ended"
         runs[job.parent.name] = results
         tracking.mark_finished(results.mlflow_run_id)
@@ -380,6 +389,13 @@ def _lines_of(summaries: Sequence[Summary]) -> str:
             f"held-out subjects {figure('leakage/linear_held_out')} (chance "
             f"{figure('leakage/chance_held_out')}), AUC {figure('leakage/auc_held_out')}"
         )
+        pooled = evaluate.recognition(summary.confusion)
+        if any(figure(f"held_out/{n}")[:5] != f"{pooled[n]:.3f}" for n in ("accuracy", "uar")):
+            each = "each person" if summary.config.folds == LOSO else "each run"
+            lines.append(
+                f"  In these means {each} counts the same; where each clip does: accuracy "
+                f"{pooled['accuracy']:.3f}, UAR {pooled['uar']:.3f}"
+            )
     return "\n".join(lines)
 
 

@@ -49,7 +49,7 @@ class Settings:
     size: int = 112  # side of the face crop, pixels, even
     gop_size: int = 3  # frames from one I-frame to the next, at least 2
     gop_span: int = 24  # frames of the video that a GOP stands for: gop_size of them are encoded
-    quantiser: int | None = None  # fixed quantiser, 1 (finest) to 31 (4, unless --bit-rate)
+    quantiser: int | None = None  # fixed, 1 (finest) to 31; None is 4, unless there is a bit_rate
     bit_rate: int | None = None  # bits per second, in place of a quantiser
     motion_search: bool = True
     identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had
@@ -57,6 +57,9 @@ class Settings:
     clips_per_shard: int = 4  # clips of the manifest in one shard
 
     def __post_init__(self) -> None:
+        if self.quantiser is None and self.bit_rate is None:
+            # Given or not, it is one setting: settings are compared, and are part of digests.
+            object.__setattr__(self, "quantiser", 4)
         if self.size < 32 or self.size % 2:
             raise InputError(f"--size {self.size}: give an even number of pixels, 32 or more")
         if self.gop_size < 2:
@@ -77,11 +80,8 @@ class Settings:
 
     @property
     def codec(self) -> CodecSettings:
-        quantiser = self.quantiser
-        if quantiser is None and self.bit_rate is None:
-            quantiser = 4
         return CodecSettings(
-            self.gop_size, quantiser, self.bit_rate, self.motion_search, self.gop_span
+            self.gop_size, self.quantiser, self.bit_rate, self.motion_search, self.gop_span
         )
 
     @property

@@ -551,18 +551,23 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 def clips_of(arguments: argparse.Namespace) -> tuple[list[Entry], list[str]]:
     """The clips that are given, sorted, and their classes in order."""
-    given = arguments.classes.split(",") if arguments.classes else None
+    given = None
+    if arguments.classes is not None:
+        given = [name.strip() for name in arguments.classes.split(",")]
     if arguments.dataset is None:
         if arguments.root is not None:
             raise InputError(f"--root {arguments.root}: only with --dataset; leave it out")
         entries = read_manifest(arguments.videos)
-        return entries, class_names(entries, given)
-    if arguments.root is None:
+        classes = class_names(entries, given)
+    elif arguments.root is None:
         raise InputError(
             f"--dataset {arguments.dataset}: needs --root, the folder that it was unpacked in"
         )
-    entries, classes = layout.read_dataset(arguments.dataset, arguments.root)
-    return entries, classes if given is None else class_names(entries, given)
+    else:
+        entries, classes = layout.read_dataset(arguments.dataset, arguments.root, given)
+    if len(classes) == 1:
+        log.warning("every label is %s: nothing can be learnt from one class alone", classes[0])
+    return entries, classes
 
 
 def main(argv: Sequence[str] | None = None) -> int:

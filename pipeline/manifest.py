@@ -4,7 +4,9 @@ The CSV has a header. `path` is required, and relative to the CSV's folder; the 
 
     path,clip_id,subject,label,split,apex_frame,dataset,fps
 
-`label` is a class name, `apex_frame` a frame number from 0. An empty cell means "unknown".
+`label` is a class name, `apex_frame` a frame number from 0. An empty cell means "unknown"; what
+programs write for a missing value (`nan`, `NULL`, …) is refused, and so are two spellings of one
+subject or label.
 
 A folder, a CSV and what it names may be in an object store (`s3://bucket/videos`). A CSV may come
 from anywhere: what it names by a relative path lies below its own folder. It leads out of there
@@ -16,6 +18,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +36,13 @@ from cfer.clips import (
     is_video_name,
 )
 from cfer.errors import InputError
+from cfer.names import check_labels, check_subjects, plain_label, rows_named, says_nothing
 from cfer.storage import Folder, absolute_location, is_uri
 
 COLUMNS = ("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps")
+
+# A child of the job's logger, so that its lines are in the job's log too.
+log = logging.getLogger("extract.manifest")
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,8 @@ def checked(entries: Sequence[Entry], given: str) -> list[Entry]:
     """The entries, sorted by `clip_id`; `given` is the option that named them.
 
     Raises:
-        InputError: a `clip_id` of two clips, or one that a window of a long video could have.
+        InputError: a `clip_id` of two clips, or one that a window of a long video could have; a
+            subject that is no name, or one of another's spelling.
     """
     taken: dict[str, Entry] = {}
     for entry in entries:
@@ -115,18 +123,46 @@ def checked(entries: Sequence[Entry], given: str) -> list[Entry]:
                 f"{given}: {other.source} and {entry.source} are both {entry.clip_id!r}; remove "
                 "one of them, or rename it"
             )
+    _check_subjects(entries, given)
     return sorted(entries, key=lambda entry: entry.clip_id)
+
+
+def _check_subjects(entries: Sequence[Entry], given: str) -> None:
+    known = [(entry.subject, entry.source) for entry in entries if entry.subject is not None]
+    nobody = [(name, source) for name, source in known if says_nothing(name)]
+    rows = rows_named([source for _, source in nobody])
+    if {name for name, _ in nobody} == {"NA"}:
+        # They may be somebody's initials.
+        log.warning("%s: subject 'NA' (%s): taken for one person of that name", given, rows)
+    elif nobody:
+        raise InputError(
+            f"{given}: subject {nobody[0][0]!r} ({rows}) stands for a missing value, and all such "
+            "clips would be one person's; leave the cell empty where the subject is unknown"
+        )
+    check_subjects(known, given)
 
 
 def class_names(entries: Sequence[Entry], given: Sequence[str] | None = None) -> list[str]:
     """The classes in order: as given, or else every label that occurs, sorted.
 
     Raises:
-        InputError: a label that is not among those given, or a name given twice.
+        InputError: a label that is not among those given, a name given twice, a label that stands
+            for a missing value and is not given, or two spellings of one.
     """
     if given is None:
-        return sorted({entry.label for entry in entries if entry.label is not None})
-    if len(set(given)) != len(given):
+        labels = [(entry.label, entry.source) for entry in entries if entry.label is not None]
+        nothing = [(label, source) for label, source in labels if says_nothing(label)]
+        if nothing:
+            rows = rows_named([source for _, source in nothing])
+            raise InputError(
+                f"label {nothing[0][0]!r} ({rows}) stands for a missing value; leave the cell "
+                "empty where the label is unknown, or name it in --classes, if it is a class"
+            )
+        check_labels(labels, "the manifest")
+        return sorted({label for label, _ in labels})
+    if not all(given):
+        raise InputError(f"--classes {','.join(given)}: a name is empty; take a comma out")
+    if len({plain_label(name) for name in given}) != len(given):
         raise InputError(f"--classes {','.join(given)}: a name occurs twice")
     for entry in entries:
         if entry.label is not None and entry.label not in given:
@@ -212,7 +248,8 @@ def csv_rows(
     """The rows of a CSV with a header: where each one is (file and line), and its stripped cells.
 
     Raises:
-        InputError: not a readable CSV, a column missing or unknown, or a row that does not fit.
+        InputError: not a readable CSV, a column missing, unknown or there twice, or a row that does
+            not fit.
     """
     try:
         if is_uri(path):
@@ -226,6 +263,12 @@ def csv_rows(
         raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     reader = csv.DictReader(io.StringIO(text), strict=True)
     header = list(reader.fieldnames or [])
+    twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"{path}: column `{twice[0]}` occurs {header.count(twice[0])} times in its header; "
+            "only one of them would be read: rename or remove the others"
+        )
     for name in required:
         if name not in header:
             raise InputError(

@@ -198,7 +198,9 @@ def _measured(options: argparse.Namespace) -> Measurement:
         import torch
 
         from cfer.bench import train
+        from cfer.config import check_shares
 
+        check_shares(options.batch_size, options.workers if options.data else 1)
         num_clips = 2 * options.batch_size if options.quick else options.clips
         device = torch.device(options.device)
         done = train.measure(num_clips, options.size, device, options.rounds, options.batch_size)

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cfer.names import EMOTIONS
 from pipeline.datasets.layout import (
-    EMOTIONS,
     child,
     folders,
     layout_error,

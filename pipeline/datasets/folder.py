@@ -18,8 +18,8 @@ from pathlib import Path
 
 from cfer.clips import numbered_pictures
 from cfer.errors import InputError
+from cfer.names import EMOTIONS
 from pipeline.datasets.layout import (
-    EMOTIONS,
     folders,
     layout_error,
     left_out,

@@ -22,18 +22,6 @@ from cfer.clips import is_video
 from cfer.errors import InputError
 from pipeline.manifest import Entry, checked, class_names, read_csv
 
-# One vocabulary over all data sets, and what their owners call it.
-EMOTIONS = {
-    "anger": "anger", "angry": "anger",
-    "contempt": "contempt",
-    "disgust": "disgust", "disgusted": "disgust",
-    "fear": "fear", "fearful": "fear",
-    "happiness": "happiness", "happy": "happiness",
-    "sadness": "sadness", "sad": "sadness",
-    "surprise": "surprise", "surprised": "surprise",
-    "neutral": "neutral",
-    "calm": "calm",
-}  # fmt: skip
 NAMES = ("ck+", "mmi", "afew", "oulu-casia", "ravdess", "crema-d", "folder", "csv")
 CSV_NAME = "manifest.csv"
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")
@@ -70,13 +58,16 @@ class Adapter(Protocol):
         ...
 
 
-def read_dataset(name: str, root: Path) -> tuple[list[Entry], list[str]]:
+def read_dataset(
+    name: str, root: Path, classes: Sequence[str] | None = None
+) -> tuple[list[Entry], list[str]]:
     """A data set's clips, sorted by `clip_id`, and its classes in order.
 
     Args:
         name: one of `NAMES`.
         root: the folder that the owners' archives are unpacked in; of `csv`, the CSV itself, or a
             folder with a manifest.csv.
+        classes: in this order; None: the data set's own.
 
     Raises:
         InputError: no such folder, another layout, or something in it that is not right.
@@ -87,7 +78,7 @@ def read_dataset(name: str, root: Path) -> tuple[list[Entry], list[str]]:
             raise InputError(f"--root {root}: no clip in it; give a CSV with a row for each clip")
         entries = checked(entries, f"--root {root}")
         log.info("%s: %s", root, size_of(entries, "clips"))
-        return entries, class_names(entries)
+        return entries, class_names(entries, classes)
     adapter = _adapter(name)
     try:
         entries = checked(adapter.read(root), f"--root {root}")
@@ -99,7 +90,7 @@ def read_dataset(name: str, root: Path) -> tuple[list[Entry], list[str]]:
     if not entries:
         raise layout_error(root, adapter.NAME, adapter.TREE, "there is no clip in it")
     _compare(adapter, entries)
-    return entries, class_names(entries, adapter.CLASSES)
+    return entries, class_names(entries, adapter.CLASSES if classes is None else classes)
 
 
 def _adapter(name: str) -> Adapter:

@@ -37,8 +37,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from cfer.errors import InputError
+from cfer.names import EMOTIONS
 from pipeline.datasets.layout import (
-    EMOTIONS,
     child,
     folders,
     layout_error,

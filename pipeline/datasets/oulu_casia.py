@@ -22,7 +22,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from cfer.clips import numbered_pictures
-from pipeline.datasets.layout import EMOTIONS, child, folders, layout_error, named, relative
+from cfer.names import EMOTIONS
+from pipeline.datasets.layout import child, folders, layout_error, named, relative
 from pipeline.manifest import Entry
 
 NAME = "Oulu-CASIA"

@@ -273,11 +273,15 @@ def _write_manifest(directory: Path, rows: Sequence[dict[str, str | int]]) -> No
 class Verification:
     """How well distances between clips tell whether they show the same subject.
 
-    `nearest` is the share of clips whose nearest other clip is of the same subject; `auc` and
-    `eer` (area under the ROC curve, equal error rate) are over all pairs of clips.
+    `nearest` is the share of clips whose nearest other clip is of the same subject, and `chance`
+    what naming the subject of most clips every time would reach; `auc` and `eer` (area under the
+    ROC curve, equal error rate) are over all pairs of clips. The ROC is taken as the straight lines
+    between its points (Provost & Fawcett, "Robust Classification for Imprecise Environments",
+    Machine Learning 2001), so the equal error rate may lie between two of them.
     """
 
     nearest: float
+    chance: float
     auc: float
     eer: float
 
@@ -293,11 +297,12 @@ class Verification:
         same = names[:, None] == names[None]
         pair = np.triu_indices(len(names), 1)
         rejected, accepted, _ = roc_curve(same[pair], -distance[pair])
-        crossing = int(np.argmin(np.abs(1 - accepted - rejected)))
         return cls(
             nearest=float((names[distance.argmin(axis=1)] == names).mean()),
+            chance=float(np.unique(names, return_counts=True)[1].max() / len(names)),
             auc=float(auc(rejected, accepted)),
-            eer=float((1 - accepted[crossing] + rejected[crossing]) / 2),
+            # Where 1 − accepted = rejected; their sum grows from point to point.
+            eer=float(np.interp(1, accepted + rejected, rejected)),
         )
 
 
@@ -346,7 +351,7 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
     for name, code in ((recogniser_name, codes), ("24×24 pixels", np.array(plain, np.float64))):
         result = Verification.of(code, kept)
         lines.append(
-            f"  {name:<13} 1-NN {result.nearest:.3f} (chance {1 / len(set(subjects)):.3f})  "
+            f"  {name:<13} 1-NN {result.nearest:.3f} (chance {result.chance:.3f})  "
             f"AUC {result.auc:.3f}  EER {result.eer:.3f}"
         )
     cv2.setNumThreads(1)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_game import (
     NUM_CLIPS,
     assert_players_leave_each_other_alone,
+    assert_same,
     make_batch,
     parameters,
     play,
     players,
 )
 from torch.nn.parallel import DistributedDataParallel
+
+from cfer.errors import NotFinite
 
 
 def _in_worker(rank: int, folder: str) -> None:
@@ -34,6 +38,14 @@ def _in_worker(rank: int, folder: str) -> None:
             make_batch(rank * half, (rank + 1) * half),
         )
         state = {"terms": terms, "players": [parameters(recogniser), parameters(estimator)]}
+        # What one of them alone can't go on with stops both, and before anything is updated.
+        batch = make_batch(rank * half, (rank + 1) * half)
+        batch.apex[0] *= 1 if rank else float("nan")
+        before = parameters(recogniser)
+        ddp = DistributedDataParallel(recogniser), DistributedDataParallel(estimator)
+        with pytest.raises(NotFinite, match=r"^player 2's loss"):
+            play(*ddp, batch, turns=1)
+        assert_same(before, parameters(recogniser))
         torch.save(state, Path(folder) / f"{rank}.pt")
         dist.barrier()  # Gloo may abort when the other one is gone already
     finally:

@@ -257,6 +257,10 @@ def test_the_table_and_the_page(
     text = (folder / "page" / "report.md").read_text()
     line = next(x for x in text.splitlines() if x.startswith("| **game-lambda=1.0** |"))
     assert expected in line
+    # Each fold counts the same there; beside it, each clip.
+    total = np.sum([one.confusion for one in results_of(folder, "1.0")], axis=0)
+    assert f" | {np.trace(total) / 10:.3f} | " in line
+    assert "each run counts the same (of `loso`, each person), and in *by clip*, each clip" in text
     zero = [one.figures["held_out/accuracy"] for one in results_of(folder, "0.0")]
     change = f"{np.mean(accuracy) - np.mean(zero):+.3f}".replace("-", "−")
     assert f"{change} (p" in line

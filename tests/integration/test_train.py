@@ -320,6 +320,7 @@ def test_more_workers_than_cores_and_the_owners_split_without_subjects(
     )
     arguments = ["--data", str(data), "--run", "split", *SMALL, "--epochs", "2", "--mu", "1"]
     arguments += ["--class-weights", "balanced", "--frames", "2", "--workers", "3"]
+    arguments += ["--batch-size", "3"]
     with pytest.raises(InputError, match=r"8 of 8 labelled clips have no subject.*--split col"):
         main(arguments)
     assert os.listdir(here) == ["shards"]
@@ -333,6 +334,25 @@ def test_more_workers_than_cores_and_the_owners_split_without_subjects(
     results = read_results(str(here / "runs" / "split"))
     assert results is not None
     assert np.sum(results.confusion) == 2
+
+
+def test_a_run_that_diverges_stops_with_one_line(
+    ray_session: None, drawn_shards: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first step is from finite weights, and leads to such as nothing can be computed with."""
+    common = ["--data", str(drawn_shards), *SMALL, "--lr", "1e30", "--run"]
+    with pytest.raises(
+        InputError,
+        match=r"^run wild has stopped in epoch 1, step 2 of 2, at the learning rate 1e\+30 "
+        r"\(player 1's: 0\.002\): player 1's loss.*; its last good checkpoint is none; start anot",
+    ):
+        main([*common, "wild", "--workers", "2", "--epochs", "3"])
+    assert "a worker failed" not in capsys.readouterr().err, "to be tried again"
+    assert newest_checkpoint(str(here / "runs" / "wild")) is None
+    with pytest.raises(
+        InputError, match=r"^2 of 2 runs failed .*-fold\d has stopped in epoch 1, s"
+    ):
+        main([*common, "wild-folds", "--folds", "2", "--epochs", "1"])
 
 
 def test_impossible_requests_start_nothing(

@@ -186,7 +186,7 @@ TRAINING = (
         "--code-dim",
         "32",
         "--batch-size",
-        "8",
+        "6",
     ),
     *("--lambda", "0.5", "--mu", "0.2", "--run", "three"),
 )

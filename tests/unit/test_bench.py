@@ -86,6 +86,10 @@ def test_the_bench_of_training_without_runs(tmp_path: Path, capsys: pytest.Captu
     )
     with pytest.raises(InputError, match="--clips 3: give at least a batch, 4"):
         main(["train", "--clips", "3", "--batch-size", "4"])
+    with pytest.raises(
+        InputError, match="--batch-size 16 --workers 3: so many clips can't be deal"
+    ):
+        main(["train", "--data", "x", "--workers", "3"])
 
 
 def test_what_cannot_be_measured():

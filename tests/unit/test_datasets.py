@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from cfer.errors import InputError
+from cfer.names import EMOTIONS
 from pipeline.actors import extract_clip
 from pipeline.datasets import afew, ckplus, cremad, mmi, oulu_casia, ravdess
 from pipeline.datasets.drawing import Settings as Drawing
 from pipeline.datasets.drawing import draw_clip
-from pipeline.datasets.layout import EMOTIONS, NAMES, named, read_dataset, size_of
+from pipeline.datasets.layout import NAMES, named, read_dataset, size_of
 from pipeline.datasets.synthetic import clip_generator, identity_of
 from pipeline.extract import Settings, main, plan_shards
 from pipeline.manifest import Entry

@@ -170,6 +170,16 @@ def test_presets_are_defaults():
     assert settings_of(parse(base[:4])) == Settings()
 
 
+def test_a_default_that_is_given_is_the_same_setting():
+    """Else a data set that was begun without the option could not be gone on with."""
+    given = "--size 112 --gop-size 3 --gop-span 24 --quantiser 4 --window-gops 20"
+    given += " --clips-per-shard 4 --identity auto"
+    parse = build_parser().parse_args
+    assert settings_of(parse(["--videos", "v", "--out", "o", *given.split()])) == Settings()
+    assert Settings(quantiser=5) != Settings()
+    assert Settings(bit_rate=9000).quantiser is None
+
+
 def test_bit_rate_takes_the_quantisers_place():
     arguments = build_parser().parse_args("--videos v --out o --bit-rate 200000".split())
     codec = settings_of(arguments).codec

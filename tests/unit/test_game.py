@@ -14,6 +14,7 @@ from small_game import (
     players,
 )
 
+from cfer.errors import NotFinite
 from cfer.game import (
     PLAYERS,
     Batch,
@@ -22,6 +23,7 @@ from cfer.game import (
     apex_error,
     expression_error,
     identity_term,
+    optimiser_of,
     play_turn,
 )
 from cfer.inputs import APEX_SIZE
@@ -152,3 +154,42 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
         bounds[weight] = float(terms["identity_term"])
     assert bounds[0.0] > 0.5
     assert bounds[1.0] < 0.2 * bounds[0.0]
+
+
+@pytest.mark.parametrize("whose", ["player 1's", "player 2's"])
+def test_a_loss_that_is_not_finite_stops_the_turn_before_the_update(whose: str) -> None:
+    recogniser, player = players()
+    first = optimiser_of(recogniser, 0.1)
+    second = optimiser_of(player, 0.1)
+    batch = make_batch()
+    # What either player's loss is made of, and the other's is not.
+    if whose == "player 1's":
+        batch.z_I[3] = float("nan")
+    else:
+        batch.apex[1] = float("inf")
+    before, theta = parameters(recogniser), parameters(player)
+    with pytest.raises(NotFinite, match=f"^{whose} loss, or its gradient, is not a finite number"):
+        play_turn(recogniser, player, first, second, batch, Weights(apex=1.0), 1)
+    assert_same(before, parameters(recogniser))
+    assert torch.equal(theta[0], parameters(player)[0]) == (whose == "player 1's")
+
+
+def test_a_gradient_that_is_not_finite_stops_the_turn_as_well() -> None:
+    """The loss itself may still be: √x at 0."""
+    recogniser, player = players(with_apex=False)
+    recogniser.classifier.bias.register_hook(lambda gradient: gradient / 0)
+    optimisers = optimiser_of(recogniser, 0.1), optimiser_of(player, 0.1)
+    before = parameters(recogniser)
+    with pytest.raises(NotFinite, match=r"^player 2's loss, or its gradient"):
+        play_turn(recogniser, player, *optimisers, make_batch(), Weights(), 1)
+    assert_same(before, parameters(recogniser))
+
+
+def test_too_high_a_learning_rate_ends_with_finite_weights() -> None:
+    recogniser, player = players(with_apex=False)
+    optimisers = optimiser_of(recogniser, 1e200), optimiser_of(player, 1e-3)
+    play_turn(recogniser, player, *optimisers, make_batch(), Weights(1.0), 1)
+    with pytest.raises(NotFinite):
+        play_turn(recogniser, player, *optimisers, make_batch(), Weights(1.0), 1)
+    for module in (recogniser, player):
+        assert all(torch.isfinite(p).all() for p in parameters(module))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 from pathlib import Path
 
@@ -100,6 +101,13 @@ def test_a_csv_says_everything(tmp_path):
         ("path,fps\na.mp4,fast\n", "line 2: fps 'fast'"),
         ("path,fps\na.mp4,1/0\n", "line 2: fps '1/0'"),
         ("path,label\n,x\n", "line 2: `path` is empty"),
+        ("path,label,label\na.mp4,x,y\n", "column `label` occurs 2 times in its header"),
+        ("path,label,path\na.mp4,x,a.mp4\n", "column `path` occurs 2 times in its header"),
+        (
+            "path,subject\na.mp4,nan\nb.mp4,nan\n",
+            "subject 'nan' (a.mp4, b.mp4) stands for a missing",
+        ),
+        ("path,subject\na.mp4,S 1\nb.mp4,s1\n", "subjects 'S 1' (a.mp4) and 's1' (b.mp4) are one"),
         ("path,label\na.mp4\n", "line 2: not as many cells"),
         ("path,label\na.mp4,x,y\n", "line 2: not as many cells"),
     ],
@@ -130,8 +138,90 @@ def test_classes(tmp_path):
     assert class_names(entries, ["sad", "calm", "glad"]) == ["sad", "calm", "glad"]
     with pytest.raises(InputError, match=r"a\.mp4: unknown class 'sad'.*glad, calm"):
         class_names(entries, ["glad", "calm"])
+    with pytest.raises(InputError, match="--classes glad,: a name is empty"):
+        class_names(entries, ["glad", ""])
     with pytest.raises(InputError, match="occurs twice"):
         class_names(entries, ["sad", "glad", "sad"])
+
+
+@pytest.mark.parametrize(
+    "name", ["nan", "NaN", "NA", "n/a", "N/A", "null", "None", "<NA>", "\u200b"]
+)
+def test_a_missing_value_is_no_class(tmp_path, name):
+    rows = "".join(f"{row}.mp4,{name}\n" for row in "abcde")
+    entries = read_manifest(write(tmp_path, f"path,label\n{rows}f.mp4,glad\ng.mp4,\n"))
+    with pytest.raises(InputError) as error:
+        class_names(entries)
+    assert f"label {name!r} (a.mp4, b.mp4, c.mp4 and 2 more) stands for a missing value" in str(
+        error.value
+    )
+    # Unless it is said to be one.
+    assert class_names(entries, [name, "glad"]) == [name, "glad"]
+
+
+def test_initials_may_be_those_of_a_missing_value(tmp_path, caplog):
+    """One of JAFFE's ten people is NA."""
+    log = logging.getLogger("extract.manifest")
+    log.addHandler(caplog.handler)  # an extraction in this process keeps its lines to itself
+    try:
+        entries = read_manifest(write(tmp_path, "path,subject\na.mp4,NA\nb.mp4,KA\n"))
+    finally:
+        log.removeHandler(caplog.handler)
+    assert [entry.subject for entry in entries] == ["NA", "KA"]
+    assert "subject 'NA' (a.mp4): taken for one person" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Happy", "happy"),
+        ("very sad", "very  sad"),
+        ("very-sad", "very_sad"),
+        ("very sad", "VerySad"),
+        ("STRASSE", "straße"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("\uff28appy", "happy"),
+        ("hap\u00adpy", "happy"),
+        ("happy\u200b", "happy"),
+        ("happiness", "happy"),
+        ("angry", "Anger"),
+        ("1", "1.0"),
+        ("1", "01"),
+        ("AU 12", "AU12"),
+    ],
+)
+def test_what_two_people_would_call_the_same_label_is_one(tmp_path, one, other):
+    entries = read_manifest(
+        write(tmp_path, f"path,label\na.mp4,{one}\nb.mp4,{other}\nc.mp4,{one}\nd.mp4,afraid\n")
+    )
+    with pytest.raises(InputError) as error:
+        class_names(entries)
+    for listed in (f"{one!r} (a.mp4, c.mp4)", f"{other!r} (b.mp4)"):
+        assert listed in str(error.value)
+    with pytest.raises(InputError, match="a name occurs twice"):
+        class_names([], [one, other])
+
+
+def test_labels_that_differ_are_left_alone(tmp_path):
+    labels = [
+        "-1",
+        "1",
+        "1 2",
+        "12",
+        "1-2",
+        "AU1+2",
+        "AU12",
+        "a",
+        "b",
+        "sad",
+        "fear",
+        "C",
+        "C+",
+        "-",
+    ]
+    rows = "".join(f"{number}.mp4,{label}\n" for number, label in enumerate(labels))
+    entries = read_manifest(write(tmp_path, f"path,label\n{rows}"))
+    assert class_names(entries) == sorted(labels)
 
 
 def test_the_drawn_set(drawn_videos):

@@ -124,6 +124,16 @@ def test_a_damaged_file_and_a_pickle_are_refused(tmp_path, predictor, card):
         read_model(path)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path, predictor, card):
+    """Whatever they were asked, they would say the first class."""
+    diverged = Predictor(NETWORK)
+    diverged.load_state_dict(predictor.state_dict())
+    diverged.classifier.bias.data[1] = float("nan")
+    write_model(tmp_path / "bad.safetensors", diverged, card)
+    with pytest.raises(InputError, match=r"weights classifier\.bias are not finite: its training"):
+        read_model(tmp_path / "bad.safetensors")
+
+
 def test_an_export_without_a_form_of_that_name(tmp_path, predictor, card):
     with pytest.raises(InputError, match=r"model\.tflite: give a file that ends in"):
         export(predictor, card, tmp_path / "model.tflite")

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from cfer.errors import InputError
 from cfer.faces import FaceDetector
@@ -299,6 +300,31 @@ def test_verification_of_perfect_useless_and_known_codes() -> None:
     useless = Verification.of(rng.standard_normal((200, 8)), [str(k % 20) for k in range(200)])
     assert useless.auc == pytest.approx(0.5, abs=0.03)
     assert useless.eer == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_equal_error_rate_lies_between_the_points_of_the_roc() -> None:
+    """The one pair of the same subject is at distance 3, the five others at 1, 2, 4, 5 and 6: where
+    2/5 of these are accepted, the ROC goes straight up, and none of its points is on the way."""
+    codes = np.array([[0.0], [3.0], [4.0], [-2.0]])
+    found = Verification.of(codes, ["a", "a", "b", "c"])
+    assert found.eer == pytest.approx(0.4)
+    assert found.chance == 0.5  # two of four clips
+
+
+def test_the_equal_error_rate_is_where_an_independent_search_finds_it() -> None:
+    rng = np.random.default_rng(0)
+    names = np.repeat(np.arange(3), 2).astype(str)
+    for _ in range(20):
+        codes = np.repeat(rng.normal(size=(3, 4)), 2, 0) + rng.normal(size=(6, 4))
+        distance = np.linalg.norm(codes[:, None] - codes[None], axis=-1)[np.triu_indices(6, 1)]
+        same = (names[:, None] == names[None])[np.triu_indices(6, 1)]
+        # Every threshold accepts so many of both kinds; between two of them, a coin is thrown.
+        cuts = [-1.0, *np.sort(distance)]
+        points = [((distance[~same] <= c).mean(), (distance[same] <= c).mean()) for c in cuts]
+        false, true = (np.array(p) for p in zip(*points, strict=True))
+        rate = brentq(lambda x, f=false, t=true: 1 - x - np.interp(x, f, t), 0, 1)
+        # Where the curve goes straight up, the search ends beside the jump.
+        assert Verification.of(codes, list(names)).eer == pytest.approx(rate, abs=1e-6)
 
 
 def test_the_same_identity_from_the_same_generator() -> None:

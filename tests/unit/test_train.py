@@ -21,12 +21,12 @@ import torch
 from ray.train import WorkerGroupError
 from torch import nn
 
-from cfer import evaluate
-from cfer.batches import Augmentation, Rows, Standardisation
+from cfer import evaluate, shards
+from cfer.batches import Augmentation, BatchMaker, Rows, Standardisation
 from cfer.config import METHODS, OPERATIONAL, TrainConfig, command_of, config_of
 from cfer.data import ClipIndex, Split, read_index
-from cfer.errors import InputError, WorkerError
-from cfer.inputs import Input
+from cfer.errors import InputError, NotFinite, WorkerError
+from cfer.inputs import APEX_SIZE, Input
 from cfer.model import ModelConfig
 from cfer.run import (
     RECORD_NAME,
@@ -44,8 +44,10 @@ from cfer.run import (
     _save,
     _schedule,
     _standardisation,
+    _stopped,
     _validation_figures,
     check_same,
+    check_training_clips,
     model_config,
     newest_checkpoint,
     place_workers,
@@ -176,6 +178,56 @@ def test_wrong_options_say_what_is_right(wrong: dict[str, Any], message: str) ->
         TrainConfig(data="x", **wrong)
 
 
+@pytest.mark.parametrize(
+    ("batch", "workers", "nearest"),
+    [
+        (16, 7, "--batch-size 14 or 21, or --workers 4 or 8"),
+        (3, 4, "--batch-size 4, or --workers 3"),
+        (16, 50, "--batch-size 50, or --workers 16"),
+        (9, 2, "--batch-size 8 or 10, or --workers 1 or 3"),
+    ],
+)
+def test_a_step_has_as_many_clips_as_were_asked_for(batch: int, workers: int, nearest: str) -> None:
+    for count in range(1, workers + 1):
+        try:
+            config = TrainConfig("x", batch_size=batch, workers=count)
+        except InputError:
+            continue
+        assert config.clips_per_worker * count == batch
+    with pytest.raises(InputError) as error:
+        TrainConfig("x", batch_size=batch, workers=workers)
+    assert str(error.value) == (
+        f"--batch-size {batch} --workers {workers}: so many clips can't be dealt to the workers in "
+        f"equal parts; give {nearest}"
+    )
+    # What it advises is taken.
+    for words in nearest.split(", or "):
+        option, *values = words.replace(" or ", " ").split()
+        for value in values:
+            wanted = {"batch_size": batch, "workers": workers}
+            wanted[option.removeprefix("--").replace("-", "_")] = int(value)
+            TrainConfig("x", **wanted)
+
+
+def test_fewer_training_clips_than_a_step_has_are_said() -> None:
+    index = ClipIndex(list("abcd"), [None] * 4, [0, 1, 0, 1], [None] * 4, 0, 0)
+    split = Split(["a", "b", "c"], ["d"])
+    classes = ["joy", "fear"]
+    assert check_training_clips(TrainConfig("x", batch_size=3), index, split, classes) == []
+    assert check_training_clips(TrainConfig("x", batch_size=4), index, split, classes) == [
+        "--batch-size 4: there are 3 training clips, so some are in a step more than once"
+    ]
+    nothing = torch.zeros(3, dtype=torch.int64)
+    frames = [np.full((1, 6, 8, 8), 128, np.uint8)] * 3
+    apex = torch.zeros(3, 3, APEX_SIZE, APEX_SIZE)
+    rows = Rows(
+        frames, torch.arange(3), torch.zeros(3, 2), apex, nothing.bool(), [None] * 3, [], nothing
+    )
+    maker = BatchMaker(rows, Input(), Standardisation(torch.zeros(2), torch.ones(2)), CPU)
+    (batch,) = maker.training_epoch(1, 8, Augmentation(), seed=0, epoch=0, rank=0)
+    assert sorted(torch.bincount(batch.labels).tolist()) == [2, 3, 3]
+
+
 def test_the_least_of_each_option_is_allowed() -> None:
     ones = dict.fromkeys(("workers", "epochs", "batch_size", "estimator_steps", "code_dim"), 1)
     zeros = dict.fromkeys(("weight_decay", "shift_pixels", "gain_jitter", "seed", "flip"), 0)
@@ -246,8 +298,11 @@ def test_the_model_is_as_the_options_say() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workers", "50"], r"--workers 50: more than there are training clips \(8\)"),
-        (["--workers", "4", "--batch-size", "3"], r"or clips in a batch \(--batch-size 3\)"),
+        (
+            ["--workers", "16"],
+            r"--workers 16: more than there are training clips \(8\); give fewer",
+        ),
+        (["--workers", "7"], "--batch-size 14 or 21, or --workers 4 or 8$"),
         (["--folds", "2", "--fold", "2"], "--fold 2: there are 2 folds, numbered from 0"),
         (["--split", "column"], "--split column: clip S001_happiness_1 has the split None"),
         (["--val-subjects", "S001,me"], "--val-subjects: me: not in the data set; its subjects"),
@@ -280,7 +335,7 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, here: Pat
     check_same(record, config, description)
     for field in fields(TrainConfig):
         other = {**record, "config": {**record["config"], field.name: "other"}}
-        if field.name in OPERATIONAL:
+        if field.name in (*OPERATIONAL, "method"):  # whose settings are fields themselves
             check_same(other, config, description)
         else:
             with pytest.raises(InputError, match=r"--run mine: it was started with --\S+ other"):
@@ -290,11 +345,25 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, here: Pat
     with pytest.raises(InputError, match=r"happiness.* was trained on joy"):
         check_same({**record, "classes": ["joy", "surprise"]}, config, description)
 
+    # A method is short for settings; who gives them one by one goes on with the same run.
+    by_name = config_of({"data": "x", "run": "mine", "method": "min-min", "epochs": 3})
+    one_by_one = config_of({"data": "x", "run": "mine", "identity_weight": 1.0, "epochs": 3})
+    check_same({**record, "config": asdict(by_name)}, one_by_one, description)
+
     run = here / "runs" / "mine"
     run.mkdir(parents=True)
     (run / RECORD_NAME).write_text(json.dumps(record))
     with pytest.raises(InputError, match="started with --epochs 3, and now --epochs is 4; give"):
         main(["--data", str(drawn_shards), "--run", "mine", "--epochs", "4"])
+    # Cut otherwise, it would go on with people whom it has been trained on.
+    (run / RECORD_NAME).write_text(json.dumps({**record, "held_out": ["S001"]}))
+    options = ["--run", "mine", "--epochs", "3", "--val-subjects"]
+    with pytest.raises(InputError, match="started with --val-subjects , and now"):
+        main(["--data", str(drawn_shards), *options, "S002"])
+    record["config"]["val_subjects"] = "S002"
+    (run / RECORD_NAME).write_text(json.dumps({**record, "held_out": ["S001"]}))
+    with pytest.raises(InputError, match="--run mine: it was started with other people held out"):
+        main(["--data", str(drawn_shards), *options, "S002"])
     assert os.listdir(run) == [RECORD_NAME]
 
 
@@ -333,6 +402,34 @@ def test_each_way_to_hold_out_subjects(
     assert capsys.readouterr().err == ""
     split_clips(index_of(["a", "b", "a"], splits), column)
     assert "warning: --split column: 1 subjects are on both sides" in capsys.readouterr().err
+
+
+def test_classes_that_cannot_be_learnt() -> None:
+    index = ClipIndex(list("abcdef"), [None] * 6, [0, 0, 1, 2, 2, 2], [None] * 6, 0, 0)
+    config = TrainConfig("x", batch_size=2)
+    classes = ["joy", "nan", "fear", "awe"]
+    assert check_training_clips(config, index, Split(list("abd"), list("cef")), classes) == [
+        "no training clip is nan, so no clip will be recognised as it: c can only be wrong",
+        "no training clip is awe, so no clip will be recognised as it",
+    ]
+    assert check_training_clips(config, index, Split(list("abcd"), list("ef")), classes[:3]) == [
+        "the class 'nan' (c) looks like a missing value"
+    ]
+    with pytest.raises(
+        InputError, match=r"--data x: all 2 training clips are joy \(a, b\), so that"
+    ):
+        check_training_clips(config, index, Split(list("ab"), list("cdef")), classes)
+
+
+def test_a_data_set_of_one_class_starts_nothing(drawn_shards: Path, here: Path) -> None:
+    """Its model would be right about every clip."""
+    clips = [replace(clip, label=0) for clip in shards.read_clips(drawn_shards)]
+    receipt = shards.write_shard(here / "one", 0, clips, [], "test")
+    described = replace(read_description(drawn_shards), shards=[receipt], counts={})
+    shards.write_description(here / "one", described)
+    with pytest.raises(InputError, match="all 8 training clips are happiness"):
+        main(["--data", "one", "--run", "never"])
+    assert os.listdir(here) == ["one"]
 
 
 def test_options_without_effect_are_said_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -481,6 +578,49 @@ def test_a_checkpoint_restores_what_was_saved_and_is_the_only_one(tmp_path: Path
     assert json.loads((tmp_path / "epoch-00002" / SEAL_NAME).read_text())["epoch"] == 2
 
 
+def test_a_checkpoint_of_a_run_that_diverged_is_not_gone_on_with(tmp_path: Path) -> None:
+    setup = {**SETUP, "location": str(tmp_path)}
+    for diverged in ("player", "player_optimiser"):
+        player = nn.Linear(3, 2)
+        optimiser = torch.optim.AdamW(player.parameters(), fused=True)
+        player(torch.ones(1, 3)).sum().backward()
+        optimiser.step()
+        stateful: dict[str, Any] = {"player": player, "player_optimiser": optimiser}
+        _save(setup, stateful, [{"a": 1.0}], 2.0, NOTHING)
+        assert _restore(str(tmp_path), stateful, CPU) == ([{"a": 1.0}], 2.0)
+        with torch.no_grad():
+            (player.weight if diverged == "player" else optimiser.state[player.weight]["exp_avg"])[
+                1, 1
+            ] = math.nan
+        _save(setup, stateful, [{"a": 1.0}], 2.0, NOTHING)
+        restored = nn.Linear(3, 2)
+        before = restored.weight.detach().clone()
+        with pytest.raises(
+            NotFinite, match=rf"epoch-00001: {diverged} \S.*not finite: the run had"
+        ):
+            _restore(
+                str(tmp_path),
+                {"player": restored, "player_optimiser": torch.optim.AdamW(restored.parameters())},
+                CPU,
+            )
+        assert torch.equal(before, restored.weight)
+
+
+def test_what_is_said_of_a_run_that_diverged(tmp_path: Path) -> None:
+    config = TrainConfig("x", run="mine", lr=1e8, epochs=4)
+    error = NotFinite("player 2's loss is not")
+    said = str(_stopped(error, config, 2 * 10 + 6, 10, str(tmp_path)))
+    rate = 1e8 * _schedule(26, 40)
+    assert said == (
+        f"run mine has stopped in epoch 3, step 7 of 10, at the learning rate {rate:g} (player "
+        "1's: 0.002): player 2's loss is not; its last good checkpoint is none; start another "
+        "--run with a lower --lr or --estimator-lr"
+    )
+    _save({**SETUP, "location": str(tmp_path)}, {}, [{}, {}], 2.0, NOTHING)
+    said = str(_stopped(error, config, 26, 10, str(tmp_path)))
+    assert f"its last good checkpoint is {tmp_path}/epoch-00002; start" in said
+
+
 def test_the_newest_checkpoint_while_the_run_goes_on(tmp_path: Path) -> None:
     """Of one that is removed while it is looked at, the next has been there before."""
     setup = {**SETUP, "location": str(tmp_path)}
@@ -508,9 +648,12 @@ def test_the_newest_checkpoint_while_the_run_goes_on(tmp_path: Path) -> None:
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_results(str(tmp_path)) is None
-    results = Results({"a": 0.5}, [[1, 0], [0, 1]], "0f")
+    results = Results({"a": 0.5}, [[1, 0], [0, 1]], "0f", 6, ["S001", "S002"])
     (tmp_path / "results.json").write_text(json.dumps(asdict(results)))
     assert read_results(str(tmp_path)) == results
+    earlier = {"figures": {"a": 0.5}, "confusion": [[1]], "mlflow_run_id": "0f"}
+    (tmp_path / "results.json").write_text(json.dumps(earlier))
+    assert read_results(str(tmp_path)) == Results({"a": 0.5}, [[1]], "0f", 0, [])
 
 
 # ---- workers that fail ---------------------------------------------------------------------------
