@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,15 +26,20 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from cfer.clips import (
+    READ_FORMATS,
     VIDEO_SUFFIXES,
     clips_below,
     is_numbered_picture,
     is_picture_folder,
     is_video,
     is_video_name,
+    told_left_out,
 )
 from cfer.errors import InputError
 from cfer.storage import Folder, absolute_location, is_uri
+
+# A child of the job's logger, so that these lines are in its log too.
+log = logging.getLogger("extract.manifest")
 
 COLUMNS = ("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps")
 
@@ -70,28 +76,36 @@ def read_manifest(videos: str) -> list[Entry]:
 
     Args:
         videos: a folder (looked through with all its sub-folders for videos and for folders of
-            numbered pictures), a glob pattern, or a CSV; a folder or a CSV may be a URI.
+            numbered pictures), a video, a glob pattern, or a CSV; a folder or a CSV may be a URI.
+            What is there by this very name is no pattern. Files that are left out are named in the
+            log.
 
     Raises:
         InputError: nothing there, or a row that is not right (it is named).
     """
     path = Path(videos)
+    left_out: Sequence[str | Path] = ()
     if videos.lower().endswith(".csv"):
         entries = read_csv(videos)
     elif is_uri(videos):
-        entries = _from_store(videos)
+        entries, left_out = _from_store(videos)
     elif path.is_dir():
-        entries = _from_paths(list(clips_below(path)), path, path.resolve().name)
+        clips, left_out = clips_below(path)
+        entries = _from_paths(clips, path, path.resolve().name)
+    elif path.exists():
+        entries = _from_paths([path], path.parent, path.resolve().parent.name)
     else:
-        found = [Path(p) for p in glob.glob(videos, recursive=True)]
+        found = sorted(Path(p) for p in glob.glob(videos, recursive=True))
         clips = [p for p in found if is_video(p) or is_picture_folder(p)]
+        left_out = [p for p in found if p.is_file() and p not in clips]
         base = Path(os.path.commonpath([p.parent for p in clips])) if clips else path
         entries = _from_paths(clips, base, base.resolve().name)
+    if left_out:
+        log.warning("--videos %s: %s", videos, told_left_out(left_out))
     if not entries:
         raise InputError(
-            f"--videos {videos}: no clip found; give a folder with videos "
-            f"({', '.join(VIDEO_SUFFIXES)}) or folders of numbered pictures, a glob pattern in "
-            "quotes, or a CSV with a `path` column"
+            f"--videos {videos}: no clip found; give a folder of {READ_FORMATS}, a video, a glob "
+            "pattern in quotes, or a CSV with a `path` column"
         )
     return checked(entries, f"--videos {videos}")
 
@@ -147,10 +161,12 @@ def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
     )
 
 
-def _from_store(uri: str) -> list[Entry]:
-    """Videos and folders of numbered pictures below a folder of an object store."""
+def _from_store(uri: str) -> tuple[list[Entry], list[str]]:
+    """Videos and folders of numbered pictures below a folder of an object store, and the names of
+    what else is there."""
     folder = Folder(uri)
     found: dict[Path, str] = {}
+    left_out = []
     for name in folder.names_below():
         path = Path(name)
         if any(part.startswith(".") for part in path.parts):
@@ -161,7 +177,9 @@ def _from_store(uri: str) -> list[Entry]:
             is_here = path.parent == Path(".")
             of_pictures = Path(_last_name(uri)) if is_here else path.parent
             found[of_pictures] = uri if is_here else folder.location_of(str(path.parent))
-    return _named(found, _last_name(uri))
+        else:
+            left_out.append(name)
+    return _named(found, _last_name(uri)), left_out
 
 
 def _named(locations: Mapping[Path, str], dataset: str) -> list[Entry]:
@@ -226,6 +244,12 @@ def csv_rows(
         raise InputError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     reader = csv.DictReader(io.StringIO(text), strict=True)
     header = list(reader.fieldnames or [])
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise InputError(
+                f"{path}: its cells are separated by {name}; separate them by commas, as "
+                "spreadsheets do when they save as «CSV UTF-8» for English"
+            )
     for name in required:
         if name not in header:
             raise InputError(
