@@ -19,7 +19,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -95,9 +95,11 @@ def read_manifest(videos: str) -> list[Entry]:
     elif path.exists():
         entries = _from_paths([path], path.parent, path.resolve().parent.name)
     else:
-        found = sorted(Path(p) for p in glob.glob(videos, recursive=True))
+        found = _each_once(map(Path, glob.glob(videos, recursive=True)))
         clips = [p for p in found if is_video(p) or is_picture_folder(p)]
-        left_out = [p for p in found if p.is_file() and p not in clips]
+        taken = set(clips)
+        others = (p for p in found if p not in taken and p.is_file())
+        left_out = [p for p in others if p.parent not in taken or not is_numbered_picture(p.name)]
         base = Path(os.path.commonpath([p.parent for p in clips])) if clips else path
         entries = _from_paths(clips, base, base.resolve().name)
     if left_out:
@@ -149,6 +151,15 @@ def class_names(entries: Sequence[Entry], given: Sequence[str] | None = None) ->
                 "correct the label, or add it to --classes"
             )
     return list(given)
+
+
+def _each_once(paths: Iterable[Path]) -> list[Path]:
+    """Sorted, without those that links of folders lead to once more; `**` follows each of them."""
+    found: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+        real = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+        found.setdefault(real, path)
+    return sorted(found.values())
 
 
 def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
