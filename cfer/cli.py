@@ -265,12 +265,13 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def expand_sources(given: Sequence[str]) -> list[str]:
-    """A folder of clips is its clips; what is a clip or a stream itself stays.
+    """A folder of clips is its clips, and what is left out is named on stderr; what is a clip or a
+    stream itself stays.
 
     Raises:
         InputError: nothing there, or a folder without a video.
     """
-    from cfer.clips import clips_below, is_picture_folder
+    from cfer.clips import READ_FORMATS, clips_below, is_picture_folder, told_left_out
     from cfer.shards import DESCRIPTION_NAME
 
     sources: list[str] = []
@@ -284,10 +285,15 @@ def expand_sources(given: Sequence[str]) -> list[str]:
         ):
             sources.append(name)
         elif path.is_dir():
-            clips = [str(clip) for clip in clips_below(path)]
+            clips, left_out = clips_below(path)
+            if left_out:
+                print(f"note: {name}: {told_left_out(left_out)}", file=sys.stderr)
             if not clips:
-                raise InputError(f"{name}: no video and no numbered picture in this folder")
-            sources += clips
+                raise InputError(
+                    f"{name}: no video and no numbered picture in this folder; what is read are "
+                    f"{READ_FORMATS}"
+                )
+            sources += map(str, clips)
         else:
             raise InputError(f"{name}: there is no such file or folder")
     return sources

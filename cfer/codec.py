@@ -28,7 +28,11 @@ from pathlib import Path
 import av
 import av.error
 import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
 
+from cfer.containers import CutOff, open_input, video_stream, whole_packets
 from cfer.errors import InputError
 
 GRAY = 128
@@ -36,6 +40,8 @@ VOP_START_CODE = b"\x00\x00\x01\xb6"
 MACROBLOCK = 16  # samples along one side
 # The bitstream writes a frame's time in ticks, with 16 bits for the ticks of a second.
 MAX_TICKS_PER_SECOND = 65535
+# The container's own clock, in which a frame of every usual rate (24000/1001, 25, …) is whole.
+TICKS_PER_SECOND = 720_000
 # FFmpeg's AVMotionVector, as PyAV shows it.
 MOTION_VECTOR_DTYPE = np.dtype(
     {
@@ -194,13 +200,19 @@ class Residual:
 
 
 def encode(
-    pictures: Iterable[np.ndarray], settings: CodecSettings, fps: Fraction | float
+    pictures: Iterable[np.ndarray],
+    settings: CodecSettings,
+    fps: Fraction | float,
+    times: Sequence[float] | None = None,
 ) -> Bitstream:
     """Encode RGB pictures, uint8 (H, W, 3), all of one size, as I P P P … I P P P ….
 
     Args:
         pictures: all are encoded; which ones of a video to give, `settings.encoded_frames` says.
-        fps: of these pictures, `settings.encoded_fps`.
+        fps: of these pictures, `settings.encoded_fps`; the encoder goes by it.
+        times: when each of them is shown, and, one more, when the last one ends: seconds,
+            ascending. They are in the container alone; the packets are the same without them.
+            None: evenly, at `fps`.
 
     Raises:
         CodecError: no picture, or pictures of different shapes.
@@ -225,7 +237,25 @@ def encode(
         options["motion_est"] = "zero"
     output = io.BytesIO()
     shape: tuple[int, ...] | None = None
-    with av.open(output, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    written, before = 0, -1
+
+    def tick(number: int) -> int:
+        seconds = number / rate if times is None else times[number] - times[0]
+        return round(seconds * TICKS_PER_SECOND)
+
+    def mux(packets: Iterable[Packet]) -> None:
+        nonlocal written, before
+        for packet in packets:
+            # A container has no two frames at one time.
+            shown = max(tick(written), before + 1)
+            packet.time_base = Fraction(1, TICKS_PER_SECOND)
+            packet.pts = packet.dts = shown
+            packet.duration = max(tick(written + 1) - shown, 1)
+            container.mux(packet)
+            written, before = written + 1, shown
+
+    how = {"fflags": "+bitexact", "video_track_timescale": str(TICKS_PER_SECOND)}
+    with av.open(output, "w", format="mp4", options=how) as container:
         stream = container.add_stream("mpeg4", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
@@ -242,10 +272,10 @@ def encode(
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts = number
             frame.time_base = 1 / rate
-            container.mux(stream.encode(frame))
+            mux(stream.encode(frame))
         if shape is None:
             raise CodecError("no picture to encode")
-        container.mux(stream.encode(None))
+        mux(stream.encode(None))
     return Bitstream(output.getvalue(), "encoded clip")
 
 
@@ -274,7 +304,9 @@ class Bitstream:
     Attributes:
         name: what messages call it.
         width, height: in samples of luma.
-        fps: frames per second.
+        fps: frames per second, on average.
+        times: when each frame is shown, and, one value more, when the last one ends: seconds since
+            the first one, as the container says.
         frame_types: one letter a frame: I, P, or N (not coded: the picture before it, again).
         gops: the frame numbers of each GOP; the first of each is its I-frame.
     """
@@ -284,11 +316,12 @@ class Bitstream:
         self.data = data
         self.packets: list[bytes] = []
         try:
-            with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
-                if not container.streams.video:
+            file = io.BytesIO(data)
+            with open_input(file) as container:
+                stream = video_stream(container)
+                if stream is None:
                     raise CodecError(f"{name}: there is no video stream in it")
-                stream = container.streams.video[0]
-                codec = stream.codec_context.name
+                codec = stream.codec_context.name if stream.codec_context else "none that is known"
                 if codec != "mpeg4":
                     raise CodecError(
                         f"{name}: its codec is {codec}, and residuals are read from MPEG-4 Part 2; "
@@ -296,10 +329,15 @@ class Bitstream:
                     )
                 extradata = bytes(stream.codec_context.extradata or b"")
                 self.fps = Fraction(stream.average_rate or stream.base_rate or 25)
-                self.packets = _packets_by_index(data, container) or [
-                    bytes(packet) for packet in container.demux(stream) if packet.size
+                read = _packets_by_index(data, container, stream) or [
+                    (bytes(packet), packet.dts if packet.pts is None else packet.pts)
+                    for packet in whole_packets(container, stream, file)
+                    if packet.size
                 ]
-        except av.error.FFmpegError as error:
+                self.packets = [packet for packet, _ in read]
+                self._stamps = [stamp for _, stamp in read]
+                self._time_base, self._duration = stream.time_base, stream.duration
+        except (av.error.FFmpegError, CutOff) as error:
             raise CodecError(f"{name}: not a readable video ({error})") from error
         if not self.packets:
             raise CodecError(f"{name}: there is no frame in it")
@@ -339,6 +377,18 @@ class Bitstream:
             f"Bitstream({self.name!r}, {self.width}×{self.height}, {len(self.packets)} frames, "
             f"{len(self.gops)} GOPs, {sum(map(len, self.packets))} bytes)"
         )
+
+    @cached_property
+    def times(self) -> list[float]:
+        count = len(self.packets)
+        stamps = [stamp for stamp in self._stamps if stamp is not None]
+        base = self._time_base
+        if base is None or len(stamps) < count or stamps != sorted(stamps):
+            return [float(number / self.fps) for number in range(count + 1)]
+        end = stamps[0] + (self._duration or 0)
+        if end <= stamps[-1]:
+            end = stamps[-1] + round(1 / (self.fps * base))
+        return [float((stamp - stamps[0]) * base) for stamp in (*stamps, end)]
 
     def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Decode everything, as any player does: (y, u, v) of each frame, uint8."""
@@ -578,22 +628,27 @@ def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]
             yield from map(bitstream.direct_residual, gop[1:])
 
 
-def _packets_by_index(data: bytes, container: av.container.InputContainer) -> list[bytes]:
-    """The packets of the first video, cut out where an MP4's index says; none if that is not sure.
+def _packets_by_index(
+    data: bytes, container: InputContainer, stream: VideoStream
+) -> list[tuple[bytes, int | None]]:
+    """The packets of a video and their time stamps, cut out where an MP4's index says; none if that
+    is not sure.
 
     Several times as fast as reading one after the other.
     """
-    stream = container.streams.video[0]
     if "mp4" not in container.format.name or stream.frames != len(stream.index_entries):
         return []
-    entries = [(entry.pos, entry.size, entry.is_discard) for entry in stream.index_entries]
+    entries = [
+        (entry.pos, entry.size, entry.is_discard, entry.timestamp) for entry in stream.index_entries
+    ]
     end = 0
-    for start, size, is_discard in entries:
+    for start, size, is_discard, _ in entries:
         # An edit list leaves frames out or repeats them, and a file that is cut off lacks some.
         if is_discard or start < end or size < 1 or start + size > len(data):
             return []
         end = start + size
-    return [data[start : start + size] for start, size, _ in entries]
+    # Without B-frames, the order of decoding is that of display.
+    return [(data[start : start + size], stamp) for start, size, _, stamp in entries]
 
 
 def _count_vops(packets: Sequence[bytes]) -> int:

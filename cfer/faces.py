@@ -31,7 +31,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cfer.clips import ClipError, Pictures, open_pictures, windows
+from cfer.clips import ClipError, StreamPictures, open_pictures, windows
+from cfer.codec import Bitstream, CodecSettings, encode
 
 LOOKS = 5  # frames of a window in which a face is looked for
 MIN_PROBABILITY = 0.95
@@ -70,7 +71,9 @@ class FaceWindow:
     Attributes:
         number, num_windows: which one, from 1, of how many (0: not known yet, of a stream).
         frames: the clip's frame numbers.
-        fps: frames per second.
+        fps: frames per second, on average.
+        times: when each of the frames is shown, and, one value more, when the window ends: seconds
+            since the clip's first picture.
         face: whose: 1, or the number that the person has throughout the clip.
         square: where the face was found.
         pictures: RGB, uint8 (size, size, 3), of the frames that were asked for; none where there is
@@ -82,10 +85,20 @@ class FaceWindow:
     num_windows: int
     frames: range
     fps: Fraction
+    times: list[float] = field(repr=False)
     face: int = 1
     square: Square | None = None
     pictures: list[np.ndarray] = field(default_factory=list, repr=False)
     error: ClipError | None = None
+
+    def encoded_times(self, settings: CodecSettings) -> list[float]:
+        """Of the frames that these settings encode, and of the window's end."""
+        return [self.times[n] for n in (*settings.encoded_frames(len(self.frames)), -1)]
+
+    def encode(self, settings: CodecSettings) -> Bitstream:
+        """The pictures, which `settings.encoded_frames` chose, with their times."""
+        fps = settings.encoded_fps(self.fps)
+        return encode(self.pictures, settings, fps, self.encoded_times(settings))
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,8 @@ class FaceDetector:
             every: False looks for small faces only in the pictures without a large one.
         """
         scale = min(LOOK_SIZE / max(pictures[0].shape[:2]), 1.0)
+        if min(pictures[0].shape[:2]) * scale < 1:
+            return [[] for _ in pictures]
         if scale < 1:
             pictures = [
                 cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -259,7 +274,7 @@ def face_clip(
             face is no exception, but a `FaceWindow` with an error.
     """
     pictures = open_pictures(source, fps)
-    num_frames = pictures.count()
+    num_frames, times = pictures.count(), pictures.times()
     if num_frames < 2:
         raise _one_frame(source)
     spans = windows(num_frames, window_frames)
@@ -269,27 +284,29 @@ def face_clip(
     taken = [[span[frame] for frame in take(len(span))] for span in spans]
     stream = pictures.select({frame for frames in taken for frame in frames})
     for number, (span, there) in enumerate(zip(spans, found, strict=True), start=1):
-        window = FaceWindow(number, len(spans), span, pictures.fps)
+        shown = times[span.start : span.stop + 1]
+        window = FaceWindow(number, len(spans), span, pictures.fps, shown)
         kept = _kept(there, every, tracks)
         yield from _cropped(source, window, islice(stream, len(taken[number - 1])), kept, size)
 
 
 def face_stream(
-    pictures: Pictures,
+    pictures: StreamPictures,
     size: int,
     detector: FaceDetector,
     window_frames: int,
     every: bool = False,
     take: Callable[[int], Sequence[int]] = range,
 ) -> Iterator[FaceWindow]:
-    """As `face_clip`, of pictures that come once (`cfer.clips.StreamPictures`): a window's faces as
-    soon as two frames more are there. One window of whole pictures is held in memory.
+    """As `face_clip`, of pictures that come once: a window's faces as soon as two frames more are
+    there. One window of whole pictures is held in memory.
 
     Raises:
         ClipError: as `face_clip` does.
     """
     tracks = _Tracks()
     held: list[np.ndarray] = []
+    times = [0.0]  # of those held, and of the end of the last one
     first, number = 0, 0
 
     def window(count: int) -> Iterator[FaceWindow]:
@@ -298,13 +315,16 @@ def face_stream(
         span = range(first, first + count)
         first += count
         now = [held.pop(0) for _ in range(count)]
+        shown = times[: count + 1]
+        del times[:count]
         there = detector.find([now[frame - span[0]] for frame in _looks(span)], every)
-        empty = FaceWindow(number, 0, span, pictures.fps)
+        empty = FaceWindow(number, 0, span, pictures.fps, shown)
         taken = [now[frame] for frame in take(count)]
         yield from _cropped(pictures.source, empty, taken, _kept(there, every, tracks), size)
 
-    for picture in pictures:
+    for picture, shown, end in pictures.timed():
         held.append(picture)
+        times[-1:] = [shown, end]
         # A single frame left over belongs to the window before it.
         if len(held) == window_frames + 2:
             yield from window(window_frames)

@@ -11,7 +11,7 @@ and the encoder's settings that the model was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cfer.codec import Bitstream, CodecError, CodecSettings, encode
+from cfer.codec import Bitstream, CodecError, CodecSettings
 from cfer.errors import InputError
 from cfer.model import Predictor
 from cfer.model_file import ModelCard
@@ -40,7 +40,8 @@ class Prediction:
 
     Attributes:
         source: the video, or a clip's id.
-        start_seconds, end_seconds: the window's place in the video.
+        start_seconds, end_seconds: the window's place in the video, by the video's own clock: from
+            its first picture (0), each picture when the file shows it.
         probabilities: one per class of the model, in [0, 1], which sum to 1; none where the window
             shows no face.
         num_frames: how many P-frames the probabilities come from.
@@ -176,25 +177,33 @@ class Recognizer:
         yield from self._predict_faces(name, windows)
 
     def predict_bitstream(
-        self, bitstream: Bitstream, *, window_gops: int | None = None
+        self,
+        bitstream: Bitstream,
+        *,
+        window_gops: int | None = None,
+        times: Sequence[float] | None = None,
     ) -> Iterator[Prediction]:
         """A clip in fixed-GOP form; only the packets that the input needs reach the decoder.
+
+        Args:
+            window_gops: see `predict`.
+            times: in place of the bitstream's own (`Bitstream.times`).
 
         Raises:
             CodecError: a window without a P-frame, or a damaged one.
         """
         step = self._window_gops(window_gops)
+        times = times or bitstream.times
         for first in range(0, len(bitstream.gops), step):
             gops = range(first, min(first + step, len(bitstream.gops)))
             if first and all(len(bitstream.gops[g]) == 1 for g in gops):
                 break  # a last I-frame alone: no change to see
             planes = self.card.what.read(bitstream, gops)
             probabilities = self.probabilities(planes[None])[0]
-            start, end = bitstream.gops[gops[0]][0], bitstream.gops[gops[-1]][-1] + 1
             yield Prediction(
                 source=bitstream.name,
-                start_seconds=float(start / bitstream.fps),
-                end_seconds=float(end / bitstream.fps),
+                start_seconds=times[bitstream.gops[gops[0]][0]],
+                end_seconds=times[bitstream.gops[gops[-1]][-1] + 1],
                 probabilities=dict(zip(self.card.classes, map(float, probabilities), strict=True)),
                 num_frames=len(planes),
             )
@@ -202,7 +211,8 @@ class Recognizer:
     def predict_shards(
         self, directory: str | Path, *, window_gops: int | None = None
     ) -> Iterator[Prediction]:
-        """Every clip of a data set that `pipeline/extract.py` wrote, in its order.
+        """Every clip of a data set that `pipeline/extract.py` wrote, in its order. A window of a
+        longer video keeps its place there.
 
         Raises:
             InputError: it was encoded in another way than what the model was trained on.
@@ -216,7 +226,8 @@ class Recognizer:
                     f"{self.card.size} in GOPs of {self.card.codec.gop_size}; give the videos, or "
                     "extract them with the model's settings"
                 )
-            yield from self.predict_bitstream(bitstream, window_gops=window_gops)
+            times = [*clip.pts_seconds, clip.pts_seconds[0] + bitstream.times[-1]]
+            yield from self.predict_bitstream(bitstream, window_gops=window_gops, times=times)
 
     def is_fixed_gop(self, bitstream: Bitstream) -> bool:
         """Whether a bitstream has the picture size and the GOPs that the model was trained on."""
@@ -230,15 +241,13 @@ class Recognizer:
 
     def _predict_faces(self, name: str, windows: Iterator[FaceWindow]) -> Iterator[Prediction]:
         for window in windows:
-            start_seconds = float(window.frames[0] / window.fps)
-            end_seconds = float((window.frames[-1] + 1) / window.fps)
+            start_seconds, end_seconds = window.times[0], window.times[-1]
             if window.error is not None:
                 if window.num_windows == 1:
                     raise window.error
                 yield Prediction(name, start_seconds, end_seconds, {}, 0, face=0)
                 continue
-            codec = self.card.codec
-            bitstream = encode(window.pictures, codec, codec.encoded_fps(window.fps))
+            bitstream = window.encode(self.card.codec)
             for prediction in self.predict_bitstream(bitstream, window_gops=len(bitstream.gops)):
                 yield replace(
                     prediction,
@@ -278,4 +287,4 @@ def face_bitstream(source: Path, size: int, settings: CodecSettings) -> Bitstrea
     (window,) = face_clip(source, size, FaceDetector(), take=settings.encoded_frames)
     if window.error is not None:
         raise window.error
-    return encode(window.pictures, settings, settings.encoded_fps(window.fps))
+    return window.encode(settings)

@@ -243,7 +243,7 @@ def _compressed(pictures: Pictures, folder: Path) -> Pictures:
     """The same pictures after H.264."""
     path = folder / "video.mp4"
     rate = pictures.fps.limit_denominator(1001)
-    with av.open(str(path), "w") as container:
+    with open(path, "wb") as file, av.open(file, "w", format="mp4") as container:
         options = {"crf": str(H264_CRF), "preset": "veryfast"}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"

@@ -32,11 +32,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cfer.codec import Bitstream, CodecError, CodecSettings
+from cfer.codec import TICKS_PER_SECOND, Bitstream, CodecError, CodecSettings
 from cfer.errors import InputError, exit_with_message
 from cfer.storage import Folder
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DESCRIPTION_NAME = "dataset.json"
 FAILURES_NAME = "failures.csv"
 
@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         pa.field("split", pa.string()),
         pa.field("num_frames", pa.int32(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
+        pa.field("pts_seconds", pa.list_(pa.float64()), nullable=False),
         pa.field("size", pa.int32(), nullable=False),
         pa.field("gop_size", pa.int32(), nullable=False),
         pa.field("i_frames", pa.list_(pa.binary()), nullable=False),
@@ -80,7 +81,9 @@ class Clip:
         clip_id: unique in the data set.
         dataset, source: the data set's name, and the path of the video or folder.
         subject, label, label_name, split: nullable; `label` indexes `Description.classes`.
-        num_frames, fps: of the encoded clip; frames per second.
+        num_frames, fps: of the encoded clip; frames per second, on average.
+        pts_seconds: when each frame is shown, ascending: seconds since the video's first picture,
+            also in a window that is cut out of it. The bitstream's own times begin with its first.
         size, gop_size: S, and the frames from one I-frame to the next.
         i_frames: I RGB pictures, uint8 (S, S, 3), stored as PNG (lossless).
         i_frame_numbers: the frame number of each, from 0.
@@ -102,6 +105,7 @@ class Clip:
     split: str | None
     num_frames: int
     fps: float
+    pts_seconds: list[float]
     size: int
     gop_size: int
     i_frames: list[np.ndarray]
@@ -118,6 +122,7 @@ class Clip:
         side = self.size
         expected = {
             "i_frame_numbers": (len(self.i_frame_numbers), len(self.i_frames)),
+            "pts_seconds": (len(self.pts_seconds), self.num_frames),
             "frames": (len(self.i_frames) + len(self.residual_frames), self.num_frames),
         }
         for name, (given, wanted) in expected.items():
@@ -245,6 +250,7 @@ def unpack_row(row: dict[str, Any]) -> Clip:
     """A row as Arrow or Ray Data gives it → a `Clip`."""
     values = dict(row)
     values["i_frames"] = [_picture(png) for png in values["i_frames"]]
+    values["pts_seconds"] = [float(seconds) for seconds in values["pts_seconds"]]
     values["i_frame_numbers"] = [int(n) for n in values["i_frame_numbers"]]
     values["residual_frames"] = [int(n) for n in values["residual_frames"]]
     values["identity"] = np.array([list(v) for v in values["identity"]], dtype=np.float32)
@@ -387,7 +393,8 @@ def read_description(directory: str | Path) -> Description:
         raise InputError(f"{name}: not a data-set description ({error}); extract again") from error
     raise InputError(
         f"{name}: schema version {version}, and this cfer reads version {SCHEMA_VERSION}; "
-        "extract the data set again, or use the cfer that wrote it"
+        "extract the data set again (python pipeline/extract.py --videos … --out NEW, as it was "
+        "made), or use the cfer that wrote it"
     )
 
 
@@ -483,11 +490,17 @@ def _bitstream_problems(clip: Clip) -> list[str]:
         "i_frame_numbers": ([gop[0] for gop in bitstream.gops], clip.i_frame_numbers),
         "residual_frames": ([n for gop in bitstream.gops for n in gop[1:]], clip.residual_frames),
     }
-    return [
+    problems = [
         f"{clip.clip_id}: {name} {recorded}, and its bitstream has {there}"
         for name, (there, recorded) in found.items()
         if there != recorded
     ]
+    since_first = np.subtract(clip.pts_seconds, clip.pts_seconds[0])
+    if len(since_first) != len(bitstream.packets) or not np.allclose(
+        since_first, bitstream.times[:-1], atol=2 / TICKS_PER_SECOND, rtol=0
+    ):
+        problems.append(f"{clip.clip_id}: pts_seconds are not the times of its bitstream")
+    return problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,14 +6,16 @@ cfer predict VIDEO --json --csv windows.csv --plot timeline.png --annotate label
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
 import cv2
 import numpy as np
+from av.packet import Packet
 
 from cfer.clips import Pictures, open_pictures
 from cfer.errors import InputError
@@ -23,9 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STRIP_ASPECT = 7.4  # width by height of the frames above a plot
+MOST_STILLS = 40  # there, of very tall pictures
 # Of an annotated video, pixels; another one is scaled, so that its labels are readable.
 LONGEST_SIDE = 1280
 SHORTEST_SIDE = 480
+# A strip of a few pixels would be scaled beyond all measure.
+MOST_SIDE = 4096
+# An annotated video's own clock; a picture keeps its time.
+TICKS_PER_SECOND = 90_000
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
@@ -71,8 +78,8 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
     from matplotlib.figure import Figure
 
     pictures = open_pictures(source)
-    num_frames = pictures.count()
-    strip_picture = _strip(pictures, num_frames)
+    times = pictures.times()
+    strip_picture = _strip(pictures, times)
     faces = sorted({p.face for p in predictions if p.face}) or [0]
     figure = Figure(figsize=(12, 2 + 2.4 * len(faces)), layout="constrained")
     grid = figure.add_gridspec(1 + len(faces), 1, height_ratios=[1.3, *([2] * len(faces))])
@@ -80,12 +87,11 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
     strip.imshow(strip_picture, aspect="auto")
     strip.set_axis_off()
     strip.set_title(source.name, fontsize=10, loc="left")
-    end = float(num_frames / pictures.fps)
     for row, face in enumerate(faces, start=1):
         axes = figure.add_subplot(grid[row])
         windows = [p for p in predictions if p.face == face and p.label]
         _draw_probabilities(axes, windows, classes)
-        axes.set_xlim(0, end)
+        axes.set_xlim(0, times[-1])
         axes.set_ylim(0, 1)
         axes.set_ylabel("probability" if len(faces) == 1 else f"face {face}")
         if row == 1:
@@ -95,11 +101,15 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
     return figure
 
 
-def _strip(pictures: Pictures, num_frames: int, height: int = 160, gap: int = 3) -> np.ndarray:
-    """As many frames as fit beside each other, from the middles of equal parts of the video."""
+def _strip(
+    pictures: Pictures, times: Sequence[float], height: int = 160, gap: int = 3
+) -> np.ndarray:
+    """As many frames as fit beside each other: what is shown in the middle of equal times."""
     first = next(iter(pictures))
-    num_stills = max(round(STRIP_ASPECT * first.shape[0] / first.shape[1]), 1)
-    numbers = [(2 * n + 1) * num_frames // (2 * num_stills) for n in range(num_stills)]
+    num_stills = round(STRIP_ASPECT * first.shape[0] / first.shape[1])
+    num_stills = min(max(num_stills, 1), MOST_STILLS)
+    middles = (np.arange(num_stills) + 0.5) / num_stills * times[-1]
+    numbers = (np.searchsorted(times[:-1], middles, side="right") - 1).tolist()
     # A short video has fewer frames than there are places.
     stills = dict(zip(sorted(set(numbers)), pictures.select(set(numbers)), strict=True))
     width = round(STRIP_ASPECT * height / num_stills)
@@ -145,7 +155,7 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
     A clip that is a face's crop already has no square.
 
     Raises:
-        InputError: `out` does not end in .mp4, or is the source.
+        InputError: `out` does not end in .mp4, is the source, or can't be written.
         ClipError: the source can't be read.
     """
     if out.suffix.lower() != ".mp4":
@@ -158,29 +168,52 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
         for name, colour in colours(classes).items()
     }
     pictures = open_pictures(source)
+    times = pictures.times()
     rate = Fraction(pictures.fps).limit_denominator(1001)
-    with av.open(str(out), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
+    ticks = [round(seconds * TICKS_PER_SECOND) for seconds in times]
+    # A container has no two frames at one time.
+    ticks = list(accumulate(ticks, lambda before, tick: max(tick, before + 1)))
+    written = 0
+
+    def mux(packets: Iterable[Packet]) -> None:
+        nonlocal written
+        for packet in packets:
+            packet.duration = ticks[written + 1] - ticks[written]
+            container.mux(packet)
+            written += 1
+
+    # A file, not a name, which FFmpeg might take for a URL.
+    with open(out, "wb") as file, av.open(file, "w", format="mp4") as container:
+        # With B-frames, an MP4 of varying rate would not say how long it is.
+        options = {"crf": "20", "bf": "0"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        for number, picture in enumerate(_drawn(pictures, predictions, palette)):
+        stream.codec_context.time_base = Fraction(1, TICKS_PER_SECOND)
+        for number, picture in enumerate(_drawn(pictures, times, predictions, palette)):
             if number == 0:
                 stream.height, stream.width = picture.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = ticks[number], Fraction(1, TICKS_PER_SECOND)
+            mux(stream.encode(frame))
+        mux(stream.encode(None))
 
 
 def _drawn(
-    pictures: Pictures, predictions: Sequence[Prediction], palette: dict[str, tuple[int, ...]]
+    pictures: Pictures,
+    times: Sequence[float],
+    predictions: Sequence[Prediction],
+    palette: dict[str, tuple[int, ...]],
 ) -> Iterator[np.ndarray]:
     """Every picture with what holds at its time drawn on it; sides even, as 4:2:0 needs."""
-    for number, picture in enumerate(pictures):
-        seconds = float((number + Fraction(1, 2)) / pictures.fps)
+    for picture, shown, until in zip(pictures, times, times[1:], strict=False):
+        seconds = (shown + until) / 2
         height, width = picture.shape[:2]
         scale = min(LONGEST_SIDE / max(height, width), 1.0)
         # A label must be readable in a small picture too.
         scale = max(scale, SHORTEST_SIDE / min(height, width))
-        size = (round(width * scale / 2) * 2, round(height * scale / 2) * 2)
+        scale = min(scale, MOST_SIDE / max(height, width))
+        size = (max(round(width * scale / 2), 1) * 2, max(round(height * scale / 2), 1) * 2)
         canvas = cv2.resize(
             picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         )

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import av
 import av.error
 import cv2
 import pebble
 import psutil
 import torch
 
+from cfer.containers import open_input, video_stream
 from cfer.errors import InputError
 from cfer.model import Predictor
 from cfer.model_file import ModelCard
@@ -99,10 +99,10 @@ def check_video(path: Path, limits: Limits) -> None:
         "format_whitelist": FORMATS,
     }
     try:
-        with av.open(str(path), "r", options=options, metadata_errors="replace") as container:
-            if not container.streams.video:
+        with open(path, "rb") as file, open_input(file, **options) as container:
+            stream = video_stream(container)
+            if stream is None or stream.codec_context is None:
                 raise InputError("there is no video stream in it; give a video")
-            stream = container.streams.video[0]
             stream.codec_context.options = {"max_pixels": str(limits.pixels)}
             stream.codec_context.thread_count = 1
             aspect = stream.sample_aspect_ratio or Fraction(1)

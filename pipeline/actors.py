@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from cfer.clips import ClipError
-from cfer.codec import CodecSettings, encode
+from cfer.codec import CodecSettings
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, face_clip
 from cfer.identity import embed_clip, open_recogniser
@@ -152,7 +152,7 @@ def _clip(
     classes: Sequence[str],
 ) -> Clip:
     codec = settings.codec
-    bitstream = encode(window.pictures, codec, codec.encoded_fps(window.fps))
+    bitstream = window.encode(codec)
     residuals = [
         residual
         for gop in range(len(bitstream.gops))
@@ -174,7 +174,8 @@ def _clip(
         label_name=entry.label,
         split=entry.split,
         num_frames=len(bitstream.packets),
-        fps=float(bitstream.fps),
+        fps=float(codec.encoded_fps(window.fps)),
+        pts_seconds=window.encoded_times(codec)[:-1],
         size=settings.size,
         gop_size=settings.gop_size,
         i_frames=i_frames,

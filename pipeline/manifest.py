@@ -21,28 +21,30 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from cfer.clips import (
+    READ_FORMATS,
     VIDEO_SUFFIXES,
     clips_below,
     is_numbered_picture,
     is_picture_folder,
     is_video,
     is_video_name,
+    told_left_out,
 )
 from cfer.errors import InputError
 from cfer.names import check_labels, check_subjects, plain_label, rows_named, says_nothing
 from cfer.storage import Folder, absolute_location, is_uri
 
-COLUMNS = ("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps")
-
-# A child of the job's logger, so that its lines are in the job's log too.
+# A child of the job's logger, so that these lines are in its log too.
 log = logging.getLogger("extract.manifest")
+
+COLUMNS = ("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps")
 
 
 @dataclass(frozen=True)
@@ -77,28 +79,38 @@ def read_manifest(videos: str) -> list[Entry]:
 
     Args:
         videos: a folder (looked through with all its sub-folders for videos and for folders of
-            numbered pictures), a glob pattern, or a CSV; a folder or a CSV may be a URI.
+            numbered pictures), a video, a glob pattern, or a CSV; a folder or a CSV may be a URI.
+            What is there by this very name is no pattern. Files that are left out are named in the
+            log.
 
     Raises:
         InputError: nothing there, or a row that is not right (it is named).
     """
     path = Path(videos)
+    left_out: Sequence[str | Path] = ()
     if videos.lower().endswith(".csv"):
         entries = read_csv(videos)
     elif is_uri(videos):
-        entries = _from_store(videos)
+        entries, left_out = _from_store(videos)
     elif path.is_dir():
-        entries = _from_paths(list(clips_below(path)), path, path.resolve().name)
+        clips, left_out = clips_below(path)
+        entries = _from_paths(clips, path, path.resolve().name)
+    elif path.exists():
+        entries = _from_paths([path], path.parent, path.resolve().parent.name)
     else:
-        found = [Path(p) for p in glob.glob(videos, recursive=True)]
+        found = _each_once(map(Path, glob.glob(videos, recursive=True)))
         clips = [p for p in found if is_video(p) or is_picture_folder(p)]
+        taken = set(clips)
+        others = (p for p in found if p not in taken and p.is_file())
+        left_out = [p for p in others if p.parent not in taken or not is_numbered_picture(p.name)]
         base = Path(os.path.commonpath([p.parent for p in clips])) if clips else path
         entries = _from_paths(clips, base, base.resolve().name)
+    if left_out:
+        log.warning("--videos %s: %s", videos, told_left_out(left_out))
     if not entries:
         raise InputError(
-            f"--videos {videos}: no clip found; give a folder with videos "
-            f"({', '.join(VIDEO_SUFFIXES)}) or folders of numbered pictures, a glob pattern in "
-            "quotes, or a CSV with a `path` column"
+            f"--videos {videos}: no clip found; give a folder of {READ_FORMATS}, a video, a glob "
+            "pattern in quotes, or a CSV with a `path` column"
         )
     return checked(entries, f"--videos {videos}")
 
@@ -173,6 +185,15 @@ def class_names(entries: Sequence[Entry], given: Sequence[str] | None = None) ->
     return list(given)
 
 
+def _each_once(paths: Iterable[Path]) -> list[Path]:
+    """Sorted, without those that links of folders lead to once more; `**` follows each of them."""
+    found: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+        real = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+        found.setdefault(real, path)
+    return sorted(found.values())
+
+
 def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
     return _named(
         {
@@ -183,10 +204,12 @@ def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
     )
 
 
-def _from_store(uri: str) -> list[Entry]:
-    """Videos and folders of numbered pictures below a folder of an object store."""
+def _from_store(uri: str) -> tuple[list[Entry], list[str]]:
+    """Videos and folders of numbered pictures below a folder of an object store, and the names of
+    what else is there."""
     folder = Folder(uri)
     found: dict[Path, str] = {}
+    left_out = []
     for name in folder.names_below():
         path = Path(name)
         if any(part.startswith(".") for part in path.parts):
@@ -197,7 +220,9 @@ def _from_store(uri: str) -> list[Entry]:
             is_here = path.parent == Path(".")
             of_pictures = Path(_last_name(uri)) if is_here else path.parent
             found[of_pictures] = uri if is_here else folder.location_of(str(path.parent))
-    return _named(found, _last_name(uri))
+        else:
+            left_out.append(name)
+    return _named(found, _last_name(uri)), left_out
 
 
 def _named(locations: Mapping[Path, str], dataset: str) -> list[Entry]:
@@ -269,6 +294,12 @@ def csv_rows(
             f"{path}: column `{twice[0]}` occurs {header.count(twice[0])} times in its header; "
             "only one of them would be read: rename or remove the others"
         )
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise InputError(
+                f"{path}: its cells are separated by {name}; separate them by commas, as "
+                "spreadsheets do when they save as «CSV UTF-8» for English"
+            )
     for name in required:
         if name not in header:
             raise InputError(

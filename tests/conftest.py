@@ -128,6 +128,16 @@ def faces_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases_dir() -> Path:
+    """Files as people have them, where there are some: ../shared/cases, or the folder in
+    CFER_CASES."""
+    folder = Path(os.environ.get("CFER_CASES", REPOSITORY.parent / "shared" / "cases"))
+    if not folder.is_dir():
+        pytest.skip(f"no odd files in {folder} (name a folder of them in CFER_CASES)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def detector() -> FaceDetector:
     from cfer.faces import FaceDetector
 

@@ -197,7 +197,7 @@ import av
 _open = av.open
 
 def _open_or_crash(file, *arguments, **options):
-    if str(file).endswith("_poisoned.mp4"):
+    if str(getattr(file, "name", file)).endswith("_poisoned.mp4"):
         ctypes.string_at(0)
     return _open(file, *arguments, **options)
 

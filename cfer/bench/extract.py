@@ -26,7 +26,8 @@ from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
 from cfer.bench.measure import Measurement, Ratio, measurement_of
-from cfer.codec import Bitstream, CodecSettings, encode
+from cfer.codec import Bitstream, CodecSettings
+from cfer.containers import open_input
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, Square, face_clip
 from cfer.identity import embed_clip, open_recogniser
@@ -117,8 +118,7 @@ class Stages:
             raise window.error
         settings = self._settings
         with clock.stage(ENCODE):
-            rate = settings.encoded_fps(window.fps)
-            bitstream = encode(window.pictures, settings, rate)
+            bitstream = window.encode(settings)
         with clock.stage(RESIDUALS):
             gops = range(len(bitstream.gops))
             residuals = [r for g in gops for r in bitstream.accumulated_residuals(g)]
@@ -129,7 +129,8 @@ class Stages:
             identity = embed_clip(self._recogniser, i_frames)
         return Clip(
             clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
-            split=None, num_frames=len(window.pictures), fps=float(rate), size=self._size,
+            split=None, num_frames=len(window.pictures), fps=float(bitstream.fps),
+            pts_seconds=window.encoded_times(settings)[:-1], size=self._size,
             gop_size=settings.gop_size, i_frames=i_frames,
             i_frame_numbers=[g[0] for g in bitstream.gops], bitstream=bitstream.data,
             residual_frames=[r.frame for r in residuals],
@@ -194,7 +195,7 @@ def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: 
 
 def _decode_and_encode(path: Path, size: int, settings: CodecSettings) -> int:
     """The least that any such pipeline does → how many frames."""
-    with av.open(str(path)) as container:
+    with open(path, "rb") as file, open_input(file) as container:
         num_frames = sum(1 for _ in container.demux(video=0)) - 1  # the last packet is empty
     wanted = set(settings.encoded_frames(num_frames))
     count = 0
@@ -204,7 +205,7 @@ def _decode_and_encode(path: Path, size: int, settings: CodecSettings) -> int:
     encoder.pix_fmt, encoder.gop_size, encoder.thread_count = "yuv420p", settings.gop_size, 1
     quantiser = str(settings.quantiser)
     encoder.options = {"qmin": quantiser, "qmax": quantiser, "bf": "0"}
-    with av.open(str(path)) as container:
+    with open(path, "rb") as file, open_input(file) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         converter = VideoReformatter()  # one for all frames is the quickest

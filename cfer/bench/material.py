@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cfer.clips import open_pictures
+from cfer.containers import open_input
 from cfer.errors import InputError
 from cfer.storage import Folder
 
@@ -115,7 +116,12 @@ def _copy_with_comment(source: Path, target: Path, comment: str) -> None:
     """The same packets in a file of other bytes; it appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
-    with av.open(str(source)) as video, av.open(str(temporary), "w", format="mp4") as copy:
+    with (
+        open(source, "rb") as there,
+        open_input(there) as video,
+        open(temporary, "wb") as file,
+        av.open(file, "w", format="mp4") as copy,
+    ):
         copy.metadata["comment"] = comment
         stream = copy.add_stream_from_template(video.streams.video[0])
         for packet in video.demux(video.streams.video[0]):

@@ -176,9 +176,11 @@ def videos(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
+    """Of a link that leads back up, nothing."""
     for path in visible(folder):
         if path.is_dir():
-            yield from files_below(path)
+            if not folder.resolve().is_relative_to(path.resolve()):
+                yield from files_below(path)
         else:
             yield path
 

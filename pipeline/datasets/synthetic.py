@@ -99,7 +99,7 @@ def write_video(path: Path, pictures: Sequence[np.ndarray]) -> None:
     """
     height, width = pictures[0].shape[:2]
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with av.open(str(temporary), "w", format="mp4") as container:
+    with open(temporary, "wb") as file, av.open(file, "w", format="mp4") as container:
         if "libx264" in av.codecs_available:
             options = {"crf": "12", "preset": "veryfast"}
             stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)

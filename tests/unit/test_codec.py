@@ -467,15 +467,50 @@ def test_packets_are_those_that_a_demuxer_finds(container):
     assert read.frame_types == "IPPIPPI"
 
 
-def test_a_file_that_is_cut_off_is_not_read_by_its_index(tmp_path):
+def test_times_are_the_containers_and_change_no_packet():
+    pictures = moving_texture(7, 64, 64)
+    times = [3, 3.4, 3.77, 3.8, 8.0, 8.01, 9.2, 9.9]
+    evenly = encode(pictures, CodecSettings(gop_size=3), 24)
+    assert evenly.times == [n / 24 for n in range(8)]
+    given = encode(pictures, CodecSettings(gop_size=3), 24, times)
+    assert given.packets == evenly.packets
+    since_first = pytest.approx([seconds - 3 for seconds in times], abs=1e-5)
+    assert given.times == since_first
+    assert Bitstream(given.data, "again").times == given.times
+    with av.open(io.BytesIO(given.data)) as container:
+        frames = list(container.decode(video=0))
+    assert [frame.time for frame in frames] + [given.times[-1]] == since_first
+    # Two at one time, which no container has, are an instant apart.
+    (_, first, second, *_) = encode(pictures, CodecSettings(), 24, [0, 1, 1, 2, 3, 4, 5, 6]).times
+    assert first < second < first + 1e-5
+
+
+@pytest.mark.parametrize("container", ["avi", "matroska"])
+def test_times_of_other_containers(container):
+    times = [0, 0.04, 0.08, 0.24, 0.28, 0.4, 0.44, 0.48]
+    clip = encode(moving_texture(7, 64, 64), CodecSettings(gop_size=3), 25, times)
+    file = io.BytesIO()
+    with av.open(io.BytesIO(clip.data)) as source, av.open(file, "w", format=container) as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0], rate=25)
+        stream.time_base = Fraction(1, 25)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                sink.mux(packet)
+    read = Bitstream(file.getvalue(), "copied")
+    assert read.packets == clip.packets
+    assert read.times == pytest.approx(times, abs=0.001)
+
+
+def test_a_file_that_is_cut_off_is_not_read_as_a_shorter_one(tmp_path):
     clip = encode(moving_texture(7, 64, 64), CodecSettings(gop_size=3), 25)
     # The index of an MP4 stands at its end, unless it is made for streaming.
     path = copied(clip, tmp_path / "index first.mp4", options={"movflags": "+faststart"})
     data = path.read_bytes()
     assert Bitstream(data, "whole").packets == clip.packets
-    shorter = Bitstream(data[: -len(clip.packets[6]) - 10], "cut off")
-    assert shorter.packets[:5] == clip.packets[:5]
-    assert len(shorter.packets) < 7
+    for missing in (1, len(clip.packets[6]), len(clip.packets[6]) + 10):
+        with pytest.raises(CodecError, match="cut off: not a readable video"):
+            Bitstream(data[:-missing], "cut off")
 
 
 def test_two_pictures_in_one_packet_are_told():

@@ -63,6 +63,7 @@ def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, d
         assert failures == []
         (window,) = face_clip(entry.location, 64, detector)
         assert row.bitstream == encode(window.pictures, settings.codec, window.fps).data
+        assert row.pts_seconds == [n / 24 for n in range(24)]
         assert np.array_equal(row.apex, window.pictures[row.apex_frame])
         for pictures in (window.pictures[::12], clip.i_frames):
             assert np.abs(np.stack(row.i_frames).astype(int) - np.stack(pictures)).mean() < 4
@@ -100,7 +101,9 @@ def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
     # The apex frame itself, 20, is one of them.
     assert np.array_equal(clips[1].apex, windows[1].pictures[4])
     pictures = [windows[1].pictures[frame] for frame in (0, 4, 7)]
-    assert clips[1].bitstream == encode(pictures, settings.codec, fps).data
+    assert clips[1].pts_seconds == [16 / 24, 20 / 24, 23 / 24]
+    times = [*clips[1].pts_seconds, 1]
+    assert clips[1].bitstream == encode(pictures, settings.codec, fps, times).data
 
 
 @pytest.mark.parametrize(

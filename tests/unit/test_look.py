@@ -429,6 +429,7 @@ def stored_clip(number: int) -> Clip:
         split=None,
         num_frames=10,
         fps=25.0,
+        pts_seconds=[n / 25 for n in range(10)],
         size=SIZE,
         gop_size=GOP,
         i_frames=[pictures[0]],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cfer.errors import InputError
+from pipeline.datasets.layout import files_below
 from pipeline.manifest import class_names, read_manifest
 
 
@@ -54,6 +55,33 @@ def test_a_pattern(tree):
     assert [e.clip_id for e in read_manifest(str(tree / "b" / "*"))] == ["10", "2"]
 
 
+@pytest.mark.parametrize("pattern", ["", "**/*"])
+def test_what_is_left_out_is_named(tree, caplog, pattern):
+    read_manifest(str(tree / pattern))
+    (line,) = caplog.messages
+    assert "2 files are left out, no clip by the name: " in line
+    assert f"{tree / 'S1/002/cover.png'}, {tree / 'a/notes.txt'}" in line
+
+
+def test_an_existing_file_is_no_pattern(tree):
+    for name in ("clip[1].mp4", "clip1.mp4"):
+        (tree / name).write_bytes(b"x")
+    (entry,) = read_manifest(str(tree / "clip[1].mp4"))
+    assert entry.location == str(tree / "clip[1].mp4")
+    assert (entry.clip_id, entry.dataset) == ("clip[1]", "set")
+    (tree / "b[1]").mkdir()
+    (tree / "b[1]" / "3.mp4").write_bytes(b"x")
+    assert [entry.clip_id for entry in read_manifest(str(tree / "b[1]"))] == ["3"]
+
+
+def test_a_link_to_its_own_folder_makes_no_clip_twice(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "latest").symlink_to(".")
+    for given in (tmp_path, tmp_path / "**" / "*.mp4"):
+        assert [entry.clip_id for entry in read_manifest(str(given))] == ["a"]
+    assert list(files_below(tmp_path)) == [tmp_path / "a.mp4"]
+
+
 @pytest.mark.parametrize("what", ["empty", "nosuch", "nosuch/*.mp4"])
 def test_nothing_there(tmp_path, what):
     (tmp_path / "empty").mkdir()
@@ -91,6 +119,8 @@ def test_a_csv_says_everything(tmp_path):
     [
         ("", "no column `path`"),
         ("file,label\na.mp4,x\n", "no column `path`"),
+        ("path;label\na.mp4;x\n", "separated by semicolons; separate them by commas"),
+        ("path\tlabel\na.mp4\tx\n", "separated by tabs; separate them by commas"),
         ("path,lable\na.mp4,x\n", "unknown column 'lable'"),
         ("path\n", "no clip found"),
         ("path,clip_id\na.mp4,1\nb.mp4,1\n", "line 3: clip_id '1' occurs twice"),

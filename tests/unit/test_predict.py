@@ -10,7 +10,10 @@ import csv
 import io
 import json
 import re
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -25,12 +28,15 @@ from cfer.cli import run
 from cfer.clips import GrowingFile
 from cfer.codec import VOP_START_CODE, Bitstream, CodecError, CodecSettings, encode
 from cfer.errors import InputError
+from cfer.faces import FaceDetector
 from cfer.inputs import Input
 from cfer.model import ModelConfig, Predictor
 from cfer.model_file import ModelCard, write_model
 from cfer.models import DEFAULT_LIMITS
-from cfer.predict import Recognizer, face_bitstream
-from cfer.shards import read_clips
+from cfer.predict import Prediction, Recognizer, face_bitstream
+from cfer.shards import Description, read_clips, verify, write_description, write_shard
+from pipeline.actors import Settings, extract_clip
+from pipeline.manifest import Entry
 
 CODEC = CodecSettings(gop_size=12, quantiser=4)
 
@@ -266,6 +272,91 @@ def test_a_window_without_a_face_says_so(
     assert (gone["face"], gone["label"], gone["surprise"]) == ("0", "", "")
 
 
+# ---- times ---------------------------------------------------------------------------------------
+
+# 24 pictures in the first second, and 24 more in the next eight, as of a phone in the dark.
+VARYING = [n / 24 for n in range(24)] + [1 + n / 3 for n in range(24)]
+
+
+@pytest.fixture(scope="module")
+def varying(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("varying") / "varying.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "4"})
+        stream.codec_context.time_base = Fraction(1, 24)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for picture, seconds in zip(pictures_of(video) * 2, VARYING, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(seconds * 24), Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def spans(windows: Iterable[Prediction]) -> list[float]:
+    """Where windows begin, and where the last one ends."""
+    windows = list(windows)
+    assert all(one.end_seconds == two.start_seconds for one, two in pairwise(windows))
+    return [*(w.start_seconds for w in windows), windows[-1].end_seconds]
+
+
+def test_windows_have_the_videos_own_times(
+    recognizer: Recognizer, varying: Path, tmp_path: Path
+) -> None:
+    """Of a video of varying rate: read as a file, as a stream, and as the clip that it becomes."""
+    wanted = pytest.approx([0, 0.5, 1, 5, 9], abs=0.001)
+    assert spans(recognizer.predict(varying, window_gops=1)) == wanted
+    clip = tmp_path / "clip.mp4"
+    face_bitstream(varying, 64, CODEC).save(clip)
+    assert recognizer.is_fixed_gop(Bitstream.open(clip))
+    assert spans(recognizer.predict(clip, window_gops=1)) == wanted
+    stream = io.BytesIO()
+    with av.open(str(varying)) as source, av.open(stream, "w", format="matroska") as sink:
+        template = sink.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = template
+                sink.mux(packet)
+    *begin, end = spans(recognizer.predict_stream(Pipe(stream.getvalue())))
+    assert begin == pytest.approx([0, 0.5, 1, 5], abs=0.001)
+    # How long its last picture is shown, Matroska need not say.
+    assert 1 + 23 / 3 < end <= 9.001
+
+
+def test_times_go_from_the_video_through_the_shards(
+    recognizer: Recognizer, varying: Path, detector: FaceDetector, tmp_path: Path
+) -> None:
+    """Of windows of a longer video, where only some frames are encoded."""
+    codec = replace(CODEC, gop_size=4, gop_span=12)
+    card = replace(recognizer.card, codec=codec)
+    small = Recognizer(recognizer._predictor, card)
+    settings = Settings(size=64, gop_size=4, gop_span=12, quantiser=4, window_gops=2)
+    clips, failures = extract_clip(Entry(str(varying), "a", "a.mp4"), settings, [], detector)
+    assert failures == []
+    assert [clip.clip_id for clip in clips] == ["a#0001", "a#0002"]
+    encoded = [0, 4, 7, 11, 12, 16, 19, 23]
+    for clip, first in zip(clips, (0, 24), strict=True):
+        assert clip.pts_seconds == pytest.approx([VARYING[first + n] for n in encoded])
+    clips = [replace(clip, identity=np.zeros((1, 8), np.float32)) for clip in clips]
+    write_description(
+        tmp_path,
+        Description(
+            name="varying",
+            classes=[],
+            codec={"size": 64, **asdict(codec)},
+            identity={"name": "none", "dimension": 8, "weights_sha256": ""},
+            settings={},
+            shards=[write_shard(tmp_path, 0, clips, [], "work")],
+            software={},
+        ),
+    )
+    assert verify(tmp_path) == []
+    of_shards = spans(small.predict_shards(tmp_path, window_gops=1))
+    assert of_shards == pytest.approx([0, 0.5, 1, 5, 9])
+    of_video = small.predict(varying, window_gops=1)
+    assert of_shards == pytest.approx(spans(of_video))
+
+
 # ---- streams -------------------------------------------------------------------------------------
 
 
@@ -409,6 +500,18 @@ def test_a_folder_is_each_of_its_videos(
     assert all(line.split()[0] == "0.00s" for line in lines[1::2])
 
 
+def test_what_is_left_out_of_a_folder_is_named(
+    model: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    for number in range(7):
+        (tmp_path / f"{number}.bmp").write_bytes(b"x")
+    assert run(["predict", str(tmp_path), "--model", model]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {tmp_path}: 7 files are left out, no clip by the name: ")
+    assert line.endswith("4.bmp, … and 2 more")
+
+
 def test_shards_are_each_of_their_clips(
     model: str, drawn_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -470,6 +573,7 @@ def test_a_face_is_encoded_for_prediction(
     [
         ("predict missing.mp4", "missing.mp4: there is no such file or folder"),
         ("predict empty", "empty: no video and no numbered picture in this folder"),
+        ("predict photographs", "numbered pictures (.png, .jpg, .jpeg)"),
         ("predict text.mp4", "text.mp4: not a video"),
         ("predict grey.mp4", "grey.mp4: no face found"),
         ("predict clip.mp4 --model missing.safetensors", "missing.safetensors"),
@@ -498,6 +602,8 @@ def test_mistakes(
     Path("clip.mp4").write_bytes(clip.read_bytes())
     Path("text.mp4").write_text("not a video\n" * 50)
     Path("empty").mkdir()
+    Path("photographs").mkdir()
+    Path("photographs", "1.webp").write_bytes(b"x")
     write_video(Path("grey.mp4"), [np.full((96, 96, 3), 90, np.uint8)] * 6)
     before = set(tmp_path.iterdir())
     words = [str(drawn_shards) if word == "SHARDS" else word for word in arguments.split()]

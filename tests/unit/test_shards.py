@@ -47,6 +47,7 @@ def some_clip(number: int, **changes) -> Clip:
         split=None,
         num_frames=7,
         fps=25.0,
+        pts_seconds=[3 + n / 25 for n in range(7)],
         size=SIZE,
         gop_size=4,
         i_frames=list(pictures[:2]),
@@ -98,6 +99,14 @@ def test_what_is_written_is_read(tmp_path):
         assert read.residual_frames == written.residual_frames
         assert read.saturated_fraction == 0.25
     assert np.array_equal(first.apex, some_clip(0).apex)
+
+
+def test_shards_without_times_are_refused_with_the_command_that_makes_them_anew(tmp_path):
+    some_data_set(tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
+    with pytest.raises(InputError, match=r"version 2,.*python pipeline/extract\.py --videos"):
+        read_description(tmp_path)
 
 
 def test_columns_are_plain_arrow(tmp_path):
@@ -172,6 +181,15 @@ def test_a_wrong_count_behind_a_right_hash_is_found(tmp_path):
     text = "\n".join(verify(tmp_path))
     assert "subjects" in text
     assert "clip-2 occurs twice" in text
+
+
+def test_times_that_are_not_the_bitstreams_are_found(tmp_path):
+    description = some_data_set(tmp_path, shards=1)
+    wrong = some_clip(1, pts_seconds=[3 + n / 24 for n in range(7)])
+    receipt = write_shard(tmp_path, 0, [some_clip(0), wrong], [], "work")
+    write_description(tmp_path, replace(description, shards=[receipt]))
+    (problem,) = verify(tmp_path)
+    assert "clip-1: pts_seconds are not the times of its bitstream" in problem
 
 
 def test_done_means_the_same_work_and_an_unharmed_file(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from cfer.cli import run
+from cfer.clips import open_pictures
 from cfer.errors import InputError
 from cfer.faces import Square
 from cfer.predict import Prediction
@@ -69,6 +71,71 @@ def test_annotation_is_where_the_face_is_and_when(video, tmp_path):
     for y, x in ((320, 400), (320, 639), (200, 560), (439, 520)):
         assert changed[0][y - 3 : y + 4, x - 3 : x + 4].any()
     assert not changed[0][280:360, 480:560].any()
+
+
+# 20 pictures in the first half a second, and 5 more in the next ten.
+VARYING = [*(n / 40 for n in range(20)), 0.5, 2.5, 4.5, 6.5, 8.5]
+
+
+@pytest.fixture
+def varying(tmp_path) -> Path:
+    """Of varying rate, ends at 10.5 s; each picture is a little brighter than the one before."""
+    path = tmp_path / "varying.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 320, 480, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, seconds in enumerate(VARYING):
+            picture = np.full((320, 480, 3), 20 + 8 * number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(seconds * 1000), Fraction(1, 1000)
+            (packet,) = stream.encode(frame)
+            packet.duration = 2000
+            container.mux(packet)
+    return path
+
+
+def test_an_annotated_video_keeps_its_times(varying, tmp_path):
+    out = tmp_path / "out:put.mp4"
+    labelled = window(0.5, 4.5, 0.9, Square(100, 100, 120, 0.99, 1))
+    annotate(varying, [labelled], out)
+    with out.open("rb") as file, av.open(file) as container:
+        frames = list(container.decode(video=0))
+    with out.open("rb") as file, av.open(file) as container:
+        video = container.streams.video[0]
+        assert float(video.duration * video.time_base) == pytest.approx(10.5, abs=1e-3)
+    assert [frame.time for frame in frames] == pytest.approx(VARYING, abs=1e-4)
+    assert open_pictures(out).times()[-1] == pytest.approx(10.5, abs=1e-3)
+    pictures = [frame.to_ndarray(format="rgb24") for frame in frames]
+    marked = [bool((np.ptp(picture, axis=2) > 40).any()) for picture in pictures]
+    assert marked == [0.5 <= seconds < 4.5 for seconds in VARYING]
+
+
+def test_a_plot_shows_what_is_there_at_its_time(varying):
+    figure = plot(varying, [window(0, 10.5, 0.9, None)], CLASSES)
+    strip, below = figure.axes
+    assert below.get_xlim() == pytest.approx((0, 10.5), abs=0.1)
+    shown = np.asarray(strip.get_images()[0].get_array())
+    greys = shown[shown.shape[0] // 2, :, 0].astype(int)
+    parts = [int(np.median(part)) for part in np.array_split(greys, 5)]
+    # In the middles of five equal parts of the time.
+    expected = [20 + 8 * number for number in (20, 21, 22, 23, 24)]
+    assert parts == pytest.approx(expected, abs=4)
+
+
+def test_a_picture_of_extreme_shape_is_not_scaled_beyond_measure(tmp_path):
+    path, out = tmp_path / "narrow.mp4", tmp_path / "out.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 2000, 2, "yuv420p"
+        for _ in range(2):
+            picture = np.full((2000, 2, 3), 90, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    plot(path, [window(0, 0.08, 0.9, None)], CLASSES)
+    annotate(path, [window(0, 0.08, 0.9, None)], out)
+    with av.open(str(out)) as container:
+        assert container.streams.video[0].height <= 4096
 
 
 def test_annotation_never_destroys_its_source(video):
