@@ -318,15 +318,7 @@ class Bitstream:
         try:
             file = io.BytesIO(data)
             with open_input(file) as container:
-                stream = video_stream(container)
-                if stream is None:
-                    raise CodecError(f"{name}: there is no video stream in it")
-                codec = stream.codec_context.name if stream.codec_context else "none that is known"
-                if codec != "mpeg4":
-                    raise CodecError(
-                        f"{name}: its codec is {codec}, and residuals are read from MPEG-4 Part 2; "
-                        "re-encode it (cfer encode, or pipeline/extract.py)"
-                    )
+                stream = _mpeg4_stream(container, name)
                 extradata = bytes(stream.codec_context.extradata or b"")
                 self.fps = Fraction(stream.average_rate or stream.base_rate or 25)
                 read = _packets_by_index(data, container, stream) or [
@@ -361,12 +353,16 @@ class Bitstream:
             CodecError: another codec, a B-frame, or a coding tool that cannot be read exactly.
         """
         try:
-            data = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                # A film in another codec may be larger than the memory.
+                with open_input(file) as container:
+                    _mpeg4_stream(container, str(path))
+                file.seek(0)
+                return cls(file.read(), str(path))
+        except av.error.FFmpegError as error:
+            raise CodecError(f"{path}: not a readable video ({error})") from error
         except OSError as error:
             raise CodecError(f"{path}: cannot be read ({error.strerror})") from error
-        if not data:
-            raise CodecError(f"{path}: the file is empty")
-        return cls(data, str(path))
 
     def save(self, path: str | Path) -> None:
         """Write the file as it was read or encoded (MP4 if `encode` made it)."""
@@ -626,6 +622,19 @@ def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]
             yield from bitstream.iter_accumulated_residuals(number)
         else:
             yield from map(bitstream.direct_residual, gop[1:])
+
+
+def _mpeg4_stream(container: InputContainer, name: str) -> VideoStream:
+    stream = video_stream(container)
+    if stream is None:
+        raise CodecError(f"{name}: there is no video stream in it")
+    codec = stream.codec_context.name if stream.codec_context else "none that is known"
+    if codec != "mpeg4":
+        raise CodecError(
+            f"{name}: its codec is {codec}, and residuals are read from MPEG-4 Part 2; re-encode "
+            "it (cfer encode, or pipeline/extract.py)"
+        )
+    return stream
 
 
 def _packets_by_index(

@@ -25,6 +25,7 @@ from cfer.errors import InputError
 from cfer.inputs import APEX_SIZE, LAST, Input
 from cfer.names import check_labels, check_subjects
 from cfer.shards import read_description
+from cfer.storage import Folder
 
 COLUMNS = ("clip_id", "subject", "label", "bitstream", "identity", "apex")
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
@@ -60,8 +61,11 @@ def read_index(directory: str) -> ClipIndex:
     """
     names = ["clip_id", "subject", "label", "split", "apex_frame", "residual_frames"]
     description = read_description(directory)
-    paths = description.shard_paths(directory)
-    tables = [pq.read_table(path, columns=names) for path in paths]
+    folder = Folder(directory)
+    tables = [
+        pq.read_table(path, columns=names, filesystem=folder.patient_filesystem)
+        for path in description.shard_paths(folder)
+    ]
     rows = pa.concat_tables(tables).to_pylist() if tables else []
     labelled = [row for row in rows if row["label"] is not None]
     if not labelled:
@@ -229,8 +233,9 @@ def read_clips(
         return pa.Table.from_pylist(rows, schema=_CHOSEN_SCHEMA)
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    paths = read_description(directory).shard_paths(directory)
-    rows = ray.data.read_parquet(paths, columns=list(COLUMNS))
+    folder = Folder(directory)
+    paths = read_description(directory).shard_paths(folder)
+    rows = ray.data.read_parquet(paths, columns=list(COLUMNS), filesystem=folder.patient_filesystem)
     return rows.map_batches(choose, batch_format="pyarrow", batch_size=None)
 
 

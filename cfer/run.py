@@ -60,7 +60,7 @@ from cfer.model import ModelConfig, Predictor, Recogniser
 from cfer.model_file import ModelCard
 from cfer.names import rows_named, says_nothing
 from cfer.shards import Description, read_description
-from cfer.storage import Folder, absolute_location
+from cfer.storage import Folder, absolute_location, below
 
 STATE_NAME = "state.pt"
 SEAL_NAME = "state.json"
@@ -576,7 +576,7 @@ def _save(
     data = buffer.getvalue()
     seal = {"epoch": len(history), "sha256": hashlib.sha256(data).hexdigest()}
     run_folder = Folder(setup["location"])
-    folder = Folder(run_folder.name_of(_checkpoint_name(len(history))))
+    folder = run_folder.folder(_checkpoint_name(len(history)))
     folder.write(STATE_NAME, data)
     folder.write(SEAL_NAME, json.dumps(seal).encode())
     for name in _checkpoint_names(run_folder):
@@ -620,8 +620,8 @@ def newest_checkpoint(location: str) -> str | None:
     while True:
         names = _checkpoint_names(folder)
         for name in reversed(names):
-            if _is_sealed(Folder(folder.name_of(name))):
-                return folder.name_of(name)
+            if _is_sealed(folder.folder(name)):
+                return folder.location_of(name)
         # The next one is complete before anything of the last is removed: the second look finds it.
         if names == seen:
             return None
@@ -850,7 +850,7 @@ def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
 
 def location_of(config: TrainConfig) -> str:
     """The folder of the run, or of the protocol."""
-    return absolute_location(f"{config.storage.rstrip('/')}/{config.run}")
+    return absolute_location(below(config.storage, config.run))
 
 
 def read_record(
@@ -979,6 +979,7 @@ def _fit(
     if in_process:
         # It says at every run that it is one of this kind.
         logging.getLogger("ray.train").setLevel(logging.ERROR)
+    folder = Folder(setup["location"])
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=setup,
@@ -995,7 +996,9 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as its predecessor
             name=config.run.replace("/", "-"),
-            storage_path=f"{setup['location']}/ray",
+            storage_path=f"{folder.path}/ray",
+            # Ray would take a name with a `#` or a `?` for a URI.
+            storage_filesystem=folder.filesystem,
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )

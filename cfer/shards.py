@@ -208,11 +208,9 @@ class Description:
     def failures(self) -> list[Failure]:
         return [failure for receipt in self.shards for failure in receipt.failures]
 
-    def shard_paths(self, directory: str | Path) -> list[str]:
-        """Where to read the shards that have rows: full paths or URIs."""
-        folder = Folder(directory)
-        base = folder.path if "://" not in folder.location else folder.location.rstrip("/")
-        return [f"{base}/{receipt.file}" for receipt in self.shards if receipt.rows]
+    def shard_paths(self, folder: Folder) -> list[str]:
+        """Where the shards that have rows are in the store of their folder."""
+        return [f"{folder.path}/{receipt.file}" for receipt in self.shards if receipt.rows]
 
 
 def shard_name(index: int) -> str:

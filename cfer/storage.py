@@ -4,11 +4,15 @@ again where a store is out of order for a while."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
+import math
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -28,6 +32,8 @@ _OUT_OF_ORDER = re.compile(
 )
 # Arrow itself gives a request up after 3 s without a byte, which no slow store can keep to.
 _S3_OPTIONS = {"request_timeout": 60.0, "connect_timeout": 10.0, "allow_delayed_open": True}
+# The AWS SDK doubles its wait, from 25 ms: this many come to PATIENCE_SECONDS, and no more.
+_ATTEMPTS = int(math.log2(PATIENCE_SECONDS / 0.025 + 1)) + 1
 _CHUNK_BYTES = 8 << 20
 
 T = TypeVar("T")
@@ -39,6 +45,14 @@ class StorageError(InputError):
 
 def is_uri(location: str | Path) -> bool:
     return "://" in str(location)
+
+
+def below(location: str, name: str) -> str:
+    """The path or URI of what has this name in a folder."""
+    if not is_uri(location):
+        return f"{location.rstrip('/')}/{name}"
+    folder, mark, options = location.partition("?")
+    return f"{folder.rstrip('/')}/{quote(name)}{mark}{options}"
 
 
 def absolute_location(location: str) -> str:
@@ -72,12 +86,28 @@ class Folder:
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def name_of(self, name: str) -> str:
-        """What to call a file of this folder in a message."""
-        return f"{self.location.rstrip('/')}/{name}"
+        """What to call a file of this folder in a message, which is no place for a key."""
+        shown = self.location
+        if is_uri(shown):
+            shown = re.sub("//[^/]*@", "//", shown.partition("?")[0])
+        return f"{shown.rstrip('/')}/{name}"
 
     def location_of(self, name: str) -> str:
         """The path or URI of a file or folder in this one."""
-        return self.name_of(quote(name) if is_uri(self.location) else name)
+        return below(self.location, name)
+
+    def folder(self, name: str) -> Folder:
+        """A folder in this one."""
+        inner = copy.copy(self)
+        inner.location, inner.path = self.location_of(name), f"{self.path}/{name}"
+        return inner
+
+    @cached_property
+    def patient_filesystem(self) -> pafs.FileSystem:
+        """For other libraries, which read below `path` by it: it waits as the folder does."""
+        return (
+            _open_uri(self.location, is_patient=True)[0] if not self.is_local else self.filesystem
+        )
 
     def exists(self, name: str) -> bool:
         info = self._ask(name, self.filesystem.get_file_info, f"{self.path}/{name}")
@@ -146,7 +176,7 @@ class Folder:
         if self.is_local:
             self.filesystem.delete_dir(f"{self.path}/{name}")
             return
-        for file in Folder(self.location_of(name)).names_below():
+        for file in self.folder(name).names_below():
             self._ask(file, self._delete, f"{self.path}/{name}/{file}")
 
     def _files(self, recursive: bool = False) -> list[pafs.FileInfo]:
@@ -166,16 +196,16 @@ class Folder:
 
     def _write_locally(self, name: str, data: bytes) -> None:
         os.makedirs(self.path, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.", suffix=".tmp")
+        temporary = Path(self.path, f".{name}.{uuid.uuid4().hex}.tmp")
         try:
-            with os.fdopen(descriptor, "wb") as stream:
+            # Who may read it is the umask's to say: pictures of faces are not for all.
+            with open(temporary, "xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, f"{self.path}/{name}")
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     def _ask(self, name: str, what: Callable[..., T], *arguments: Any) -> T:
@@ -205,18 +235,23 @@ class Folder:
             ) from error
 
 
-def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+def _open_uri(uri: str, is_patient: bool = False) -> tuple[pafs.FileSystem, str]:
+    there, mark, options = uri.partition("?")
+    if options and there.startswith("file:"):
+        raise InputError(f"{uri}: a file has no options; write ? as %3F")
+    # People write names as they are: a space is no error, and no part of a name may get lost.
+    there = quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", there), safe="%/:@!$&'()*+,;=[]~")
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
+        filesystem, path = pafs.FileSystem.from_uri(f"{there}{mark}{options}")
     except (ValueError, OSError) as error:
         raise InputError(f"{uri}: not a usable location ({error})") from error
     if isinstance(filesystem, pafs.S3FileSystem):
-        filesystem = _s3(uri, filesystem.region)
+        filesystem = _s3(uri, filesystem.region, is_patient)
     return filesystem, path
 
 
-def _s3(uri: str, region: str) -> pafs.S3FileSystem:
-    """The store of this URI and of the environment, with a patience that no URI can ask for.
+def _s3(uri: str, region: str, is_patient: bool) -> pafs.S3FileSystem:
+    """The store of this URI and of the environment.
 
     Raises:
         InputError: options that are not understood.
@@ -225,7 +260,7 @@ def _s3(uri: str, region: str) -> pafs.S3FileSystem:
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     scheme, _, host = endpoint.rpartition("://")
-    options = {
+    options: dict[str, Any] = {
         "region": region,
         "scheme": given.pop("scheme", scheme or "https"),
         "endpoint_override": given.pop("endpoint_override", host.rstrip("/")) or None,
@@ -238,6 +273,8 @@ def _s3(uri: str, region: str) -> pafs.S3FileSystem:
             f"{uri}: {', '.join(given)} is no option of it; give region, scheme and "
             "endpoint_override alone"
         )
+    if is_patient:
+        options["retry_strategy"] = pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS)
     return pafs.S3FileSystem(**options, **_S3_OPTIONS)
 
 
@@ -247,6 +284,16 @@ def _is_out_of_order(error: BaseException) -> bool:
 
 def _reason(error: BaseException | None) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
+
+
+def folder_of(location: str | Path) -> tuple[Folder, str]:
+    """The folder that a file or a folder lies in, and its name there."""
+    if not is_uri(location):
+        path = Path(os.path.abspath(location))
+        return Folder(path.parent), path.name
+    there, mark, options = str(location).partition("?")
+    parent, _, name = there.rstrip("/").rpartition("/")
+    return Folder(f"{parent}{mark}{options}"), unquote(name)
 
 
 @contextlib.contextmanager
@@ -262,21 +309,20 @@ def local_copy(location: str) -> Iterator[Path]:
     if not is_uri(location):
         yield Path(location)
         return
-    parent, _, quoted = location.rstrip("/").rpartition("/")
-    folder, name = Folder(parent), unquote(quoted)
+    folder, name = folder_of(location)
     with tempfile.TemporaryDirectory(prefix="cfer-") as temporary:
         # Not by its own name, which may be anything; what it ends in says what it is.
         copy = Path(temporary) / f"clip{Path(name).suffix}"
         if folder.exists(name):
             _download(folder, name, copy)
         else:
-            below = Folder(location)
-            names = below.names()
+            pictures = folder.folder(name)
+            names = pictures.names()
             if not names:
-                raise InputError(f"{location}: there is no such file or folder")
+                raise InputError(f"{folder.name_of(name)}: there is no such file or folder")
             copy.mkdir()
             for file in names:
-                _download(below, file, copy / file)
+                _download(pictures, file, copy / file)
         yield copy
 
 

@@ -29,7 +29,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import unquote
 
 if not __package__:
     # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
@@ -57,7 +56,7 @@ from cfer.shards import (
     shard_name,
     write_description,
 )
-from cfer.storage import Folder, StorageError, absolute_location, is_uri
+from cfer.storage import Folder, StorageError, absolute_location, folder_of, is_uri
 from pipeline.actors import PRESETS, ClipActor, Settings, ShardActor
 from pipeline.datasets import layout
 from pipeline.manifest import Entry, class_names, read_manifest
@@ -167,15 +166,13 @@ def source_digest(location: str) -> str:
         StorageError: its store is out of order.
     """
     digest = hashlib.sha256()
-    parent, _, name = location.rstrip("/").rpartition("/")
     try:
-        folder = Folder(parent or "/")
-        name = unquote(name) if is_uri(location) else name
+        folder, name = folder_of(location)
         if folder.exists(name):
             for chunk in folder.chunks(name):
                 digest.update(chunk)
             return digest.hexdigest()
-        pictures = Folder(location)
+        pictures = folder.folder(name)
         names = sorted(filter(is_numbered_picture, pictures.names()), key=picture_order)
         for picture in names:
             digest.update(picture.encode() + b"\0")

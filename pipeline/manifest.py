@@ -39,7 +39,7 @@ from cfer.clips import (
 )
 from cfer.errors import InputError
 from cfer.names import check_labels, check_subjects, plain_label, rows_named, says_nothing
-from cfer.storage import Folder, absolute_location, is_uri
+from cfer.storage import Folder, folder_of, is_uri
 
 # A child of the job's logger, so that these lines are in its log too.
 log = logging.getLogger("extract.manifest")
@@ -240,7 +240,7 @@ def _named(locations: Mapping[Path, str], dataset: str) -> list[Entry]:
 
 
 def _last_name(uri: str) -> str:
-    return unquote(uri.rstrip("/").rsplit("/", 1)[1])
+    return unquote(uri.partition("?")[0].rstrip("/").rsplit("/", 1)[1])
 
 
 def without_suffix(path: Path) -> str:
@@ -256,9 +256,9 @@ def read_csv(path: str | Path) -> list[Entry]:
         InputError: as `csv_rows` does, or a row that is not right.
     """
     entries: dict[str, Entry] = {}
-    parent, _, _ = absolute_location(str(path)).rpartition("/")
+    folder, _ = folder_of(path)
     for where, cells in csv_rows(path, COLUMNS, ("path",)):
-        entry = _entry(cells, Folder(parent or "/"), where)
+        entry = _entry(cells, folder, where)
         if entry.clip_id in entries:
             raise InputError(
                 f"{where}: clip_id {entry.clip_id!r} occurs twice; give every clip one of its own"
@@ -278,8 +278,8 @@ def csv_rows(
     """
     try:
         if is_uri(path):
-            parent, _, name = str(path).rpartition("/")
-            text = Folder(parent).read(unquote(name)).decode("utf-8-sig")
+            folder, name = folder_of(path)
+            text = folder.read(name).decode("utf-8-sig")
         else:
             text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -143,7 +143,7 @@ class S3Server:
             connection.close()
 
     def be(self, mode: str) -> int:
-        """`500`, `503`, `slow` or `well` from now on → how many requests were disturbed so far."""
+        """A mode from now on (s3_server.py) → how many requests were disturbed so far."""
         return int(self.request("POST", f"/-/be/{mode}"))
 
 

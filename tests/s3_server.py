@@ -2,7 +2,7 @@
 
 moto's server, behind `/-/be/MODE`, which answers with the number of requests that were disturbed
 so far. MODE is `500`, `503`, `slow` (every answer takes some seconds), `forgetful` (it deletes what
-it is told to, and answers 500) or `well`.
+it is told to, and answers 500), `without-shards` (503 where a Parquet file is asked for) or `well`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, run_simple
 
 SLOW_SECONDS = 4
-CODES = {"500": "InternalError", "503": "SlowDown"}
+CODES = {
+    "500": ("500", "InternalError"),
+    "503": ("503", "SlowDown"),
+    "without-shards": ("503", "SlowDown"),
+}
 
 
 class FaultyStore:
@@ -30,8 +34,10 @@ class FaultyStore:
             self._mode = path.rsplit("/", 1)[1]
             start("200 OK", [("Content-Type", "text/plain")])
             return [str(self._num_disturbed).encode()]
-        if self._mode != "well":
-            self._num_disturbed += 1
+        is_spared = self._mode == "without-shards" and not path.endswith(".parquet")
+        if self._mode == "well" or is_spared:
+            return self._store(environ, start)
+        self._num_disturbed += 1
         if self._mode == "forgetful" and environ["REQUEST_METHOD"] == "DELETE":
             list(self._store(environ, lambda *_: None))
             return self._error("500", start)
@@ -44,10 +50,11 @@ class FaultyStore:
         return self._store(environ, start)
 
     @staticmethod
-    def _error(status: str, start: Callable[..., Any]) -> Iterable[bytes]:
-        body = f"<Error><Code>{CODES[status]}</Code><Message>-</Message></Error>"
+    def _error(mode: str, start: Callable[..., Any]) -> Iterable[bytes]:
+        number, code = CODES[mode]
+        body = f"<Error><Code>{code}</Code><Message>-</Message></Error>"
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-        start(f"{status} {CODES[status]}", headers)
+        start(f"{number} {code}", headers)
         return [body.encode()]
 
 

@@ -59,6 +59,7 @@ from cfer.bench.memory import (
 from cfer.codec import CodecSettings
 from cfer.errors import InputError
 from cfer.shards import read_description
+from cfer.storage import Folder
 
 # The job's defaults, given to it by name so that stages and job are sure to do the same.
 SIZE, SETTINGS, WINDOW_GOPS = 112, CodecSettings(3, 4, gop_span=24), 20
@@ -207,7 +208,7 @@ def _verify(shards: Path, rows: Sequence[dict[str, str]]) -> None:
     """Every clip of the manifest is in the shards, or among the failures, and no other."""
     description = read_description(shards)
     found = {failure.clip_id for failure in description.failures}
-    for path in description.shard_paths(shards):
+    for path in description.shard_paths(Folder(shards)):
         found.update(pq.read_table(path, columns=["clip_id"])["clip_id"].to_pylist())
     found = {re.sub(r"#\d{4,}$", "", clip_id) for clip_id in found}
     if found != {row["clip_id"] for row in rows}:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers import S3Server, wait_for
 
+from cfer.data import read_index
 from cfer.errors import InputError
 from cfer.shards import (
     main,
@@ -32,7 +35,7 @@ def test_an_object_store_holds_the_same(s3_bucket: str, drawn_shards: Path) -> N
     assert verify(remote) == []
     for theirs, ours in zip(read_clips(remote), clips, strict=True):
         assert theirs.bitstream == ours.bitstream
-    assert read_description(remote).shard_paths(remote)[0] == f"{remote}/shard-00000.parquet"
+    assert read_index(remote) == read_index(str(drawn_shards))
     digest = read_receipt(drawn_shards, 1).digest
     assert shard_is_done(remote, 1, digest) is not None
     Folder(remote).write("shard-00001.parquet", b"damaged")
@@ -41,3 +44,16 @@ def test_an_object_store_holds_the_same(s3_bucket: str, drawn_shards: Path) -> N
     Folder(remote).delete("dataset.json")
     with pytest.raises(InputError, match=r"s3://\S+/sets/one: no dataset\.json"):
         read_description(remote)
+
+
+def test_an_index_is_read_when_its_store_is_in_order_again(s3: S3Server, drawn_shards: Path):
+    remote = f"{s3.uri}/set"
+    for file in drawn_shards.iterdir():
+        Folder(remote).write(file.name, file.read_bytes())
+    before = s3.be("without-shards")
+    with ThreadPoolExecutor(1) as pool:
+        index = pool.submit(read_index, remote)
+        # A request is asked three times by itself.
+        wait_for(lambda: index.done() or s3.be("without-shards") > before + 6)
+        s3.be("well")
+        assert index.result() == read_index(str(drawn_shards))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import tracemalloc
+import weakref
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -25,6 +29,7 @@ from cfer.codec import (
     Bitstream,
     CodecError,
     CodecSettings,
+    Residual,
     _planes,
     encode,
 )
@@ -519,3 +524,39 @@ def test_two_pictures_in_one_packet_are_told():
     bitstream.packets[2:4] = [bitstream.packets[2] + bitstream.packets[3]]
     with pytest.raises(CodecError, match="packed: packet 2 holds several pictures"):
         bitstream._frame_types()
+
+
+def test_a_film_in_another_codec_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(3):
+            picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    os.truncate(path, 1 << 30)  # a hole: it takes no room on the disk
+    tracemalloc.start()
+    with pytest.raises(CodecError, match="its codec is h264"):
+        Bitstream.open(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 50_000_000
+
+
+def test_residuals_of_a_gop_of_any_length_are_held_one_at_a_time() -> None:
+    clip = encode(moving_texture(20), CodecSettings(gop_size=20), 25)
+    seen: list[weakref.ref[Residual]] = []
+    most = 0
+    for number, residual in enumerate(clip.iter_accumulated_residuals(0)):
+        seen.append(weakref.ref(residual))
+        most = max(most, sum(one() is not None for one in seen))
+        assert residual.frame == number + 1
+    assert number == 18
+    assert most <= 3
+    pairs = zip(clip.iter_accumulated_residuals(0), clip.accumulated_residuals(0), strict=True)
+    for one, other in pairs:
+        # Whatever else is asked of the bitstream in between.
+        clip.direct_residual(3)
+        assert np.array_equal(one.y, other.y)
+        assert np.array_equal(one.motion_vectors, other.motion_vectors)

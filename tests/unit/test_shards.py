@@ -128,7 +128,7 @@ def test_description_counts_and_digest(tmp_path):
     lines = (tmp_path / "a" / "failures.csv").read_text().splitlines()
     assert lines[0] == "clip_id,source,stage,reason,exception"
     assert lines[1] == 'bad-0,a.mp4,faces,"no face, found",ClipError'
-    paths = description.shard_paths(tmp_path / "a")
+    paths = description.shard_paths(Folder(tmp_path / "a"))
     assert [Path(p).is_file() for p in paths] == [True] * 3
 
 
