@@ -301,7 +301,7 @@ def _legend(reference: Row) -> list[str]:
     return [
         '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across classes '
         "(0.5 is chance); the strict probe is a linear classifier that names the subject, trained "
-        "on some classes and tested on others (chance "
+        "on some classes and tested on others (chance, the share of who has most clips: "
         f"{reference.mean('leakage/chance_held_out', 3)} on held-out subjects, "
         f"{reference.mean('leakage/chance_train', 3)} on training subjects); "
         "1-NN has the same chance; R² of a ridge regression to the face recogniser's embedding "
