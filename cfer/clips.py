@@ -57,6 +57,7 @@ FOLDER_FPS = Fraction(25)
 HELD_BYTES = 512 << 20  # of decoded frames: about 380 of 1280 × 720
 # A pixel's width by its height is at most 4 in video; a file can say anything.
 MOST_ASPECT = 16
+MOST_PIXELS = 1 << 27  # of a picture: one of 16K, 15,360 × 8,640, has a little less
 # A time stamp that goes back by less is of pictures whose order the file mixed up; by more, or to
 # the beginning, the clock was set anew, as where two recordings were joined.
 SECONDS_OF_DISORDER = 1
@@ -176,7 +177,7 @@ class VideoPictures(Pictures):
         times: list[float] = []
         for number, frame in enumerate(self._decode()):
             now = _upright_shape(frame, self._pixel_aspect)
-            shape = shape or now
+            shape = shape or _bounded(self.source, now)
             _check_shape(self.source, f"frame {number}", now, shape)
             times.append(clock.shown(frame))
             num_bytes += sum(plane.buffer_size for plane in frame.planes)
@@ -195,8 +196,6 @@ class VideoPictures(Pictures):
     def _decode(self) -> Iterator[av.VideoFrame]:
         decoded = 0
         with _open_video(self.source) as (container, stream, file):
-            # FFmpeg would take every CPU, in every worker.
-            stream.codec_context.thread_count = 1
             try:
                 for packet in whole_packets(container, stream, file):
                     for frame in _decode(packet):
@@ -245,7 +244,6 @@ class StreamPictures(Pictures):
                 "MPEG-TS (-f mpegts), Matroska or fragmented MP4",
             ) from error
         self._stream = _film(name, self._container)
-        self._stream.codec_context.thread_count = 1
         rate = self._stream.average_rate or self._stream.guessed_rate or FOLDER_FPS
         self._pixel_aspect = _pixel_aspect(name, self._stream)
         super().__init__(Path(name), Fraction(rate))
@@ -263,7 +261,7 @@ class StreamPictures(Pictures):
         clock = _Clock(self.fps)
         for number, frame in enumerate(self._frames()):
             now = _upright_shape(frame, self._pixel_aspect)
-            shape = shape or now
+            shape = shape or _bounded(self.source, now)
             _check_shape(self.source, f"frame {number}", now, shape)
             shown = clock.shown(frame)
             yield _upright(frame, self._pixel_aspect), shown, clock.end
@@ -600,7 +598,7 @@ def _pixel_aspect(source: str | Path, stream: VideoStream) -> Fraction:
     """Width by height of a pixel.
 
     Raises:
-        ClipError: one that no camera makes, and that would make a picture of any size.
+        ClipError: one that no camera makes, or one that makes too large a picture.
     """
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     if not Fraction(1, MOST_ASPECT) <= aspect <= MOST_ASPECT:
@@ -611,7 +609,20 @@ def _pixel_aspect(source: str | Path, stream: VideoStream) -> Fraction:
             f"{MOST_ASPECT}:1 either way is taken for a mistake: write the right shape of the "
             "picture into it (ffmpeg -i VIDEO -c copy -aspect 16:9 MENDED)",
         )
+    _bounded(source, (stream.codec_context.height, round(stream.codec_context.width * aspect)))
     return aspect
+
+
+def _bounded(source: str | Path, shape: tuple[int, int]) -> tuple[int, int]:
+    """The height and width of a picture. Raises ClipError where they are beyond all measure."""
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise ClipError(
+            source,
+            "open",
+            f"its pictures are {shape[1]}×{shape[0]}, and may have {MOST_PIXELS:,} pixels; scale "
+            "it down",
+        )
+    return shape
 
 
 def _width(frame: av.VideoFrame, pixel_aspect: Fraction) -> int:
@@ -663,6 +674,10 @@ def _film(source: str | Path, container: InputContainer) -> VideoStream:
         raise ClipError(
             source, "open", "its codec is none that this FFmpeg decodes; convert it to MP4"
         )
+    # FFmpeg would take every CPU, in every worker.
+    stream.codec_context.thread_count = 1
+    # What the header does not say is bounded by the decoder, before it takes memory.
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
     return stream
 
 

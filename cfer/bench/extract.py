@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from cfer.bench.measure import Measurement, Ratio, measurement_of
 from cfer.codec import Bitstream, CodecSettings
-from cfer.containers import open_input
+from cfer.containers import open_input, video_stream
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, Square, face_clip
 from cfer.identity import embed_clip, open_recogniser
@@ -196,7 +196,9 @@ def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: 
 def _decode_and_encode(path: Path, size: int, settings: CodecSettings) -> int:
     """The least that any such pipeline does → how many frames."""
     with open(path, "rb") as file, open_input(file) as container:
-        num_frames = sum(1 for _ in container.demux(video=0)) - 1  # the last packet is empty
+        stream = video_stream(container)
+        assert stream is not None
+        num_frames = sum(packet.size > 0 for packet in container.demux(stream))
     wanted = set(settings.encoded_frames(num_frames))
     count = 0
     encoder = av.CodecContext.create("mpeg4", "w")
@@ -206,7 +208,8 @@ def _decode_and_encode(path: Path, size: int, settings: CodecSettings) -> int:
     quantiser = str(settings.quantiser)
     encoder.options = {"qmin": quantiser, "qmax": quantiser, "bf": "0"}
     with open(path, "rb") as file, open_input(file) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
+        assert stream is not None
         stream.codec_context.thread_count = 1
         converter = VideoReformatter()  # one for all frames is the quickest
         encoder.framerate = Fraction(25)

@@ -176,6 +176,16 @@ def test_pixels_of_a_shape_that_no_camera_makes_are_refused(tmp_path, monkeypatc
         StreamPictures(file, "a pipe")
 
 
+def test_pictures_beyond_all_measure_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "large.mp4"
+    write_video(path, gray_ramp(3), pixel_aspect=Fraction(4, 3))
+    monkeypatch.setattr(clips, "MOST_PIXELS", 128 * 64)
+    assert open_pictures(path).count() == 3
+    monkeypatch.setattr(clips, "MOST_PIXELS", 128 * 64 - 1)
+    with pytest.raises(ClipError, match=r"large\.mp4: its pictures are 128×64, and may have 8,191"):
+        open_pictures(path)
+
+
 def test_a_change_of_size_is_seen_before_the_picture_is_converted(tmp_path, monkeypatch):
     for name, side in (("small.ts", 64), ("large.ts", 256)):
         write_video(tmp_path / name, [np.full((side, side, 3), 90, np.uint8)] * 3)

@@ -177,3 +177,12 @@ def test_real_faces_are_found(faces_dir, detector):
         # The crop's middle holds the face: the detector finds it there again.
         again = detector.find([cv2.resize(window.pictures[24], (224, 224))])
         assert center(again[0]) == pytest.approx((112, 112), abs=34)
+
+
+def test_the_face_in_turned_photographs_is_found(cases_dir, detector):
+    (window,) = face_clip(cases_dir / "exif6", 64, detector)
+    assert window.error is None
+
+
+def test_no_face_in_a_strip_of_a_few_pixels(detector):
+    assert detector.find([np.zeros((3000, 2, 3), np.uint8)]) == []
