@@ -15,6 +15,7 @@ again with the same `--run`, finished folds are kept, and the others go on from 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -44,6 +45,7 @@ from cfer.config import (
 from cfer.data import LOSO, read_index, split_into_folds, who_is_held_out
 from cfer.errors import InputError, exit_with_message
 from cfer.inputs import Input
+from cfer.lock import owned
 from cfer.run import (
     Parent,
     Placement,
@@ -139,6 +141,15 @@ def train_all(
     Raises:
         InputError: a configuration that can't be run, or runs that failed.
     """
+    with contextlib.ExitStack() as stack:
+        for config in configs:
+            stack.enter_context(owned(Folder(location_of(config)), "--run"))
+        return _train_all(configs, seeds, parallel)
+
+
+def _train_all(
+    configs: Sequence[TrainConfig], seeds: Sequence[int], parallel: int
+) -> list[Summary]:
     join_cluster(for_training=True)
     tracking.connect()
     protocols = [_prepare(config, seeds) for config in configs]
@@ -511,7 +522,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_name(config)
     sweep = Sweep.parse(chosen["sweep"]) if "sweep" in chosen else None
     if not sweep and "seeds" not in chosen and (not config.folds or config.fold >= 0):
-        run(config)
+        with owned(Folder(location_of(config)), "--run"):
+            run(config)
         return 0
     if config.fold >= 0:
         raise InputError(f"--fold {config.fold}: one fold alone goes with neither seeds nor sweep")

@@ -47,11 +47,13 @@ from cfer.clips import is_numbered_picture, picture_order
 from cfer.cluster import join_cluster
 from cfer.errors import InputError, exit_with_message
 from cfer.identity import NAMES, Recogniser, open_recogniser
+from cfer.lock import owned
 from cfer.shards import (
     SCHEMA_VERSION,
     Description,
     Receipt,
     read_description,
+    read_receipt,
     shard_is_done,
     shard_name,
     write_description,
@@ -263,25 +265,28 @@ def extract(
         return read_description(out), 0
 
     folder = Folder(out)
-    folder.delete("dataset.json")
-    _remove_leftovers(folder, len(planned))
-    folder.write(PLAN_NAME, (json.dumps(plan, indent=1) + "\n").encode())
-    log.info(
-        "%d clips in %d shards, of which %d are done already",
-        len(entries),
-        len(planned),
-        len(receipts),
-    )
-    num_new_frames = 0
-    if left:
-        _run(left, out, settings, names, weights, recogniser, num_actors, use_gpu)
-        for shard in left:
-            receipt = shard_is_done(out, shard.index, shard.digest)
-            assert receipt is not None, f"shard {shard.index} was written and is not there"
-            receipts.append(receipt)
-            num_new_frames += receipt.frames
-    receipts.sort(key=lambda receipt: receipt.index)
-    write_description(out, _description(entries, settings, names, recogniser, receipts))
+    with owned(folder, "--out"):
+        folder.delete("dataset.json")
+        _remove_leftovers(folder, len(planned))
+        folder.write(PLAN_NAME, (json.dumps(plan, indent=1) + "\n").encode())
+        log.info(
+            "%d clips in %d shards, of which %d are done already",
+            len(entries),
+            len(planned),
+            len(receipts),
+        )
+        num_new_frames = 0
+        if left:
+            _run(left, out, settings, names, weights, recogniser, num_actors, use_gpu)
+            for shard in left:
+                # Its hash was taken as it was written: no shard comes back through this process.
+                receipt = read_receipt(out, shard.index)
+                assert receipt is not None, f"shard {shard.index} was written and is not there"
+                assert receipt.digest == shard.digest
+                receipts.append(receipt)
+                num_new_frames += receipt.frames
+        receipts.sort(key=lambda receipt: receipt.index)
+        write_description(out, _description(entries, settings, names, recogniser, receipts))
     return read_description(out), num_new_frames
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import S3Server, free_ports, is_open, wait_for
+from helpers import MOST_SECONDS, S3Server, free_ports, is_open, wait_for
 
+import cfer.lock
 import cfer.storage
 from cfer.errors import InputError
+from cfer.lock import owned
 from cfer.storage import Folder, StorageError, local_copy
 
 
@@ -111,3 +115,50 @@ def test_a_store_that_has_deleted_a_file_and_does_not_say_so(s3: S3Server):
     folder.delete_folder("below")
     assert folder.names_below() == []
     assert s3.be("well") > 1
+
+
+# ---- who owns a folder ---------------------------------------------------------------------------
+
+
+def test_of_a_store_a_job_that_lives_keeps_its_folder(s3: S3Server, monkeypatch) -> None:
+    monkeypatch.setattr(cfer.lock, "RENEWED_SECONDS", 0.2)
+    monkeypatch.setattr(cfer.lock, "SILENT_SECONDS", MOST_SECONDS)
+    folder = Folder(f"{s3.uri}/out")
+    with owned(folder, "--out"):
+        with pytest.raises(InputError, match="another job is at work in it"), owned(folder, "--x"):
+            pytest.fail("two owners")
+    assert folder.names() == []
+    with owned(folder, "--out"):
+        assert folder.names() == [cfer.lock.NAME]
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_of_a_store_a_dead_jobs_folder_is_taken_over(s3: S3Server, monkeypatch, host: str) -> None:
+    """One of this machine at once; another's when it has been silent."""
+    monkeypatch.setattr(cfer.lock, "SILENT_SECONDS", 2 if host == "elsewhere" else MOST_SECONDS)
+    folder = Folder(f"{s3.uri}/out")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    where = socket.getfqdn() if host == "here" else "elsewhere.example"
+    note = {"job": "1", "renewed": 7, "host": where, "process": [dead.pid, 1.0]}
+    folder.write(cfer.lock.NAME, json.dumps(note).encode())
+    with owned(folder, "--out"):
+        assert json.loads(folder.read(cfer.lock.NAME))["job"] != "1"
+    assert folder.names() == []
+
+
+def test_the_lock_of_a_killed_job_ends_with_it(tmp_path: Path) -> None:
+    code = (
+        "import time; from cfer.lock import owned; from cfer.storage import Folder\n"
+        f"with owned(Folder({str(tmp_path)!r}), '--out'):\n"
+        "    print('owned', flush=True); time.sleep(1e6)"
+    )
+    job = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "owned\n"
+    with pytest.raises(InputError, match="another job"), owned(Folder(tmp_path), "--out"):
+        pytest.fail("two owners")
+    job.kill()
+    job.wait()
+    with owned(Folder(tmp_path), "--out"):
+        pass
