@@ -32,9 +32,9 @@ def test_the_second_is_refused_and_the_next_is_not(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match="out: cannot be written"):
-        with owned(Folder(tmp_path / "file" / "out"), "--out"):
-            pytest.fail("it is no folder")
+    folder = Folder(tmp_path / "file" / "out")
+    with pytest.raises(InputError, match="out: cannot be written"), owned(folder, "--out"):
+        pytest.fail("it is no folder")
 
 
 def test_a_second_extraction_leaves_the_first_ones_files(
