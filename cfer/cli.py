@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cfer.errors import InputError, exit_with_message, status_of
+from cfer.outputs import check_output, check_output_folder
 
 if TYPE_CHECKING:
     from cfer.predict import Prediction, Recognizer
@@ -233,8 +234,13 @@ def predict(arguments: argparse.Namespace) -> int:
     for option in ("plot", "annotate"):
         if getattr(arguments, option) and (len(sources) > 1 or not is_one_video(sources[0])):
             raise InputError(f"--{option}: of one video at a time; give one video file")
-    if arguments.plot:
-        checked_picture(arguments.plot)
+    for path, suffixes in (
+        (arguments.csv, ()),
+        (arguments.plot, (".png",)),
+        (arguments.annotate, ()),
+    ):
+        if path:
+            check_output(path, *suffixes)
     recognizer = Recognizer.from_pretrained(arguments.model)
     if arguments.model == DEFAULT:
         print(f"note: {DEFAULT_LIMITS}", file=sys.stderr)
@@ -313,6 +319,8 @@ def _predictions(
     options = {"faces": arguments.faces, "window_gops": arguments.window_gops}
     streamed = {"faces": arguments.faces, "window_gops": arguments.window_gops or 1}
     if source == "-":
+        if sys.stdin is None:
+            raise InputError("-: standard input is closed; give a file, or pipe a video in")
         return recognizer.predict_stream(sys.stdin.buffer, "standard input", **streamed)
     if arguments.follow is not None:
         return recognizer.predict_stream(
@@ -363,16 +371,8 @@ def print_json(prediction: Prediction) -> None:
     print(json.dumps(as_json(prediction)), flush=True)
 
 
-def checked_picture(path: Path) -> None:
-    """Before any work: can a PNG be written there?"""
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path}: give a file that ends in .png")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
-
-
 def look(arguments: argparse.Namespace) -> int:
-    checked_picture(arguments.picture)
+    check_output(arguments.picture, ".png")
     from cfer.look import look
 
     look(arguments.source, arguments.clip, arguments.gop, arguments.model).savefig(
@@ -397,6 +397,8 @@ def show_model(arguments: argparse.Namespace) -> int:
 
 
 def export_model(arguments: argparse.Namespace) -> int:
+    arguments.file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    check_output(arguments.file)
     from cfer.models import export
 
     print(export(arguments.model, arguments.file))
@@ -436,6 +438,7 @@ def encode(arguments: argparse.Namespace) -> int:
 
     if arguments.size < 16 or arguments.size % 2:
         raise InputError(f"--size {arguments.size}: must be an even number of at least 16 pixels")
+    check_output(arguments.clip)
     settings = CodecSettings(
         gop_size=arguments.gop_size,
         gop_span=arguments.gop_span,
@@ -452,6 +455,7 @@ def encode(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
+    check_output_folder(arguments.out)
     from cfer.report import write
 
     print(write(arguments.experiment, arguments.out))
@@ -464,7 +468,7 @@ def demo(arguments: argparse.Namespace) -> int:
     out, subjects = arguments.out, arguments.subjects
     if subjects < 4:
         raise InputError(f"--subjects {subjects}: give 4 or more; a quarter of them is held out")
-    out.mkdir(parents=True, exist_ok=True)
+    check_output_folder(out)
     held_out = [f"S{n:03d}" for n in range(subjects - subjects // 4 + 1, subjects + 1)]
     clip = f"videos/videos/{held_out[-1]}/happiness_1.mp4"
     steps = [

@@ -10,6 +10,8 @@ a line and ends with 130 or 143. Ray's processes end with the one that started t
 from __future__ import annotations
 
 import ctypes
+import errno
+import io
 import os
 import signal
 import sys
@@ -56,11 +58,27 @@ def end_quietly_while_importing() -> None:
 
 
 def status_of(main: Callable[[], int]) -> int:
-    """Run a command's `main` → its exit status: an `InputError` becomes one line on stderr."""
+    """Run a command's `main` → its exit status: an `InputError` becomes one line on stderr, and so
+    does what the system refuses: a file that can't be read or written, a full disk."""
     try:
-        return main()
+        status = main()
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    except BrokenPipeError:
+        # Whoever reads has enough, such as `| head`. Python flushes once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(
+            f"error: {where}{error.strerror}; correct the path or its permissions, or make room",
+            file=sys.stderr,
+        )
         return EXIT_INPUT_ERROR
     except WorkerError as error:
         print(f"{error.where}error: {error}", file=sys.stderr)
@@ -71,6 +89,9 @@ def exit_with_message(main: Callable[[], int]) -> None:
     """Run a command's `main`, and end the process with its status and, for a mistake, a message."""
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names need not be text of any encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = 1
     try:
         status = status_of(main)

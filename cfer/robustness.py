@@ -28,6 +28,7 @@ from cfer.codec import CodecSettings, encode
 from cfer.errors import InputError, exit_with_message
 from cfer.faces import FaceDetector, FaceWindow, Square, crop, face_clip
 from cfer.models import DEFAULT, DEFAULT_LIMITS
+from cfer.outputs import check_output
 from cfer.predict import Recognizer
 
 H264_CRF = 35  # coarse, as a messenger sends a video
@@ -270,6 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default=DEFAULT, help="as for `cfer predict` (default)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args(argv)
+    if options.json:
+        check_output(options.json)
     found = measure(Recognizer.from_pretrained(options.model), options.videos, options.model)
     print(found.table())
     if options.model == DEFAULT:

@@ -53,7 +53,7 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
 def write_csv(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
     """A row per window: source, start_seconds, end_seconds, face, label, and a column per class."""
     head = ["source", "start_seconds", "end_seconds", "face", "label"]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*head, *classes])
         for p in predictions:

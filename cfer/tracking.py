@@ -88,7 +88,14 @@ def connect(uri: str | None = None) -> MlflowClient:
     # An example would be stored with the model; the signature is given, and tested.
     warnings.filterwarnings("ignore", message="(?s).*input example was not provided")
     mlflow.set_tracking_uri(uri or tracking_uri())
-    return MlflowClient()
+    try:
+        return MlflowClient()
+    except MlflowException as error:
+        said = error.message.split(". ")[0]
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={mlflow.get_tracking_uri()}: {said}; give a database "
+            "(sqlite:///mlflow.db) or a server (http://…)"
+        ) from error
 
 
 class _OutageHandler(logging.Handler):

@@ -29,7 +29,7 @@ from cfer.faces import FaceDetector, FaceWindow, face_clip
 from cfer.identity import embed_clip, open_recogniser
 from cfer.shards import Clip, Failure, write_shard
 from cfer.storage import Folder, StorageError, local_copy
-from pipeline.manifest import Entry
+from pipeline.manifest import Entry, printable
 
 # A worker that dies may have been killed from outside; one of its clips is suspected when it has
 # happened so often at their shard, and from then on each is made in a process of its own.
@@ -111,6 +111,8 @@ def extract_clip(
     failures: list[Failure] = []
     last_frame = -1
     try:
+        if printable(entry.location) != entry.location:
+            raise ClipError(entry.source, "manifest", "its name is not UTF-8; rename it")
         with local_copy(entry.location) as path:
             for window in face_clip(
                 path,

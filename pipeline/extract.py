@@ -61,7 +61,7 @@ from cfer.shards import (
 from cfer.storage import Folder, StorageError, absolute_location, folder_of, is_uri
 from pipeline.actors import PRESETS, ClipActor, Settings, ShardActor
 from pipeline.datasets import layout
-from pipeline.manifest import Entry, class_names, read_manifest
+from pipeline.manifest import Entry, class_names, printable, read_manifest
 
 PLAN_NAME = "extraction.json"
 LOG_NAME = "extract.log"
@@ -168,6 +168,8 @@ def source_digest(location: str) -> str:
         StorageError: its store is out of order.
     """
     digest = hashlib.sha256()
+    if printable(location) != location:
+        return ""
     try:
         folder, name = folder_of(location)
         if folder.exists(name):

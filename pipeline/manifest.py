@@ -235,8 +235,14 @@ def _named(locations: Mapping[Path, str], dataset: str) -> list[Entry]:
             # Two videos may differ in their endings alone.
             clip_id = relative.as_posix()
         taken.add(clip_id)
-        entries.append(Entry(location, clip_id, relative.as_posix(), dataset=dataset))
+        source = relative.as_posix()
+        entries.append(Entry(location, printable(clip_id), printable(source), dataset=dataset))
     return entries
+
+
+def printable(name: str) -> str:
+    """A file's name as text: of one that is no UTF-8, its strange bytes as \\xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _last_name(uri: str) -> str:

@@ -1,0 +1,48 @@
+"""Files that a command is going to write: whether it can is looked at before the work."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from cfer.errors import InputError
+
+
+def check_output(path: Path, *suffixes: str) -> None:
+    """Before any work: can a file be written there?
+
+    Args:
+        suffixes: it has to end in one of them, if there are any.
+
+    Raises:
+        InputError: it can't.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError(f"{path}: give a file that ends in {' or '.join(suffixes)}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    try:
+        if path.exists():
+            open(path, "ab").close()
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); correct the path or its permissions"
+        ) from error
+
+
+def check_output_folder(path: Path) -> None:
+    """Make a folder, before any work, in which files can be written.
+
+    Raises:
+        InputError: it can't be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); correct the path or its permissions"
+        ) from error
