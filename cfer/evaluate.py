@@ -69,7 +69,7 @@ class Predictions:
 
     def __post_init__(self) -> None:
         for name in ("logits", "z_R", "z_I"):
-            bad = ~np.isfinite(getattr(self, name)).reshape(len(self.clip_ids), -1).all(1)
+            bad = ~np.isfinite(getattr(self, name)).all(1)
             if bad.any():
                 raise NotFinite(
                     f"{name} of {bad.sum()} of {len(bad)} clips ({self.clip_ids[bad.argmax()]}, …) "

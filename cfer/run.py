@@ -866,7 +866,9 @@ def read_record(
         return None
     record: dict[str, Any] = json.loads(folder.read(RECORD_NAME))
     check_same(record, config, description)
-    if record.get("held_out") != list(held_out):
+    # An earlier cfer did not note it; of the cuts that there are, it made folds alone otherwise.
+    noted = record.get("held_out", [] if config.folds else held_out)
+    if noted != list(held_out):
         raise InputError(
             f"--run {config.run}: it was started with other people held out, by a cfer that cuts "
             "the data set in another way; give another --run name"

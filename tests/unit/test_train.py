@@ -51,6 +51,7 @@ from cfer.run import (
     model_config,
     newest_checkpoint,
     place_workers,
+    read_record,
     read_results,
     split_clips,
     turn_on_noise,
@@ -364,6 +365,14 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, here: Pat
     (run / RECORD_NAME).write_text(json.dumps({**record, "held_out": ["S001"]}))
     with pytest.raises(InputError, match="--run mine: it was started with other people held out"):
         main(["--data", str(drawn_shards), *options, "S002"])
+    # An earlier cfer did not note who they were, and cut folds alone in another way.
+    (run / RECORD_NAME).write_text(json.dumps(record))
+    config = TrainConfig(str(drawn_shards), run="mine", epochs=3, val_subjects="S002")
+    assert read_record(config, description, ["S002"]) == record
+    record["config"] |= {"val_subjects": "", "folds": "2", "fold": 0}
+    (run / RECORD_NAME).write_text(json.dumps(record))
+    with pytest.raises(InputError, match="by a cfer that cuts the data set in another way"):
+        read_record(replace(config, val_subjects="", folds="2", fold=0), description, ["S002"])
     assert os.listdir(run) == [RECORD_NAME]
 
 
