@@ -17,6 +17,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+MOST_PIXELS = 1 << 27  # of a picture: one of 16K, 15,360 × 8,640, has a little less
 # A frame of every usual rate (24000/1001, 25, 30000/1001, …) is a whole number of the fine ones.
 TICKS_PER_SECOND, COARSE_TICKS_PER_SECOND = 720_000, 1000
 _MOST_TICKS = (1 << 31) - 1  # from one frame to the next
@@ -38,8 +39,10 @@ def open_input(file: Any) -> InputContainer:
     Raises:
         av.error.FFmpegError: not a video, or one whose pictures are in other files.
     """
+    # FFmpeg decodes a little at once, to see what is there.
+    options = {"protocol_whitelist": "", "max_pixels": str(MOST_PIXELS)}
     # Titles of old files are in any encoding, and nobody looks at them here.
-    return av.open(file, "r", options={"protocol_whitelist": ""}, metadata_errors="replace")
+    return av.open(file, "r", options=options, metadata_errors="replace")
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
