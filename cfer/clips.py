@@ -35,7 +35,14 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from PIL import ExifTags, Image
 
-from cfer.containers import CutOff, open_input, packets, video_stream, whole_packets
+from cfer.containers import (
+    MOST_PIXELS,
+    CutOff,
+    open_input,
+    packets,
+    video_stream,
+    whole_packets,
+)
 from cfer.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -57,7 +64,6 @@ FOLDER_FPS = Fraction(25)
 HELD_BYTES = 512 << 20  # of decoded frames: about 380 of 1280 × 720
 # A pixel's width by its height is at most 4 in video; a file can say anything.
 MOST_ASPECT = 16
-MOST_PIXELS = 1 << 27  # of a picture: one of 16K, 15,360 × 8,640, has a little less
 # A time stamp that goes back by less is of pictures whose order the file mixed up; by more, or to
 # the beginning, the clock was set anew, as where two recordings were joined.
 SECONDS_OF_DISORDER = 1

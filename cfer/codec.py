@@ -32,7 +32,14 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from cfer.containers import CutOff, open_input, video_stream, whole_packets
+from cfer.containers import (
+    TICKS_PER_SECOND,
+    CutOff,
+    open_input,
+    ticks_of,
+    video_stream,
+    whole_packets,
+)
 from cfer.errors import InputError
 
 GRAY = 128
@@ -40,8 +47,6 @@ VOP_START_CODE = b"\x00\x00\x01\xb6"
 MACROBLOCK = 16  # samples along one side
 # The bitstream writes a frame's time in ticks, with 16 bits for the ticks of a second.
 MAX_TICKS_PER_SECOND = 65535
-# The container's own clock, in which a frame of every usual rate (24000/1001, 25, …) is whole.
-TICKS_PER_SECOND = 720_000
 # FFmpeg's AVMotionVector, as PyAV shows it.
 MOTION_VECTOR_DTYPE = np.dtype(
     {
@@ -237,24 +242,22 @@ def encode(
         options["motion_est"] = "zero"
     output = io.BytesIO()
     shape: tuple[int, ...] | None = None
-    written, before = 0, -1
+    ticks, per_second = ([], TICKS_PER_SECOND) if times is None else ticks_of(times)
+    written = 0
 
     def tick(number: int) -> int:
-        seconds = number / rate if times is None else times[number] - times[0]
-        return round(seconds * TICKS_PER_SECOND)
+        return ticks[number] if ticks else round(number / rate * per_second)
 
     def mux(packets: Iterable[Packet]) -> None:
-        nonlocal written, before
+        nonlocal written
         for packet in packets:
-            # A container has no two frames at one time.
-            shown = max(tick(written), before + 1)
-            packet.time_base = Fraction(1, TICKS_PER_SECOND)
-            packet.pts = packet.dts = shown
-            packet.duration = max(tick(written + 1) - shown, 1)
+            packet.time_base = Fraction(1, per_second)
+            packet.pts = packet.dts = tick(written)
+            packet.duration = tick(written + 1) - tick(written)
             container.mux(packet)
-            written, before = written + 1, shown
+            written += 1
 
-    how = {"fflags": "+bitexact", "video_track_timescale": str(TICKS_PER_SECOND)}
+    how = {"fflags": "+bitexact", "video_track_timescale": str(per_second)}
     with av.open(output, "w", format="mp4", options=how) as container:
         stream = container.add_stream("mpeg4", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"

@@ -7,7 +7,8 @@ one, or into the network, as a playlist does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import av
@@ -15,6 +16,11 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
+
+MOST_PIXELS = 1 << 27  # of a picture: one of 16K, 15,360 × 8,640, has a little less
+# A frame of every usual rate (24000/1001, 25, 30000/1001, …) is a whole number of the fine ones.
+TICKS_PER_SECOND, COARSE_TICKS_PER_SECOND = 720_000, 1000
+_MOST_TICKS = (1 << 31) - 1  # from one frame to the next
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _NOT_KNOWN = 0xFFFFFFFF  # the size of an AVI's chunk that was written to a pipe
@@ -36,8 +42,9 @@ def open_input(file: Any, **options: str) -> InputContainer:
     Raises:
         av.error.FFmpegError: not a video, or one whose pictures are in other files.
     """
+    # FFmpeg decodes a little at once, to see what is there.
+    options = {"protocol_whitelist": "", "max_pixels": str(MOST_PIXELS), **options}
     # Titles of old files are in any encoding, and nobody looks at them here.
-    options = {"protocol_whitelist": "", **options}
     return av.open(file, "r", options=options, metadata_errors="replace")
 
 
@@ -89,6 +96,22 @@ def whole_packets(
             raise CutOff(f"its index names {named} packets, and {count} are there")
     if _ends_early(file):
         raise CutOff("the file is shorter than its header says")
+
+
+def ticks_of(times: Sequence[float]) -> tuple[list[int], int]:
+    """Times in seconds, ascending, in ticks of an MP4's own clock, and how many ticks a second has.
+
+    No two are the same, since a container has no two frames at one time. Between two there are less
+    than 2^31 ticks; a gap that takes more, of weeks, is shortened.
+    """
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    is_fine = max(gaps, default=0) * TICKS_PER_SECOND < _MOST_TICKS
+    per_second = TICKS_PER_SECOND if is_fine else COARSE_TICKS_PER_SECOND
+    ticks: list[int] = []
+    for seconds in times:
+        tick = round((seconds - times[0]) * per_second)
+        ticks.append(min(max(tick, ticks[-1] + 1), ticks[-1] + _MOST_TICKS) if ticks else tick)
+    return ticks, per_second
 
 
 def _ends_early(file: BinaryIO) -> bool:

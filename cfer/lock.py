@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import filelock
@@ -55,9 +56,11 @@ def owned(folder: Folder, option: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Folder, busy: InputError) -> Iterator[None]:
+    path = Path(folder.path)
+    made = [each for each in (path, *path.parents) if not each.exists()]
     try:
-        os.makedirs(folder.path, exist_ok=True)
-        lock = filelock.FileLock(f"{folder.path}/{NAME}")
+        os.makedirs(path, exist_ok=True)
+        lock = filelock.FileLock(path / NAME)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise busy from error
@@ -69,8 +72,10 @@ def _locked(folder: Folder, busy: InputError) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(f"{folder.path}/{NAME}")
-            os.rmdir(folder.path)  # only if nothing is in it: what was refused leaves none behind
+            os.unlink(path / NAME)
+            # Only if nothing is in them: what was refused leaves none behind.
+            for each in made:
+                os.rmdir(each)
         lock.release()
 
 

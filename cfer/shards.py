@@ -32,7 +32,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cfer.codec import TICKS_PER_SECOND, Bitstream, CodecError, CodecSettings
+from cfer.codec import Bitstream, CodecError, CodecSettings
+from cfer.containers import COARSE_TICKS_PER_SECOND
 from cfer.errors import InputError, exit_with_message
 from cfer.storage import Folder
 
@@ -495,7 +496,7 @@ def _bitstream_problems(clip: Clip) -> list[str]:
     ]
     since_first = np.subtract(clip.pts_seconds, clip.pts_seconds[0])
     if len(since_first) != len(bitstream.packets) or not np.allclose(
-        since_first, bitstream.times[:-1], atol=2 / TICKS_PER_SECOND, rtol=0
+        since_first, bitstream.times[:-1], atol=1 / COARSE_TICKS_PER_SECOND, rtol=0
     ):
         problems.append(f"{clip.clip_id}: pts_seconds are not the times of its bitstream")
     return problems

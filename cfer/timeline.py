@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from av.packet import Packet
 
 from cfer.clips import Pictures, open_pictures
+from cfer.containers import ticks_of
 from cfer.errors import InputError
 from cfer.predict import Prediction
 
@@ -31,8 +31,6 @@ LONGEST_SIDE = 1280
 SHORTEST_SIDE = 480
 # A strip of a few pixels would be scaled beyond all measure.
 MOST_SIDE = 4096
-# An annotated video's own clock; a picture keeps its time.
-TICKS_PER_SECOND = 90_000
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
@@ -170,9 +168,7 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
     pictures = open_pictures(source)
     times = pictures.times()
     rate = Fraction(pictures.fps).limit_denominator(1001)
-    ticks = [round(seconds * TICKS_PER_SECOND) for seconds in times]
-    # A container has no two frames at one time.
-    ticks = list(accumulate(ticks, lambda before, tick: max(tick, before + 1)))
+    ticks, per_second = ticks_of(times)
     written = 0
 
     def mux(packets: Iterable[Packet]) -> None:
@@ -189,12 +185,12 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        stream.codec_context.time_base = Fraction(1, TICKS_PER_SECOND)
+        stream.codec_context.time_base = Fraction(1, per_second)
         for number, picture in enumerate(_drawn(pictures, times, predictions, palette)):
             if number == 0:
                 stream.height, stream.width = picture.shape[:2]
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = ticks[number], Fraction(1, TICKS_PER_SECOND)
+            frame.pts, frame.time_base = ticks[number], Fraction(1, per_second)
             mux(stream.encode(frame))
         mux(stream.encode(None))
 

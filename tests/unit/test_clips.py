@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import pickle
+import resource
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from av.stream import Disposition
+from hostile import huge_png, png_video
 from PIL import Image
 
 from cfer import clips
@@ -184,6 +186,17 @@ def test_pictures_beyond_all_measure_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "MOST_PIXELS", 128 * 64 - 1)
     with pytest.raises(ClipError, match=r"large\.mp4: its pictures are 128×64, and may have 8,191"):
         open_pictures(path)
+
+
+@pytest.mark.parametrize("said", [64, 16_000])
+def test_a_picture_that_is_larger_than_its_header_says(tmp_path, said):
+    """Some kB of a PNG of 256 megapixels, which are not decoded, not even to see what is there."""
+    path = tmp_path / "huge.mov"
+    path.write_bytes(png_video(path, huge_png(), said))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ClipError):
+        open_pictures(path).count()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000, "kB"
 
 
 def test_a_change_of_size_is_seen_before_the_picture_is_converted(tmp_path, monkeypatch):

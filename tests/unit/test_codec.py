@@ -488,6 +488,9 @@ def test_times_are_the_containers_and_change_no_packet():
     # Two at one time, which no container has, are an instant apart.
     (_, first, second, *_) = encode(pictures, CodecSettings(), 24, [0, 1, 1, 2, 3, 4, 5, 6]).times
     assert first < second < first + 1e-5
+    # A picture may stand for hours, as in a recording of a screen.
+    hours = [0, 1, 2, 20_000, 20_001, 20_002, 90_000, 90_001]
+    assert encode(pictures, CodecSettings(), 24, hours).times == pytest.approx(hours, abs=1e-3)
 
 
 @pytest.mark.parametrize("container", ["avi", "matroska"])
