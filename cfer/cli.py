@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cfer.errors import InputError, exit_with_message, status_of
+from cfer.names import printable
 from cfer.outputs import check_output, check_output_folder
 
 if TYPE_CHECKING:
@@ -350,7 +351,7 @@ class TablePrinter:
             print(f"{'from':>8s} {'to':>8s}  face  {'label':{label_width}s}  {columns}")
             self._head_is_printed = True
         if self._names_sources and prediction.source != self._source:
-            print(f"{prediction.source}:")
+            print(f"{printable(prediction.source)}:")
             self._source = prediction.source
         columns = "  ".join(
             f"{prediction.probabilities.get(name, float('nan')):{width}.3f}"

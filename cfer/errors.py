@@ -74,7 +74,10 @@ def status_of(main: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
+        name = error.filename
+        where = (
+            "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
+        )
         print(
             f"error: {where}{error.strerror}; correct the path or its permissions, or make room",
             file=sys.stderr,

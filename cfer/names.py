@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -26,6 +27,11 @@ EMOTIONS = {
 # as none), in lower case.
 NO_VALUES = frozenset(["", *"nan -nan na n/a #na #n/a <na> null none".split()])
 MOST_NAMED = 3
+
+
+def printable(name: str) -> str:
+    """A file's name as text: of one that is no UTF-8, its strange bytes as \\xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def says_nothing(name: str) -> bool:

@@ -19,6 +19,7 @@ from av.packet import Packet
 from cfer.clips import Pictures, open_pictures
 from cfer.containers import ticks_of
 from cfer.errors import InputError
+from cfer.names import printable
 from cfer.predict import Prediction
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
 def write_csv(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
     """A row per window: source, start_seconds, end_seconds, face, label, and a column per class."""
     head = ["source", "start_seconds", "end_seconds", "face", "label"]
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*head, *classes])
         for p in predictions:
             span = [f"{p.start_seconds:.3f}", f"{p.end_seconds:.3f}"]
             values = [f"{p.probabilities[name]:.6f}" if p.label else "" for name in classes]
-            writer.writerow([p.source, *span, p.face, p.label or "", *values])
+            writer.writerow([printable(p.source), *span, p.face, p.label or "", *values])
 
 
 def colours(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:

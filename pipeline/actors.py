@@ -27,9 +27,10 @@ from cfer.codec import CodecSettings
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, face_clip
 from cfer.identity import embed_clip, open_recogniser
+from cfer.names import printable
 from cfer.shards import Clip, Failure, write_shard
 from cfer.storage import Folder, StorageError, local_copy
-from pipeline.manifest import Entry, printable
+from pipeline.manifest import Entry
 
 # A worker that dies may have been killed from outside; one of its clips is suspected when it has
 # happened so often at their shard, and from then on each is made in a process of its own.

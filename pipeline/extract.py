@@ -48,6 +48,7 @@ from cfer.cluster import join_cluster
 from cfer.errors import InputError, exit_with_message
 from cfer.identity import NAMES, Recogniser, open_recogniser
 from cfer.lock import owned
+from cfer.names import printable
 from cfer.shards import (
     SCHEMA_VERSION,
     Description,
@@ -61,7 +62,7 @@ from cfer.shards import (
 from cfer.storage import Folder, StorageError, absolute_location, folder_of, is_uri
 from pipeline.actors import PRESETS, ClipActor, Settings, ShardActor
 from pipeline.datasets import layout
-from pipeline.manifest import Entry, class_names, printable, read_manifest
+from pipeline.manifest import Entry, class_names, read_manifest
 
 PLAN_NAME = "extraction.json"
 LOG_NAME = "extract.log"

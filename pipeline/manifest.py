@@ -38,7 +38,14 @@ from cfer.clips import (
     told_left_out,
 )
 from cfer.errors import InputError
-from cfer.names import check_labels, check_subjects, plain_label, rows_named, says_nothing
+from cfer.names import (
+    check_labels,
+    check_subjects,
+    plain_label,
+    printable,
+    rows_named,
+    says_nothing,
+)
 from cfer.storage import Folder, folder_of, is_uri
 
 # A child of the job's logger, so that these lines are in its log too.
@@ -238,11 +245,6 @@ def _named(locations: Mapping[Path, str], dataset: str) -> list[Entry]:
         source = relative.as_posix()
         entries.append(Entry(location, printable(clip_id), printable(source), dataset=dataset))
     return entries
-
-
-def printable(name: str) -> str:
-    """A file's name as text: of one that is no UTF-8, its strange bytes as \\xNN."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _last_name(uri: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,23 @@ def test_a_pipe_is_predicted_while_it_comes(drawn_videos: Path) -> None:
     assert {w["source"] for w in windows} == {"standard input"}
     assert {w["face"] for w in windows} == {1}
     assert "drawn faces" in errors.decode()
+
+
+def test_whoever_reads_the_output_may_stop() -> None:
+    """As `| head -1` does: no traceback, and the status that a shell expects."""
+    code = (
+        "from cfer.errors import exit_with_message\n"
+        "def main():\n"
+        "    for number in range(100_000): print(number)\n"
+        "    return 0\n"
+        "exit_with_message(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == b"0\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 128 + signal.SIGPIPE

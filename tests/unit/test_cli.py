@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 from pathlib import Path
 
 import pytest
 
 from cfer.cli import run
 from cfer.errors import InputError
+from cfer.outputs import check_output, check_output_folder
 
 COMMANDS = "demo predict look models serve encode report completion".split()
 
@@ -65,3 +68,86 @@ def test_a_demo_whose_step_fails_stops_there(
     assert not Path("work/shards").exists()
     assert Path.cwd() == tmp_path
     assert (logging.root.handlers, logging.root.level) == (handlers, level)
+
+
+# ---- what can be known before the work -----------------------------------------------------------
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is opened."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("the work has begun")
+
+    monkeypatch.setattr("cfer.models.read_model", fail)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict VIDEO --csv /proc/x.csv", "/proc/x.csv: cannot be written ("),
+        ("predict VIDEO --csv MISSING/x.csv", "MISSING/x.csv: there is no folder MISSING; make it"),
+        ("predict VIDEO --csv FOLDER", "FOLDER: cannot be written (Is a directory)"),
+        ("predict VIDEO --plot /proc/x.png", "/proc/x.png: cannot be written ("),
+        ("predict VIDEO --plot FOLDER/x.jpg", "FOLDER/x.jpg: give a file that ends in .png"),
+        ("predict VIDEO --annotate /proc/x.mp4", "/proc/x.mp4: cannot be written ("),
+        ("look VIDEO /proc/x.png", "/proc/x.png: cannot be written ("),
+        ("look VIDEO FOLDER/x.pdf", "FOLDER/x.pdf: give a file that ends in .png"),
+        ("encode VIDEO /proc/x.mp4", "/proc/x.mp4: cannot be written ("),
+        ("models export default /proc/x.safetensors", "/proc/x.safetensors: cannot be written ("),
+        ("report any --out /proc/x", "/proc/x: cannot be written ("),
+        ("demo --out /proc/x", "/proc/x: cannot be written ("),
+    ],
+)
+def test_an_output_that_cannot_be_written(
+    drawn_videos: Path, tmp_path: Path, no_work: None, command: str, message: str
+) -> None:
+    names = {
+        "VIDEO": str(drawn_videos / "videos" / "S003" / "surprise_1.mp4"),
+        "MISSING": str(tmp_path / "missing"),
+        "FOLDER": str(tmp_path),
+    }
+    for name, value in names.items():
+        command, message = command.replace(name, value), message.replace(name, value)
+    with pytest.raises(InputError, match=re.escape(message)):
+        run(command.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_there_is_not_touched_by_the_look_at_it(tmp_path: Path) -> None:
+    check_output(tmp_path / "new.csv", ".csv")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old.csv").write_bytes(b"old")
+    check_output(tmp_path / "old.csv")
+    assert (tmp_path / "old.csv").read_bytes() == b"old"
+    check_output_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError, match="-: standard input is closed"):
+        run(["predict", "-"])
+
+
+def test_a_store_that_mlflow_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}")
+    with pytest.raises(InputError, match=r"MLFLOW_TRACKING_URI=file://\S+: .*; give a database"):
+        run(["models", "list"])
+
+
+# ---- names that are no text ----------------------------------------------------------------------
+
+
+def test_a_name_that_is_not_utf8_is_predicted_and_told(
+    drawn_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = drawn_videos / "videos" / "S003" / "surprise_1.mp4"
+    (tmp_path / "videos").mkdir()
+    strange = os.fsencode(tmp_path / "videos") + b"/a\xff.mp4"
+    Path(os.fsdecode(strange)).write_bytes(video.read_bytes())
+    (tmp_path / "videos" / "b.mp4").write_bytes(video.read_bytes())
+    assert run(["predict", str(tmp_path / "videos"), "--csv", str(tmp_path / "x.csv")]) == 0
+    rows = (tmp_path / "x.csv").read_text().splitlines()
+    assert [row.rsplit("/", 1)[1].split(",")[0] for row in rows[1:]] == ["a\\xff.mp4", "b.mp4"]

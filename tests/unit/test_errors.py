@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from cfer.errors import STOP_SIGNALS, InputError, WorkerError, exit_with_message
+from cfer.errors import STOP_SIGNALS, InputError, WorkerError, exit_with_message, status_of
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +53,24 @@ def test_whatever_else_is_raised_goes_on(error):
     with pytest.raises(type(error)) as caught:
         exit_with_message(lambda: raising(error))
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "/out/x: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", b"/out"), "error: /out: Is a directory"),
+    ],
+)
+def test_what_the_system_refuses_is_a_line(error, said, capsys):
+    assert status_of(lambda: raising(error)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert line.startswith("error: ")
+    assert line.endswith("; correct the path or its permissions, or make room")
+
+
+def test_an_error_of_the_network_keeps_its_traceback():
+    with pytest.raises(ConnectionResetError):
+        status_of(lambda: raising(ConnectionResetError(errno.ECONNRESET, "reset")))

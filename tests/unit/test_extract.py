@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from cfer.identity import open_recogniser
 from cfer.shards import read_clips, read_description, verify
 from pipeline.actors import Settings, extract_clip
 from pipeline.extract import build_parser, main, settings_of, source_digest
-from pipeline.manifest import Entry
+from pipeline.manifest import Entry, read_manifest
 
 # ----------------------------------------------------------------- what comes out
 
@@ -69,6 +71,21 @@ def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, d
             assert np.abs(np.stack(row.i_frames).astype(int) - np.stack(pictures)).mean() < 4
         assert np.abs(row.apex.astype(int) - clip.apex).mean() < 2
         assert len(Bitstream(clip.bitstream, name).packets) == row.num_frames
+
+
+def test_a_video_whose_name_is_not_utf8_fails_alone(drawn_videos, tmp_path, detector):
+    video = drawn_videos / "videos" / "S003" / "surprise_1.mp4"
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.mp4"))
+    shutil.copy(video, strange)
+    shutil.copy(video, tmp_path / "b.mp4")
+    one, other = read_manifest(str(tmp_path))
+    assert (one.clip_id, one.source) == ("a\\xff", "a\\xff.mp4")
+    assert (one.location, other.clip_id) == (str(strange), "b")
+    assert source_digest(one.location) == ""
+    clips, (failure,) = extract_clip(one, Settings(identity="dlib"), [], detector)
+    assert clips == []
+    assert (failure.clip_id, failure.stage) == ("a\\xff", "manifest")
+    assert failure.reason == "its name is not UTF-8; rename it"
 
 
 def test_windows_and_apex(drawn_videos, detector):
