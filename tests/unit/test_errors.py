@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
+import socket
 from collections.abc import Iterator
 
 import pytest
 
+from cfer.cluster import join_cluster
 from cfer.errors import STOP_SIGNALS, InputError, WorkerError, exit_with_message, status_of
 
 
@@ -74,3 +77,18 @@ def test_what_the_system_refuses_is_a_line(error, said, capsys):
 def test_an_error_of_the_network_keeps_its_traceback():
     with pytest.raises(ConnectionResetError):
         status_of(lambda: raising(ConnectionResetError(errno.ECONNRESET, "reset")))
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr("cfer.cluster.MOST_SECONDS_TO_JOIN", 0)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))  # and does not listen
+        for address, reason in (
+            (f"127.0.0.1:{one.getsockname()[1]}", "Connection refused"),
+            (f"ray://127.0.0.1:{one.getsockname()[1]}", "Connection refused"),
+            ("127.0.0.1:port", "Port could not be cast"),
+        ):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            said = re.escape(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}")
+            with pytest.raises(InputError, match=said):
+                join_cluster(for_training=False)
