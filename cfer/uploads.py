@@ -80,6 +80,10 @@ class TooLarge(InputError):
     """A file of more bytes than are taken."""
 
 
+class NotAllowed(InputError):
+    """A link to what the operator did not allow."""
+
+
 def too_large(limits: Limits) -> TooLarge:
     return TooLarge(f"more than {limits.megabytes} MB; give a shorter video")
 
@@ -132,10 +136,10 @@ def open_link(link: str, allowed: Sequence[str]) -> tuple[Folder, str]:
         allowed: URIs that the operator lets links point below.
 
     Raises:
-        InputError: it is not below one of them; or has options, or steps out by a spelling or by a
+        NotAllowed: it is not below one of them; or has options, or steps out by a spelling or by a
             symbolic link.
     """
-    refused = InputError(
+    refused = NotAllowed(
         "this server reads no such link; the operator names what it reads with --allow"
     )
     path = unquote(link)
@@ -168,21 +172,23 @@ def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> 
     """Copy what a link names to this file.
 
     Raises:
-        InputError: see `open_link`; or nothing readable is there.
+        InputError: nothing readable is there.
+        NotAllowed: see `open_link`.
         TooLarge: more than a file may have.
     """
-    folder, name = open_link(link, allowed)
     size = 0
     try:
+        folder, name = open_link(link, allowed)
         with open(path, "wb") as file:
             for data in folder.chunks(name):
                 size += len(data)
                 if size > limits.megabytes * 1_000_000:
                     raise too_large(limits)
                 file.write(data)
-    except TooLarge:
+    except (NotAllowed, TooLarge):
         raise
     except (OSError, InputError) as error:
+        # What the operator's store says is not for strangers.
         raise InputError("nothing readable at this link") from error
 
 

@@ -128,6 +128,8 @@ def test_what_is_at_a_link_has_a_size_too_and_may_be_missing(shared: Path) -> No
     (shared / "open" / "large.mp4").write_bytes(bytes(1_000_001))
     with pytest.raises(TooLarge, match="more than 1 MB"):
         read(f"{place}/large.mp4", [place], shared, replace(LIMITS, megabytes=1))
+    with pytest.raises(InputError, match=r"^nothing readable at this link$"):
+        read("s3://b/p/a.mp4", ["s3://b/p?no=option"], shared)
     for name in ("missing.mp4", "below"):
         with pytest.raises(InputError, match="nothing readable at this link"):
             read(f"{place}/{name}", [place], shared)
