@@ -79,11 +79,12 @@ class ClipError(InputError):
     """
 
     def __init__(self, source: str | Path, stage: str, reason: str) -> None:
-        super().__init__(f"{source}: {reason}")
+        # All three, so that it comes whole out of another process.
+        super().__init__(str(source), stage, reason)
         self.source, self.stage, self.reason = str(source), stage, reason
 
-    def __reduce__(self) -> tuple[type[ClipError], tuple[str, str, str]]:
-        return type(self), (self.source, self.stage, self.reason)
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
 
 
 class Pictures:
