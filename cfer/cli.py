@@ -151,8 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
         "serve",
         help="predictions over HTTP, and a page to try them",
         description="Serve until Ctrl-C: a page to drop a video on, POST /predict and POST /look, "
-        "and /docs, which describes them. Where other machines can reach it, requests have to show "
-        "the token that is in CFER_TOKEN.",
+        "and /openapi.json, which describes them. Where other machines can reach it, requests have "
+        "to show the token that is in CFER_TOKEN.",
     )
     serve_.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     serve_.add_argument("--port", type=int, default=8000, help="to listen at (8000)")

@@ -66,11 +66,12 @@ def join_cluster(for_training: bool) -> None:
 
 def _check_address(address: str) -> None:
     """Ray itself asks a cluster that has ended for ever."""
-    parts = urlsplit(address if "://" in address else f"//{address}")
     deadline = time.monotonic() + MOST_SECONDS_TO_JOIN
     while True:
         try:
-            socket.create_connection((parts.hostname, parts.port or 10001), timeout=5).close()
+            parts = urlsplit(address if "://" in address else f"//{address}")
+            port = parts.port or (10001 if parts.scheme else 6379)  # Ray's own
+            socket.create_connection((parts.hostname, port), timeout=5).close()
             return
         except (OSError, ValueError) as error:
             # A cluster that has just been started may not listen yet.

@@ -82,32 +82,32 @@ def _locked(folder: Folder, busy: InputError) -> Iterator[None]:
 @contextlib.contextmanager
 def _noted(folder: Folder, busy: InputError) -> Iterator[None]:
     _wait_for_silence(folder, busy)
-    job = uuid.uuid4().hex
+    own = {"job": uuid.uuid4().hex, "machine": _machine(), "process": os.getpid()}
     ended = threading.Event()
 
-    def note(renewed: int) -> None:
-        process = psutil.Process()
-        told = {
-            "job": job,
-            "renewed": renewed,
-            "host": socket.getfqdn(),
-            "process": [process.pid, process.create_time()],
-        }
-        folder.write(NAME, json.dumps(told).encode())
+    def is_ours() -> bool:
+        note = _note_in(folder)
+        return isinstance(note, dict) and note.get("job") == own["job"]
+
+    def write(renewed: int) -> None:
+        folder.write(NAME, json.dumps({**own, "renewed": renewed}).encode())
 
     def renew() -> None:
         renewed = 0
         while not ended.wait(RENEWED_SECONDS):
             renewed += 1
             try:
-                note(renewed)
-            except InputError as error:  # the job itself meets it too, and says so
+                if not is_ours():
+                    log.warning("%s: another job has taken it over", folder.location)
+                    return
+                write(renewed)
+            except InputError as error:  # the job itself meets it too, and ends by it
                 log.warning("%s", error)
 
-    note(0)
+    write(0)
     # Of two that came at the same time, the one whose note stays.
     time.sleep(1)
-    if _note_in(folder).get("job") != job:
+    if not is_ours():
         raise busy
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
@@ -116,12 +116,13 @@ def _noted(folder: Folder, busy: InputError) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        folder.delete(NAME)
+        if is_ours():
+            folder.delete(NAME)
 
 
 def _wait_for_silence(folder: Folder, busy: InputError) -> None:
     first = _note_in(folder)
-    if not first or _is_of_a_dead_process(first):
+    if first is None or _is_of_a_dead_process(first):
         return
     log.warning(
         "%s: another job was at work in it; waiting up to %d s to see whether it still is",
@@ -132,24 +133,33 @@ def _wait_for_silence(folder: Folder, busy: InputError) -> None:
     while time.monotonic() < deadline:
         time.sleep(1)
         note = _note_in(folder)
-        if not note:
+        if note is None:
             return
         if note != first:
             raise busy
 
 
-def _note_in(folder: Folder) -> dict[str, Any]:
+def _note_in(folder: Folder) -> Any:
+    """None where there is none; one that is no JSON is somebody's all the same."""
+    if not folder.exists(NAME):
+        return None
+    text = folder.read(NAME).decode(errors="replace")
     try:
-        return dict(json.loads(folder.read(NAME))) if folder.exists(NAME) else {}
-    except (InputError, ValueError):  # it has gone meanwhile
-        return {}
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
-def _is_of_a_dead_process(note: dict[str, Any]) -> bool:
-    if note.get("host") != socket.getfqdn():
+def _is_of_a_dead_process(note: Any) -> bool:
+    if not isinstance(note, dict) or note.get("machine") != _machine():
         return False
-    number, started = note["process"]
-    try:
-        return bool(psutil.Process(number).create_time() != started)
-    except psutil.NoSuchProcess:
-        return True
+    number = note.get("process")
+    return isinstance(number, int) and not psutil.pid_exists(number)
+
+
+def _machine() -> str:
+    """Of one start of it, and of one container in it: names are given twice."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return socket.getfqdn()
+    return f"{boot.read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"

@@ -32,7 +32,6 @@ from cfer.errors import InputError
 from cfer.inputs import BLOCK, traced_motion
 from cfer.model import Predictor, scale_planes
 from cfer.model_file import ModelCard
-from cfer.models import open_model
 from cfer.predict import Recognizer, face_bitstream
 from cfer.shards import DESCRIPTION_NAME, Clip, read_clips
 
@@ -301,7 +300,7 @@ def look(source: str | Path, clip_id: str | None, gop: int, model_name: str) -> 
     Raises:
         InputError: no such source, clip, GOP or model; a GOP without a P-frame.
     """
-    return look_with(source, clip_id, gop, model_name, *open_model(model_name))
+    return look_with(source, clip_id, gop, model_name, Recognizer.from_pretrained(model_name))
 
 
 def look_with(
@@ -309,11 +308,10 @@ def look_with(
     clip_id: str | None,
     gop: int,
     model_name: str,
-    predictor: Predictor,
-    card: ModelCard,
+    recognizer: Recognizer,
 ) -> Figure:
     """As `look`, with a model that is open already; `model_name` is what the picture calls it."""
-    recognizer = Recognizer(predictor, card)
+    card = recognizer.card
     clip: Clip | None = None
     if "://" in str(source) or (Path(source) / DESCRIPTION_NAME).is_file():
         clip = _find_clip(str(source), clip_id)
@@ -329,7 +327,7 @@ def look_with(
     if recognizer.is_fixed_gop(bitstream):
         gops = range(gop, gop + 1)
         frames = card.what.wanted(bitstream, gops)
-        activation = class_activation(predictor, card.what.read(bitstream, gops))
+        activation = class_activation(recognizer.predictor, card.what.read(bitstream, gops))
     name = Path(source).name if clip is None else clip.clip_id
     return _draw(_Shown(name, bitstream, gop, clip, model_name, card, activation, frames))
 

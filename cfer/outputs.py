@@ -23,9 +23,9 @@ def check_output(path: Path, *suffixes: str) -> None:
     if not folder.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
     try:
-        if path.exists():
+        if path.is_dir() or path.is_file():
             open(path, "ab").close()
-        else:
+        elif not path.exists():  # a pipe would wait for a reader
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(

@@ -67,11 +67,12 @@ class Recognizer:
     """A trained model, ready to be used on videos.
 
     Attributes:
+        predictor: the network.
         card: its classes, its input, where it comes from.
     """
 
     def __init__(self, predictor: Predictor, card: ModelCard) -> None:
-        self._predictor = predictor.eval()
+        self.predictor = predictor.eval()
         self.card = card
 
     @classmethod
@@ -92,7 +93,7 @@ class Recognizer:
         """Planes of frames (`cfer.inputs`), uint8 (N, T, C, S/2, S/2) → float32 (N, classes)."""
         with torch.inference_mode():
             # A copy, since the planes may be read-only.
-            return self._predictor(torch.tensor(planes)).numpy()
+            return self.predictor(torch.tensor(planes)).numpy()
 
     def warm_up(self) -> None:
         """Load and use once what the first video would wait for."""

@@ -15,11 +15,13 @@ import contextlib
 import hmac
 import ipaddress
 import os
+import shutil
 import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import pebble
+import psutil
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -37,12 +40,26 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cfer.errors import STOP_SIGNALS, InputError
-from cfer.models import DEFAULT, DEFAULT_LIMITS, open_model
-from cfer.uploads import Limits, Model, TooLarge, Work, Workers, look, predict, too_large, why_ended
+from cfer.models import DEFAULT, DEFAULT_LIMITS
+from cfer.predict import Recognizer
+from cfer.uploads import (
+    Limits,
+    TooLarge,
+    Work,
+    Workers,
+    check_allowed,
+    is_full,
+    look,
+    predict,
+    too_large,
+    why_ended,
+)
 
 TOKEN_VARIABLE = "CFER_TOKEN"
 MOST_REQUESTS = 100  # at a time, in one application: each may have a file on the disk
 MOST_LINK_CHARACTERS = 2000
+SECONDS_TO_STOP = 10  # for the requests that are there
+_FOLDER = "cfer-serve-"
 GONE = 499  # who asked does not wait any more (a status of nginx's)
 Result = TypeVar("Result")
 
@@ -52,21 +69,37 @@ class Service:
     """What is served, and to whom.
 
     Attributes:
-        model: what predicts.
+        model_name: what answers call the model.
+        recognizer: the model.
         limits: of each video.
         readers: how many videos are worked on at a time.
+        threads: of each reader.
         allowed: URIs that links may point below.
         token: what a request has to show; empty: it has to come from this machine's own programs.
     """
 
-    model: Model
+    model_name: str
+    recognizer: Recognizer
     limits: Limits
     readers: int = 1
+    threads: int = 1
     allowed: tuple[str, ...] = ()
     token: str = ""
 
 
 # ---- who may ask ---------------------------------------------------------------------------------
+
+
+def checked_token() -> str:
+    """The token that the operator has set, or none.
+
+    Raises:
+        InputError: no request could show it.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token.isascii() or not token.isprintable():
+        raise InputError(f"{TOKEN_VARIABLE}: give letters, digits and signs of ASCII alone")
+    return token
 
 
 def check_token(credentials: HTTPAuthorizationCredentials | None, token: str) -> None:
@@ -84,7 +117,10 @@ def is_own(headers: Headers) -> bool:
     """
     (host, *more) = headers.getlist("host") or [""]
     origins = headers.getlist("origin")
-    is_here = not more and is_loopback(urlsplit(f"//{host}").hostname or "")
+    try:
+        is_here = not more and is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
     return is_here and all(origin.lower() == f"http://{host.lower()}" for origin in origins)
 
 
@@ -134,6 +170,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (408, "it takes too long"),
         (413, "too many bytes"),
         (422, "an option, or a video, that can't be used"),
+        (503, "too many requests at a time, or a reader is being replaced: ask again"),
+        (507, "no room on the server's disk"),
     )
 }
 _VIDEO: dict[str, Any] = {
@@ -146,10 +184,12 @@ _VIDEO: dict[str, Any] = {
 
 def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -> FastAPI:
     """The service, an ASGI application; its workers start and end with it."""
-    workers = Workers(service.model, service.limits, service.allowed, service.readers)
+    workers = Workers(
+        service.recognizer, service.limits, service.allowed, service.readers, service.threads
+    )
     page_text = Path(__file__).with_name("serve.html").read_text()
-    model = service.model
-    limits_text = DEFAULT_LIMITS if model.name == DEFAULT else ""
+    name, card = service.model_name, service.recognizer.card
+    limits_text = DEFAULT_LIMITS if name == DEFAULT else ""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -163,6 +203,9 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         description="Facial expressions from the residuals of a compressed video.",
         version="1",
         lifespan=lifespan,
+        # The pages that come with it load scripts of other sites, which could then ask here.
+        docs_url=None,
+        redoc_url=None,
     )
 
     @app.exception_handler(RequestValidationError)
@@ -184,11 +227,11 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
     def describe() -> dict[str, Any]:
         """The model's classes and input, where it comes from, and what a request may cost."""
         return {
-            "model": model.name,
+            "model": name,
             "limits": limits_text,
             "request_limits": vars(service.limits),
-            "classes": list(model.card.classes),
-            "origin": model.card.origin,
+            "classes": list(card.classes),
+            "origin": card.origin,
         }
 
     @app.post("/predict", dependencies=[Depends(check)], responses=_ERRORS, openapi_extra=_VIDEO)
@@ -201,9 +244,9 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         """Expressions of a video: one entry per window of time, and per face."""
         work = partial(predict, source=link or "upload", faces=faces, window_gops=window_gops)
         return {
-            "model": model.name,
+            "model": name,
             "limits": limits_text,
-            "classes": list(model.card.classes),
+            "classes": list(card.classes),
             "windows": await _answer(service, workers, request, link, work),
         }
 
@@ -218,7 +261,9 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         request: Request, link: Link = None, gop: Annotated[int, Query(ge=0, le=1_000_000)] = 0
     ) -> Response:
         """What the method sees of one GOP, as a PNG: I-frame, residuals, motion, bytes."""
-        png = await _answer(service, workers, request, link, partial(look, gop=gop))
+        png = await _answer(
+            service, workers, request, link, partial(look, gop=gop, model_name=name)
+        )
         return Response(png, media_type="image/png")
 
     return app
@@ -228,7 +273,7 @@ async def _answer(
     service: Service, workers: Workers, request: Request, link: str | None, work: Work[Result]
 ) -> Result:
     """Take the video to the disk, have the work done on it, and leave nothing."""
-    with tempfile.TemporaryDirectory(prefix="cfer-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         path = Path(folder) / "video"
         try:
             if link is None:
@@ -243,6 +288,12 @@ async def _answer(
             raise HTTPException(408, "it takes too long; give a shorter video") from error
         except pebble.ProcessExpired as error:
             raise HTTPException(422, why_ended(error, service.limits)) from error
+        except BrokenProcessPool as error:
+            raise HTTPException(503, "a reader is being replaced; ask again") from error
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise HTTPException(507, "there is no room on the server's disk") from error
 
 
 async def _save(request: Request, path: Path, limits: Limits) -> None:
@@ -260,11 +311,21 @@ async def _save(request: Request, path: Path, limits: Limits) -> None:
 async def _done(request: Request, future: Future[Result]) -> Result:
     """What the worker says; it is ended if nobody waits for it any more."""
     result = asyncio.wrap_future(future)
-    while not (await asyncio.wait({result}, timeout=1))[0]:
-        if await request.is_disconnected():
-            future.cancel()
-            raise HTTPException(GONE)
-    return result.result()
+    try:
+        while not (await asyncio.wait({result}, timeout=1))[0]:
+            if await request.is_disconnected():
+                raise HTTPException(GONE)
+        return result.result()
+    finally:
+        future.cancel()
+
+
+def _remove_what_killed_servers_left() -> None:
+    """Videos of people, which nobody else would ever delete."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        number = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---- command -------------------------------------------------------------------------------------
@@ -276,10 +337,10 @@ def run(
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        InputError: no such model; the port is taken; more readers than CPUs; other machines can
-            reach it, and no token is set.
+        InputError: no such model; the port is taken; more readers than CPUs; links allowed to what
+            is no store; other machines can reach it, and no token is set.
     """
-    token = os.environ.get(TOKEN_VARIABLE, "")
+    token = checked_token()
     if not token and not is_loopback(host):
         raise InputError(
             f"--host {host}: other machines can reach it; set a token in {TOKEN_VARIABLE}, which "
@@ -288,23 +349,40 @@ def run(
     cpus = len(os.sched_getaffinity(0))
     if not 1 <= readers <= cpus:
         raise InputError(f"--readers {readers}: give 1 to {cpus}, which is how many CPUs there are")
+    check_allowed(allowed)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
+    except socket.gaierror as error:
+        raise InputError(f"--host {host}: no address ({error.strerror})") from error
+    except (OSError, OverflowError) as error:
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
         raise InputError(f"--port {port}: cannot be used ({reason})") from error
-    model = Model(model_name, *open_model(model_name))
-    service = Service(model, limits, readers, tuple(allowed), token)
+    _remove_what_killed_servers_left()
+    recognizer = Recognizer.from_pretrained(model_name)
+    threads = cpus // readers
+    service = Service(model_name, recognizer, limits, readers, threads, tuple(allowed), token)
     where = f"[{host}]" if ":" in host else host
 
     def say_ready() -> None:
         number = listener.getsockname()[1]
-        print(f"http://{where}:{number} serves the model {model_name}; its API: /docs", flush=True)
+        print(
+            f"http://{where}:{number} serves the model {model_name}; its API: /openapi.json",
+            flush=True,
+        )
 
     app = create_app(service, say_ready)
-    options = {"limit_concurrency": MOST_REQUESTS, "log_level": "warning", "server_header": False}
-    server = uvicorn.Server(uvicorn.Config(app, **options))  # type: ignore[arg-type]
+    config = uvicorn.Config(
+        app,
+        # Which limits what comes before a request's body. The faster one does not.
+        http="h11",
+        ws="none",
+        limit_concurrency=MOST_REQUESTS,
+        timeout_graceful_shutdown=SECONDS_TO_STOP,
+        log_level="warning",
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
     # Uvicorn sends itself again the signal that it has ended by.
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)

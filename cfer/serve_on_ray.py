@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from cfer.errors import InputError
-from cfer.models import open_model
-from cfer.serve import MOST_REQUESTS, TOKEN_VARIABLE, Service, create_app
-from cfer.uploads import Limits, Model
+from cfer.predict import Recognizer
+from cfer.serve import MOST_REQUESTS, TOKEN_VARIABLE, Service, checked_token, create_app
+from cfer.uploads import Limits, check_allowed
 
 
 class Arguments(BaseModel):
@@ -31,9 +29,9 @@ def application(arguments: Arguments) -> serve.Application:
     """One reader to a replica. The token is that of the nodes' environment.
 
     Raises:
-        InputError: no such model, or no token.
+        InputError: no such model, no token, or links allowed to what is no store.
     """
-    token = os.environ.get(TOKEN_VARIABLE, "")
+    token = checked_token()
     if not token:
         raise InputError(
             f"{TOKEN_VARIABLE} is not set on the cluster's nodes, and other machines reach the "
@@ -45,13 +43,18 @@ def application(arguments: Arguments) -> serve.Application:
         arguments.time_limit,
         arguments.memory_limit,
     )
-    model = Model(arguments.model, *open_model(arguments.model))
-    service = Service(model, limits, allowed=tuple(arguments.allow), token=token)
+    check_allowed(arguments.allow)
+    recognizer = Recognizer.from_pretrained(arguments.model)
+    allowed = tuple(arguments.allow)
+    service = Service(arguments.model, recognizer, limits, allowed=allowed, token=token)
 
     def build() -> FastAPI:
         return create_app(service)
 
     reader = serve.deployment(
-        serve.ingress(build)(), name="reader", max_ongoing_requests=MOST_REQUESTS
+        serve.ingress(build)(),
+        name="reader",
+        max_ongoing_requests=MOST_REQUESTS,
+        max_queued_requests=MOST_REQUESTS,
     )
     return reader.bind()  # type: ignore[attr-defined]

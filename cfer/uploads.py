@@ -12,6 +12,7 @@ import io
 import multiprocessing
 import os
 import resource
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,8 +29,6 @@ import torch
 
 from cfer.containers import open_input, video_stream
 from cfer.errors import InputError
-from cfer.model import Predictor
-from cfer.model_file import ModelCard
 from cfer.predict import Recognizer
 from cfer.storage import Folder
 from cfer.timeline import as_json
@@ -66,7 +65,19 @@ class Limits:
 
     @classmethod
     def of(cls, megabytes: int, seconds: int, work_seconds: int, memory_megabytes: int) -> Limits:
-        """Those that an operator sets."""
+        """Those that an operator sets.
+
+        Raises:
+            InputError: one that is not at least 1.
+        """
+        for option, value in (
+            ("max-megabytes", megabytes),
+            ("max-seconds", seconds),
+            ("time-limit", work_seconds),
+            ("memory-limit", memory_megabytes),
+        ):
+            if value < 1:
+                raise InputError(f"--{option} {value}: give 1 or more")
         return cls(
             megabytes=megabytes,
             seconds=seconds,
@@ -148,11 +159,7 @@ def open_link(link: str, allowed: Sequence[str]) -> tuple[Folder, str]:
     if is_strange or not path.isprintable():
         raise refused
     for place in allowed:
-        parts = urlsplit(place)
-        # Without the operator's own key, if it is there.
-        host = parts.netloc.rpartition("@")[2]
-        root = f"{parts.scheme}://{host}{unquote(parts.path).rstrip('/')}/"
-        name = path.removeprefix(root)
+        name = path.removeprefix(_root_of(place))
         if name == path or any(part in ("", ".", "..") for part in name.split("/")):
             continue
         folder = Folder(place)
@@ -166,6 +173,27 @@ def open_link(link: str, allowed: Sequence[str]) -> tuple[Folder, str]:
         if file.is_relative_to(inside):
             return Folder(file.parent), file.name
     raise refused
+
+
+def _root_of(place: str) -> str:
+    """What links below it begin with."""
+    parts = urlsplit(place)
+    # The operator's own key, if it is there, is no part of a link.
+    host = parts.netloc.rpartition("@")[2] if parts.scheme == "s3" else parts.netloc
+    return f"{parts.scheme}://{host}{unquote(parts.path).rstrip('/')}/"
+
+
+def check_allowed(allowed: Sequence[str]) -> None:
+    """Before any link is read: are these locations that links can point below?
+
+    Raises:
+        InputError: one is no URI, or of no store that can be used.
+    """
+    for place in allowed:
+        scheme = place.partition("://")[0]
+        if "://" not in place or scheme != scheme.lower() or "#" in place:
+            raise InputError(f"--allow {place}: give a URI, such as s3://bucket/videos, file:///…")
+        Folder(place)
 
 
 def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> None:
@@ -188,41 +216,38 @@ def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> 
     except (NotAllowed, TooLarge):
         raise
     except (OSError, InputError) as error:
+        if is_full(error):
+            raise
         # What the operator's store says is not for strangers.
         raise InputError("nothing readable at this link") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room on the disk."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # ---- what is done with it ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Model:
-    """What a worker works with; `name` is what answers call it."""
-
-    name: str
-    predictor: Predictor
-    card: ModelCard
-
-
 def predict(
-    model: Model, path: Path, source: str, faces: str, window_gops: int | None
+    recognizer: Recognizer, path: Path, source: str, faces: str, window_gops: int | None
 ) -> list[dict[str, Any]]:
     """Each window of a video, and each face in it, as an answer tells it."""
-    found = _recognizer.predict_windows(path, faces=faces, window_gops=window_gops)
+    found = recognizer.predict_windows(path, faces=faces, window_gops=window_gops)
     return [{**as_json(window), "source": source} for window in found]
 
 
-def look(model: Model, path: Path, gop: int) -> bytes:
+def look(recognizer: Recognizer, path: Path, gop: int, model_name: str) -> bytes:
     """What the method sees of one GOP, as a PNG."""
     from cfer.look import look_with
 
     file = io.BytesIO()
-    figure = look_with(path, None, gop, model.name, model.predictor, model.card)
-    figure.savefig(file, format="png", dpi=90)
+    look_with(path, None, gop, model_name, recognizer).savefig(file, format="png", dpi=90)
     return file.getvalue()
 
 
-Work = Callable[[Model, Path], Result]
+Work = Callable[[Recognizer, Path], Result]
 
 
 class Workers:
@@ -230,21 +255,33 @@ class Workers:
     within, and ended after it.
 
     Args:
-        model: what they predict with.
+        recognizer: what they predict with.
         limits: of each video.
         allowed: URIs that links may point below.
         count: how many there are.
+        threads: of each.
     """
 
-    def __init__(self, model: Model, limits: Limits, allowed: Sequence[str], count: int) -> None:
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        limits: Limits,
+        allowed: Sequence[str] = (),
+        count: int = 1,
+        threads: int = 1,
+    ) -> None:
         self._limits, self._count = limits, count
-        threads = max(1, len(os.sched_getaffinity(0)) // count)
+        self._arguments = (recognizer, limits, tuple(allowed), threads)
+        self._pool_lock = threading.Lock()
         # A new process is a copy of one that has imported everything, and has done nothing yet.
         multiprocessing.set_forkserver_preload([__name__, "cfer.look", "facenet_pytorch"])
-        self._pool = pebble.ProcessPool(
-            max_workers=count,
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> pebble.ProcessPool:
+        return pebble.ProcessPool(
+            max_workers=self._count,
             initializer=_start,
-            initargs=(model, limits, tuple(allowed), threads),
+            initargs=self._arguments,
             context=multiprocessing.get_context("forkserver"),
         )
 
@@ -271,12 +308,17 @@ class Workers:
             InputError: the video can't be used.
             TimeoutError: it takes too long, and was ended.
             pebble.ProcessExpired: it takes too much memory, or ended its process: `why_ended`.
+            BrokenProcessPool: a process that had no work has died; ask again.
         """
-        arguments = (work, path, link)
-        future: Future[Result] = self._pool.schedule(
-            _do, args=arguments, timeout=self._limits.work_seconds
-        )
-        return future
+        with self._pool_lock:
+            # Pebble gives a pool up where a process dies that has no work.
+            if not self._pool.active:
+                self.__exit__()
+                self._pool = self._new_pool()
+            future: Future[Result] = self._pool.schedule(
+                _do, args=(work, path, link), timeout=self._limits.work_seconds
+            )
+            return future
 
 
 def why_ended(error: pebble.ProcessExpired, limits: Limits) -> str:
@@ -292,21 +334,28 @@ def why_ended(error: pebble.ProcessExpired, limits: Limits) -> str:
 # ---- in a worker process -------------------------------------------------------------------------
 
 _OUT_OF_MEMORY = 77  # an exit status
-_model: Model
+_recognizer: Recognizer
 _limits: Limits
 _allowed: Sequence[str]
-_recognizer: Recognizer
 
 
-def _start(model: Model, limits: Limits, allowed: Sequence[str], threads: int) -> None:
-    global _model, _limits, _allowed, _recognizer
+def _start(recognizer: Recognizer, limits: Limits, allowed: Sequence[str], threads: int) -> None:
+    global _recognizer, _limits, _allowed
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    _model, _limits, _allowed = model, limits, allowed
-    _recognizer = Recognizer(model.predictor, model.card)
+    _recognizer, _limits, _allowed = recognizer, limits, allowed
     _recognizer.warm_up()
     most = psutil.Process().memory_info().vms + limits.memory_megabytes * 1_000_000
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _end_with_the_server() -> None:
+    """Where it is killed, nobody else ends the work that was asked for."""
+    server = multiprocessing.parent_process()
+    assert server is not None
+    server.join()
+    os._exit(1)
 
 
 def _is_ready() -> None:
@@ -318,7 +367,7 @@ def _do(work: Work[Result], path: Path, link: str | None) -> Result:
         if link is not None:
             save_link(link, _allowed, path, _limits)
         check_video(path, _limits)
-        return work(_model, path)
+        return work(_recognizer, path)
     except TooLarge:
         raise
     except Exception as error:

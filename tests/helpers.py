@@ -217,11 +217,10 @@ def shard_bytes(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-@contextlib.contextmanager
-def serving(
+def start_serving(
     *options: str, token: str = "", **environment: str
-) -> Iterator[tuple[int, psutil.Process]]:
-    """`cfer serve` → its port and process, once it answers; it ends by SIGTERM, with status 0."""
+) -> tuple[int, subprocess.Popen[str]]:
+    """`cfer serve`, and wait until it answers → its port and process."""
     (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "cfer.cli", "serve", "--port", str(port), *options]
@@ -232,14 +231,23 @@ def serving(
         start_new_session=True,
     )
     assert process.stdout is not None
+    for line in process.stdout:
+        if "serves the model" in line:
+            break
+    else:
+        raise AssertionError(f"the server ended with {process.wait()}")
+    # What it has to say later must not fill the pipe.
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    return port, process
+
+
+@contextlib.contextmanager
+def serving(
+    *options: str, token: str = "", **environment: str
+) -> Iterator[tuple[int, psutil.Process]]:
+    """`cfer serve` → its port and process, once it answers; it ends by SIGTERM, with status 0."""
+    port, process = start_serving(*options, token=token, **environment)
     try:
-        for line in process.stdout:
-            if "serves the model" in line:
-                break
-        else:
-            raise AssertionError(f"the server ended with {process.wait()}")
-        # What it has to say later must not fill the pipe.
-        threading.Thread(target=process.stdout.read, daemon=True).start()
         yield port, psutil.Process(process.pid)
         process.terminate()
         assert process.wait(MOST_SECONDS) == 0

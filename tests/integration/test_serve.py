@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import select
@@ -9,21 +10,32 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import pebble
 import psutil
 import pytest
-from helpers import MOST_SECONDS, ask, is_loopback, listening, serving
+from helpers import (
+    MOST_SECONDS,
+    ask,
+    is_loopback,
+    kill_with_children,
+    listening,
+    serving,
+    start_serving,
+    wait_for,
+)
 from hostile import hostile_videos, long_gop
 
-from cfer.models import open_model
+from cfer.errors import InputError
 from cfer.predict import Recognizer
 from cfer.timeline import as_json
-from cfer.uploads import Limits, Model, Workers, look, predict, why_ended
+from cfer.uploads import Limits, Workers, look, predict, why_ended
 
 MEGABYTES = 4
 SECONDS = 10
@@ -93,7 +105,6 @@ def test_the_api_describes_itself(port: int) -> None:
     paths = json.loads(body)["paths"]
     assert set(paths) == {"/model", "/predict", "/look"}
     assert "application/octet-stream" in paths["/predict"]["post"]["requestBody"]["content"]
-    assert ask(port, "/docs", method="GET")[0] == 200
     status, body = ask(port, "/model", token=TOKEN, method="GET")
     assert status == 200
     told = json.loads(body)
@@ -220,12 +231,13 @@ def test_nothing_that_its_own_description_allows_makes_it_fail(port: int, tmp_pa
 
 # ---- work that can be ended ----------------------------------------------------------------------
 
+LOOK = partial(look, gop=0, model_name="default")
 SMALL = partial(predict, source="upload", faces="one", window_gops=None)
 
 
 @contextmanager
 def workers(**limits: int) -> Iterator[Workers]:
-    with Workers(Model("default", *open_model()), Limits(**limits), (), count=1) as running:
+    with Workers(Recognizer.from_pretrained(), Limits(**limits)) as running:
         yield running
 
 
@@ -238,16 +250,28 @@ def endless(tmp_path: Path) -> Path:
 
 def test_work_is_ended_at_its_deadline_or_as_its_process_dies(video: Path, endless: Path) -> None:
     others = set(psutil.Process().children(recursive=True))
+
+    def own() -> list[psutil.Process]:
+        """The workers, but not the server that they are forked by."""
+        new = set(psutil.Process().children(recursive=True)) - others
+        return [process for process in new if process.parent() != psutil.Process()]
+
     with workers(work_seconds=10) as running:
         with pytest.raises(TimeoutError):
             running.submit(SMALL, endless).result()
         waiting = running.submit(SMALL, endless)
         with open(endless, "wb"):  # only now does somebody read there
-            for process in set(psutil.Process().children(recursive=True)) - others:
-                if process.parent() != psutil.Process():  # but the server's that they are forked by
-                    process.kill()
+            for process in own():
+                process.kill()
         with pytest.raises(pebble.ProcessExpired):
             waiting.result()
+        assert running.submit(SMALL, video).result()[0]["label"]
+        # And at rest, as where the machine's memory ends.
+        for process in own():
+            process.kill()
+        psutil.wait_procs(own())
+        with suppress(BrokenProcessPool):
+            running.submit(SMALL, video).result()
         assert running.submit(SMALL, video).result()[0]["label"]
 
 
@@ -258,8 +282,61 @@ def test_work_has_so_much_memory_and_a_gop_of_any_length_needs_little(
     path.write_bytes(long_gop(path, 600, 1280, 720))  # its pictures alone are 830 MB
     with workers(memory_megabytes=100) as running:
         with pytest.raises(pebble.ProcessExpired) as ended:
-            running.submit(partial(look, gop=0), path).result()
+            running.submit(LOOK, path).result()
         assert "more than 100 MB of memory" in why_ended(ended.value, Limits(memory_megabytes=100))
         assert running.submit(SMALL, video).result()[0]["label"]
     with workers(memory_megabytes=600, work_seconds=MOST_SECONDS) as running:
-        assert running.submit(partial(look, gop=0), path).result().startswith(b"\x89PNG")
+        assert (
+            running.submit(partial(look, gop=0, model_name="default"), path)
+            .result()
+            .startswith(b"\x89PNG")
+        )
+
+
+def test_hostile_videos_take_little_memory(video: Path, tmp_path: Path) -> None:
+    with workers(memory_megabytes=200, seconds=10, frames=600) as running:
+        for data, _ in hostile_videos(video, tmp_path).values():
+            path = tmp_path / "video"
+            path.write_bytes(data)
+            with pytest.raises(InputError):
+                running.submit(SMALL, path).result()
+
+
+# ---- a server that ends --------------------------------------------------------------------------
+
+
+def test_clients_that_do_nothing_do_not_keep_a_server_from_ending() -> None:
+    """`serving` waits for its end."""
+    with serving(token=TOKEN) as (port, _), socket.create_connection(("127.0.0.1", port)) as one:
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+        one.sendall(f"{head}Content-Length: 1000\r\n\r\nno more".encode())
+        assert ask(port, "/model", token=TOKEN, method="GET")[0] == 200
+
+
+def test_a_killed_server_leaves_no_process_and_the_next_one_no_video(endless: Path) -> None:
+    folder = endless.parent / "tmp"
+    folder.mkdir()
+    allowed = f"file://{endless.parent}"
+    port, process = start_serving("--allow", allowed, TMPDIR=str(folder))
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+        link = f"/predict?link={allowed}/{endless.name}"
+
+        def give_a_video() -> None:
+            with suppress(OSError, http.client.HTTPException):
+                ask(port, link)
+
+        client = threading.Thread(target=give_a_video)
+        client.start()
+        wait_for(lambda: list(folder.glob("cfer-serve-*")))
+        process.kill()
+        process.wait()
+        client.join()
+        _, alive = psutil.wait_procs(family, timeout=MOST_SECONDS)
+        assert not alive
+    finally:
+        if process.poll() is None:
+            kill_with_children(process)
+    assert list(folder.glob("cfer-serve-*"))
+    with serving(TMPDIR=str(folder)):
+        assert not list(folder.glob("cfer-serve-*"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from helpers import MOST_SECONDS, S3Server, free_ports, is_open, wait_for
 import cfer.lock
 import cfer.storage
 from cfer.errors import InputError
-from cfer.lock import owned
+from cfer.lock import _machine, owned
 from cfer.storage import Folder, StorageError, local_copy
 
 
@@ -135,21 +135,34 @@ def test_of_a_store_a_job_that_lives_keeps_its_folder(s3: S3Server, monkeypatch)
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_of_a_store_a_dead_jobs_folder_is_taken_over(s3: S3Server, monkeypatch, host: str) -> None:
     """One of this machine at once; another's when it has been silent."""
-    monkeypatch.setattr(cfer.lock, "SILENT_SECONDS", 2 if host == "elsewhere" else MOST_SECONDS)
+    monkeypatch.setattr(cfer.lock, "SILENT_SECONDS", 1 if host == "elsewhere" else MOST_SECONDS)
     folder = Folder(f"{s3.uri}/out")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    where = socket.getfqdn() if host == "here" else "elsewhere.example"
-    note = {"job": "1", "renewed": 7, "host": where, "process": [dead.pid, 1.0]}
-    folder.write(cfer.lock.NAME, json.dumps(note).encode())
+    where = _machine() if host == "here" else "elsewhere"
+    note = {"job": "1", "renewed": 7, "machine": where, "process": dead.pid}
+    notes = [json.dumps(note)] + (["[1]", "5", "no JSON", "{}"] if host == "elsewhere" else [])
+    for text in notes:
+        folder.write(cfer.lock.NAME, text.encode())
+        with owned(folder, "--out"):
+            assert json.loads(folder.read(cfer.lock.NAME))["job"] != "1"
+        assert folder.names() == []
+
+
+def test_of_a_store_a_note_that_is_not_ones_own_is_left_alone(s3: S3Server, monkeypatch) -> None:
+    monkeypatch.setattr(cfer.lock, "RENEWED_SECONDS", 0.1)
+    folder = Folder(f"{s3.uri}/out")
+    said = threading.Event()
+    monkeypatch.setattr(cfer.lock.log, "warning", lambda *_: said.set())
     with owned(folder, "--out"):
-        assert json.loads(folder.read(cfer.lock.NAME))["job"] != "1"
-    assert folder.names() == []
+        folder.write(cfer.lock.NAME, b'{"job": "2"}')
+        wait_for(said.is_set)
+    assert folder.read(cfer.lock.NAME) == b'{"job": "2"}'
 
 
 def test_the_lock_of_a_killed_job_ends_with_it(tmp_path: Path) -> None:
     code = (
-        "import time; from cfer.lock import owned; from cfer.storage import Folder\n"
+        "import time; from cfer.lock import _machine, owned; from cfer.storage import Folder\n"
         f"with owned(Folder({str(tmp_path)!r}), '--out'):\n"
         "    print('owned', flush=True); time.sleep(1e6)"
     )

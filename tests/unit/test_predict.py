@@ -60,7 +60,7 @@ def recognizer() -> Recognizer:
 def model(recognizer: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Its file."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    write_model(path, recognizer._predictor, recognizer.card)
+    write_model(path, recognizer.predictor, recognizer.card)
     return str(path)
 
 
@@ -329,7 +329,7 @@ def test_times_go_from_the_video_through_the_shards(
     """Of windows of a longer video, where only some frames are encoded."""
     codec = replace(CODEC, gop_size=4, gop_span=12)
     card = replace(recognizer.card, codec=codec)
-    small = Recognizer(recognizer._predictor, card)
+    small = Recognizer(recognizer.predictor, card)
     settings = Settings(size=64, gop_size=4, gop_span=12, quantiser=4, window_gops=2)
     clips, failures = extract_clip(Entry(str(varying), "a", "a.mp4"), settings, [], detector)
     assert failures == []

@@ -14,9 +14,9 @@ from starlette.datastructures import Headers
 
 from cfer.cli import run
 from cfer.errors import InputError
-from cfer.models import open_model
+from cfer.predict import Recognizer
 from cfer.serve import Service, check_token, create_app, is_own
-from cfer.uploads import Limits, Model
+from cfer.uploads import Limits
 
 # ---- the token -----------------------------------------------------------------------------------
 
@@ -26,7 +26,7 @@ def shown(token: str) -> HTTPAuthorizationCredentials:
 
 
 def test_a_token_that_is_set_has_to_be_shown() -> None:
-    token = "wonderful €"
+    token = "wonderful!"
     check_token(shown(token), token)
     for given in (None, shown(""), shown("wonderful"), shown(f"{token} "), shown(token.upper())):
         with pytest.raises(HTTPException, match="401"):
@@ -39,7 +39,7 @@ def test_without_a_token_nothing_has_to_be_shown() -> None:
 
 
 def test_every_answer_but_the_page_may_ask_for_a_token() -> None:
-    app = create_app(Service(Model("default", *open_model()), Limits()))
+    app = create_app(Service("default", Recognizer.from_pretrained(), Limits()))
     paths = app.openapi()["paths"]
     assert set(paths) == {"/model", "/predict", "/look"}
     for path, methods in paths.items():
@@ -81,6 +81,8 @@ def test_a_program_of_this_machine_and_the_services_own_page_may_ask(
         {"host": "127.0.0.1:8000", "origin": "https://127.0.0.1:8000"},
         {"host": "127.0.0.1:8000", "origin": ""},
         {"host": "evil.example", "origin": "http://evil.example"},
+        {"host": "[::1"},
+        {"host": "[evil]"},
     ],
 )
 def test_another_sites_page_may_not(headers: dict[str, str]) -> None:
@@ -116,6 +118,14 @@ def taken_port() -> Iterator[int]:
         ("--host example.org", "--host example.org: other machines can reach it"),
         ("--port TAKEN", "--port TAKEN: cannot be used (Address already in use)"),
         ("--port FREE --model missing.safetensors", "missing.safetensors: not a readable model"),
+        ("--port 99999", "--port 99999: cannot be used ("),
+        ("--host nosuch.invalid", "--host nosuch.invalid: other machines can reach it"),
+        ("--port FREE --allow /videos", "--allow /videos: give a URI, such as s3://bucket"),
+        ("--port FREE --allow S3://b", "--allow S3://b: give a URI"),
+        ("--port FREE --allow foo://b", "foo://b: not a usable location"),
+        ("--port FREE --allow s3://b?x=1&region=a", "x is no option of it"),
+        ("--port FREE --time-limit 0", "--time-limit 0: give 1 or more"),
+        ("--port FREE --max-seconds -1", "--max-seconds -1: give 1 or more"),
         ("--port FREE --readers 0", "--readers 0: give 1 to CPUS, which is how many CPUs"),
         ("--port FREE --readers 1000", "--readers 1000: give 1 to CPUS, which is how many CPUs"),
     ],
@@ -129,6 +139,12 @@ def test_a_server_that_cannot_start_says_why(
     message = message.replace("CPUS", str(len(os.sched_getaffinity(0))))
     with pytest.raises(InputError, match=re.escape(message)):
         run(["serve", *options.split()])
+
+
+def test_a_token_that_no_request_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFER_TOKEN", "wonderful €")
+    with pytest.raises(InputError, match="CFER_TOKEN: give letters, digits and signs of ASCII"):
+        run(["serve", "--port", "0"])
 
 
 def test_with_a_token_other_machines_may_reach_it(
