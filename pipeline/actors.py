@@ -23,10 +23,11 @@ import cv2
 import numpy as np
 
 from cfer.clips import ClipError
-from cfer.codec import CodecSettings
+from cfer.codec import Bitstream, CodecSettings
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, face_clip
 from cfer.identity import embed_clip, open_recogniser
+from cfer.inputs import apex_picture
 from cfer.shards import Clip, Failure, write_shard
 from cfer.storage import Folder, StorageError, local_copy
 from pipeline.manifest import Entry, printable
@@ -160,13 +161,12 @@ def _clip(
         for gop in range(len(bitstream.gops))
         for residual in bitstream.accumulated_residuals(gop)
     ]
-    i_frames = bitstream.i_frames()
     apex_frame = apex = None
     if entry.apex_frame is not None and entry.apex_frame in window.frames:
         # Where not every frame is encoded, the one nearest to the apex stands for it.
         encoded = np.array(codec.encoded_frames(len(window.frames)))
         apex_frame = int(np.abs(encoded - (entry.apex_frame - window.frames[0])).argmin())
-        apex = window.pictures[apex_frame]
+        apex = apex_picture(window.pictures[apex_frame])
     return Clip(
         clip_id=clip_id,
         dataset=entry.dataset,
@@ -180,10 +180,7 @@ def _clip(
         pts_seconds=window.encoded_times(codec)[:-1],
         size=settings.size,
         gop_size=settings.gop_size,
-        i_frames=i_frames,
-        i_frame_numbers=[gop[0] for gop in bitstream.gops],
         bitstream=bitstream.data,
-        residual_frames=[residual.frame for residual in residuals],
         identity=np.zeros((1, 0), np.float32),
         apex_frame=apex_frame,
         apex=apex,
@@ -256,7 +253,8 @@ class ShardActor:
         failures: list[Failure] = pickle.loads(row["failures"])
         for clip in pickle.loads(row["clips"]):
             try:
-                clips.append(replace(clip, identity=embed_clip(self.recogniser, clip.i_frames)))
+                bitstream = Bitstream(clip.bitstream, clip.clip_id)
+                clips.append(replace(clip, identity=embed_clip(self.recogniser, bitstream)))
             except Exception as error:  # one bad clip must not end the job
                 log.exception("%s: unexpected error", clip.clip_id)
                 failures.append(_failure(clip.clip_id, clip.source, error))

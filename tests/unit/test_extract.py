@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from helpers import EXTRACTION
+from PIL import Image
 
+from cfer import data
 from cfer.codec import Bitstream, encode
 from cfer.errors import InputError
 from cfer.faces import face_clip
 from cfer.identity import open_recogniser
-from cfer.shards import read_clips, read_description, verify
+from cfer.inputs import Input
+from cfer.shards import read_clips, read_description, shard_name, verify, write_shard
 from pipeline.actors import Settings, extract_clip
 from pipeline.extract import build_parser, main, settings_of, source_digest
 from pipeline.manifest import Entry
@@ -36,10 +42,9 @@ def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
         assert clip.label_name == row["label"] == description.classes[clip.label]
         assert clip.apex_frame == int(row["apex_frame"])
         assert clip.num_frames == 24
-        assert clip.i_frame_numbers == [0, 12]
-        assert clip.residual_frames == [*range(1, 12), *range(13, 24)]
+        assert Bitstream(clip.bitstream, clip_id).gops == [range(12), range(12, 24)]
         assert clip.identity.shape == (1, 128)
-        assert clip.apex.shape == (64, 64, 3)
+        assert clip.apex.shape == (32, 32, 3)
         assert clip.intra_fraction == 0
     assert verify(drawn_shards) == []
 
@@ -47,8 +52,8 @@ def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
 def test_a_clip_has_the_identity_of_its_middle_i_frame(drawn_shards):
     recogniser = open_recogniser("dlib")
     for clip in list(read_clips(drawn_shards))[:2]:
-        assert len(clip.i_frames) == 2
-        np.testing.assert_allclose(clip.identity, recogniser.embed(clip.i_frames[1:]), atol=1e-4)
+        _, middle = Bitstream(clip.bitstream, clip.clip_id).i_frames()
+        np.testing.assert_allclose(clip.identity, recogniser.embed([middle]), atol=1e-4)
 
 
 def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, detector):
@@ -64,11 +69,33 @@ def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, d
         (window,) = face_clip(entry.location, 64, detector)
         assert row.bitstream == encode(window.pictures, settings.codec, window.fps).data
         assert row.pts_seconds == [n / 24 for n in range(24)]
-        assert np.array_equal(row.apex, window.pictures[row.apex_frame])
-        for pictures in (window.pictures[::12], clip.i_frames):
-            assert np.abs(np.stack(row.i_frames).astype(int) - np.stack(pictures)).mean() < 4
+        assert np.array_equal(row.apex, as_training_saw_it(window.pictures[row.apex_frame]))
+        here, there = (Bitstream(data, name).i_frames() for data in (row.bitstream, clip.bitstream))
+        for pictures in (window.pictures[::12], there):
+            assert np.abs(np.stack(here).astype(int) - np.stack(pictures)).mean() < 4
         assert np.abs(row.apex.astype(int) - clip.apex).mean() < 2
         assert len(Bitstream(clip.bitstream, name).packets) == row.num_frames
+
+
+def as_training_saw_it(picture: np.ndarray) -> np.ndarray:
+    """When the rows held the whole picture, and training made it small."""
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "png")
+    whole = Image.open(png).convert("RGB")
+    return np.asarray(whole.resize((32, 32), Image.Resampling.BOX))
+
+
+@pytest.mark.parametrize("size", [32, 64, 112])
+def test_training_sees_the_apex_that_it_saw_before(drawn_videos, detector, tmp_path, size):
+    video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
+    settings = Settings(size=size, gop_size=4, gop_span=4)
+    entry = Entry(str(video), "a", "a.mp4", label="joy", apex_frame=20)
+    (clip,), _ = extract_clip(entry, settings, ["joy"], detector)
+    write_shard(tmp_path, 0, [replace(clip, identity=np.zeros((1, 2), np.float32))], [], "")
+    (row,) = pq.read_table(tmp_path / shard_name(0), columns=list(data.COLUMNS)).to_pylist()
+    seen = np.frombuffer(data._chosen(row, Input(), False)["apex"], np.uint8)
+    (window,) = face_clip(video, size, detector)
+    assert np.array_equal(seen.reshape(32, 32, 3), as_training_saw_it(window.pictures[20]))
 
 
 def test_windows_and_apex(drawn_videos, detector):
@@ -82,7 +109,8 @@ def test_windows_and_apex(drawn_videos, detector):
     assert [clip.apex_frame for clip in clips] == [None, 11]
     assert [clip.label for clip in clips] == [1, 1]
     for clip in clips:
-        assert clip.residual_frames == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+        gops = Bitstream(clip.bitstream, clip.clip_id).gops
+        assert gops == [range(4), range(4, 8), range(8, 12)]
 
 
 def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
@@ -92,14 +120,13 @@ def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
     clips, failures = extract_clip(entry, settings, [], detector)
     assert failures == []
     assert [clip.num_frames for clip in clips] == [6, 3]
-    assert [clip.i_frame_numbers for clip in clips] == [[0, 3], [0]]
     # The second window is frames 16 to 23, of which 16, 20 and 23 are encoded.
     assert [clip.apex_frame for clip in clips] == [None, 1]
     windows = list(face_clip(video, 64, detector, 16))
     fps = windows[0].fps * 3 / 8
     assert [clip.fps for clip in clips] == [fps] * 2
     # The apex frame itself, 20, is one of them.
-    assert np.array_equal(clips[1].apex, windows[1].pictures[4])
+    assert np.array_equal(clips[1].apex, as_training_saw_it(windows[1].pictures[4]))
     pictures = [windows[1].pictures[frame] for frame in (0, 4, 7)]
     assert clips[1].pts_seconds == [16 / 24, 20 / 24, 23 / 24]
     times = [*clips[1].pts_seconds, 1]
@@ -128,7 +155,8 @@ def test_a_real_video(faces_dir, detector):
     assert sum(clip.num_frames for clip in clips) == 27, "3 of each 24"
     assert all(clip.intra_fraction == 0 for clip in clips)
     # The same person through the whole video.
-    first, last = open_recogniser("dlib").embed([clips[0].i_frames[0], clips[0].i_frames[-1]])
+    i_frames = Bitstream(clips[0].bitstream, "d18").i_frames()
+    first, last = open_recogniser("dlib").embed([i_frames[0], i_frames[-1]])
     assert np.linalg.norm(first - last) < 0.6, "dlib's own threshold for one person"
 
 
