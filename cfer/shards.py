@@ -43,6 +43,15 @@ DESCRIPTION_NAME = "dataset.json"
 FAILURES_NAME = "failures.csv"
 ROWS_OF_A_GROUP = 64  # what a reader of some columns has in memory at a time
 
+# How large a shard is meant to be: then a million clips are a thousand or two. Of a small set, each
+# worker should have several, and what a kill loses should be seconds.
+SHARD_BYTES, LEAST_SHARD_BYTES = 2**23, 2**15
+MOST_SHARDS_OF_A_SMALL_SET = 256
+# What a clip is taken to need in a shard at the default settings: so much, whatever it is (a second
+# of pictures, identity, apex), and a share of what its source has.
+BYTES_OF_A_CLIP, SHARE_OF_THE_SOURCE = 6000, 1 / 64
+DEFAULT_SAMPLES = 112**2 * 3 / 24  # of a picture, for each frame of the source
+
 SCHEMA = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
@@ -203,6 +212,37 @@ class Description:
     def shard_paths(self, folder: Folder) -> list[str]:
         """Where the shards that have rows are in the store of their folder."""
         return [f"{folder.path}/{receipt.file}" for receipt in self.shards if receipt.rows]
+
+
+def expected_bytes(source_bytes: float, size: int, codec: CodecSettings) -> float:
+    """About what a clip will take in a shard, before it is decoded.
+
+    Args:
+        source_bytes: of its video, or of its pictures together.
+        size: side of the face crops, pixels.
+    """
+    samples = size**2 * codec.gop_size / codec.span
+    default = BYTES_OF_A_CLIP + SHARE_OF_THE_SOURCE * source_bytes
+    return default * samples / DEFAULT_SAMPLES
+
+
+def cut_into_shards(sizes: Sequence[float]) -> list[range]:
+    """Which clips make up each shard, where clip n will take about `sizes[n]` bytes.
+
+    A shard takes clips until it has its target: SHARD_BYTES, or where there would be few shards of
+    that size half of it, a quarter, …, down to LEAST_SHARD_BYTES. Steps of two, so that a set that
+    grows or loses a clip is seldom cut anew from its beginning.
+    """
+    target, total = LEAST_SHARD_BYTES, sum(sizes)
+    while target < SHARD_BYTES and total > MOST_SHARDS_OF_A_SMALL_SET * target:
+        target *= 2
+    shards, first, filled = [], 0, 0.0
+    for number, size in enumerate(sizes):
+        filled += size
+        if filled >= target or number == len(sizes) - 1:
+            shards.append(range(first, number + 1))
+            first, filled = number + 1, 0.0
+    return shards
 
 
 def shard_name(index: int) -> str:

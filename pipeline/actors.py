@@ -55,7 +55,7 @@ class Settings:
     motion_search: bool = True
     identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
-    clips_per_shard: int = 4  # clips of the manifest in one shard
+    clips_per_shard: int | None = None  # None: as many as make a shard of some megabytes
 
     def __post_init__(self) -> None:
         if self.quantiser is None and self.bit_rate is None:
@@ -73,10 +73,9 @@ class Settings:
                 "as many frames of the video as it has; give the same twice to encode every frame"
             )
         for name in ("window_gops", "clips_per_shard"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more"
-                )
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise InputError(f"--{name.replace('_', '-')} {given}: give 1 or more")
         _ = self.codec
 
     @property

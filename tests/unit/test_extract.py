@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from dataclasses import replace
@@ -22,7 +23,7 @@ from cfer.identity import open_recogniser
 from cfer.inputs import Input
 from cfer.shards import read_clips, read_description, shard_name, verify, write_shard
 from pipeline.actors import Settings, extract_clip
-from pipeline.extract import build_parser, main, settings_of, source_digest
+from pipeline.extract import build_parser, main, plan_shards, read_source, settings_of
 from pipeline.manifest import Entry
 
 # ----------------------------------------------------------------- what comes out
@@ -204,7 +205,7 @@ def test_presets_are_defaults():
 def test_a_default_that_is_given_is_the_same_setting():
     """Else a data set that was begun without the option could not be gone on with."""
     given = "--size 112 --gop-size 3 --gop-span 24 --quantiser 4 --window-gops 20"
-    given += " --clips-per-shard 4 --identity auto"
+    given += " --identity auto"
     parse = build_parser().parse_args
     assert settings_of(parse(["--videos", "v", "--out", "o", *given.split()])) == Settings()
     assert Settings(quantiser=5) != Settings()
@@ -217,21 +218,57 @@ def test_bit_rate_takes_the_quantisers_place():
     assert (codec.quantiser, codec.bit_rate) == (None, 200_000)
 
 
-def test_source_digest_is_of_the_bytes(tmp_path):
+def test_a_source_is_known_by_its_bytes(tmp_path):
     one, two = tmp_path / "a.mp4", tmp_path / "b.mp4"
     one.write_bytes(b"same")
     two.write_bytes(b"same")
-    assert source_digest(str(one)) == source_digest(str(two))
+    assert (
+        read_source(str(one)) == read_source(str(two)) == (hashlib.sha256(b"same").hexdigest(), 4)
+    )
     two.write_bytes(b"other")
-    assert source_digest(str(one)) != source_digest(str(two))
-    assert source_digest(str(tmp_path / "missing.mp4")) == ""
+    assert read_source(str(one)) != read_source(str(two))
+    assert read_source(str(tmp_path / "missing.mp4")) == ("", 0)
 
 
 def test_a_folder_of_pictures_has_a_digest_of_its_own(tmp_path):
     for name in ("001.png", "002.png"):
         (tmp_path / name).write_bytes(b"picture")
-    before = source_digest(str(tmp_path))
+    before = read_source(str(tmp_path))
+    assert before.bytes == 14
     (tmp_path / ".DS_Store").write_bytes(b"\0")
-    assert source_digest(str(tmp_path)) == before != ""
+    assert read_source(str(tmp_path)) == before != ("", 0)
     Path(tmp_path / "002.png").rename(tmp_path / "003.png")
-    assert source_digest(str(tmp_path)) != before
+    assert read_source(str(tmp_path)) != before
+
+
+# ----------------------------------------------------------------- the plan
+
+
+def files_of(folder: Path, count: int, size: int = 9) -> list[Entry]:
+    for number in range(count):
+        (folder / f"{number:04d}.mp4").write_bytes(number.to_bytes(4) + bytes(size - 4))
+    return [Entry(str(file), file.stem, file.name) for file in sorted(folder.glob("*.mp4"))]
+
+
+def test_the_plan_follows_from_the_sources_alone(tmp_path):
+    entries = files_of(tmp_path, 100)
+    plan = plan_shards(entries, Settings(), [], "")
+    assert [entry for shard in plan for entry in shard.entries] == entries
+    assert [shard.index for shard in plan] == list(range(len(plan)))
+    # 6 kB of each clip: 6 of them are the least that a shard is to have.
+    assert [len(shard.entries) for shard in plan] == [6] * 16 + [4]
+    assert plan_shards(entries, Settings(), [], "") == plan
+    # Where a clip is left out at the end, all other shards are those that are there.
+    assert plan_shards(entries[:-1], Settings(), [], "")[:-1] == plan[:-1]
+
+
+def test_clips_with_more_to_encode_make_shards_of_fewer(tmp_path):
+    def lengths(entries: list[Entry], **settings) -> list[int]:
+        return [len(s.entries) for s in plan_shards(entries, Settings(**settings), [], "")]
+
+    entries = files_of(tmp_path, 6)
+    assert lengths(entries) == [6]
+    assert lengths(entries, size=224) == [2, 2, 2]
+    assert lengths(entries, gop_span=6) == [2, 2, 2]
+    assert lengths(files_of(tmp_path, 6, 2_000_000)) == [1] * 6
+    assert lengths(entries, clips_per_shard=4) == [4, 2]

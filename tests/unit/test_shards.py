@@ -18,10 +18,14 @@ from cfer.data import read_index
 from cfer.errors import InputError
 from cfer.inputs import APEX_SIZE
 from cfer.shards import (
+    MOST_SHARDS_OF_A_SMALL_SET,
     SCHEMA,
+    SHARD_BYTES,
     Clip,
     Description,
     Failure,
+    cut_into_shards,
+    expected_bytes,
     main,
     read_clips,
     read_description,
@@ -257,6 +261,42 @@ def test_not_a_data_set(tmp_path):
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(InputError, match="extraction has not finished"):
         read_description(tmp_path)
+
+
+# ---- how large a shard is ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 28, 593, 7442, 100_000, 1_000_000])
+def test_shards_are_neither_many_nor_too_few(count):
+    """Of clips of a second, from videos of 200 kB."""
+    each = expected_bytes(200_000, 112, CodecSettings(3, gop_span=24))
+    assert 9000 < each < 9500
+    shards = cut_into_shards([each] * count)
+    assert [n for shard in shards for n in shard] == list(range(count))
+    assert len(shards) <= max(MOST_SHARDS_OF_A_SMALL_SET, count * each / SHARD_BYTES)
+    assert len(shards[0]) * each < SHARD_BYTES + each
+    # A machine of 64 cores has work for each of them as soon as there are 4 clips for it.
+    assert len(shards) >= min(64, count / 4)
+
+
+def test_a_long_video_is_a_shard_of_its_own():
+    """An hour of it becomes some 14 MB."""
+    codec = CodecSettings(3, gop_span=24)
+    short, long = (expected_bytes(n, 112, codec) for n in (200_000, 1_000_000_000))
+    assert 10e6 < long < 20e6
+    assert cut_into_shards([long, long, short, short, long]) == [
+        range(1), range(1, 2), range(2, 5)
+    ]  # fmt: skip
+
+
+def test_larger_pictures_and_more_of_them_take_more():
+    default = expected_bytes(0, 112, CodecSettings(3, gop_span=24))
+    assert expected_bytes(0, 224, CodecSettings(3, gop_span=24)) == 4 * default
+    assert expected_bytes(0, 112, CodecSettings(12)) == 8 * default
+
+
+def test_no_clips_are_no_shards():
+    assert cut_into_shards([]) == []
 
 
 def test_another_version_is_refused(tmp_path):
