@@ -38,7 +38,7 @@ from cfer.errors import InputError, exit_with_message
 from cfer.inputs import APEX_SIZE
 from cfer.storage import Folder
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DESCRIPTION_NAME = "dataset.json"
 FAILURES_NAME = "failures.csv"
 ROWS_OF_A_GROUP = 64  # what a reader of some columns has in memory at a time
@@ -223,7 +223,8 @@ def expected_bytes(source_bytes: float, size: int, codec: CodecSettings) -> floa
     """
     samples = size**2 * codec.gop_size / codec.span
     default = BYTES_OF_A_CLIP + SHARE_OF_THE_SOURCE * source_bytes
-    return default * samples / DEFAULT_SAMPLES
+    # Smaller pictures take less, but no less work; and a shard is a unit of work, too.
+    return default * max(1.0, samples / DEFAULT_SAMPLES)
 
 
 def cut_into_shards(sizes: Sequence[float]) -> list[range]:

@@ -103,11 +103,15 @@ def test_what_is_written_is_read(tmp_path):
     assert np.array_equal(first.apex, some_clip(0).apex)
 
 
-def test_shards_without_times_are_refused_with_the_command_that_makes_them_anew(tmp_path):
+@pytest.mark.parametrize("version", [2, 3])
+def test_older_shards_are_refused_with_the_command_that_makes_them_anew(tmp_path, version):
+    """2 had no times, 3 had pictures beside the bitstream."""
     some_data_set(tmp_path)
     path = tmp_path / "dataset.json"
-    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
-    with pytest.raises(InputError, match=r"version 2,.*python pipeline/extract\.py --videos"):
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "schema_version": version}))
+    command = r"python pipeline/extract\.py --videos"
+    with pytest.raises(InputError, match=rf"version {version},.*{command}"):
         read_description(tmp_path)
 
 
@@ -263,7 +267,7 @@ def test_not_a_data_set(tmp_path):
         read_description(tmp_path)
 
 
-# ---- how large a shard is ----------------------------------------------------------------------
+# ---- how large a shard is ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 28, 593, 7442, 100_000, 1_000_000])
@@ -293,6 +297,7 @@ def test_larger_pictures_and_more_of_them_take_more():
     default = expected_bytes(0, 112, CodecSettings(3, gop_span=24))
     assert expected_bytes(0, 224, CodecSettings(3, gop_span=24)) == 4 * default
     assert expected_bytes(0, 112, CodecSettings(12)) == 8 * default
+    assert expected_bytes(0, 64, CodecSettings(3, gop_span=24)) == default
 
 
 def test_no_clips_are_no_shards():
