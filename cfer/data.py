@@ -8,7 +8,6 @@ import this module, and so it does without PyTorch.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
-from PIL import Image
 
 from cfer.codec import Bitstream
 from cfer.errors import InputError
-from cfer.inputs import APEX_SIZE, LAST, Input
+from cfer.inputs import LAST, Input
 from cfer.names import check_labels, check_subjects
-from cfer.shards import read_description
+from cfer.shards import read_description, unpack_picture
 from cfer.storage import Folder
 
 COLUMNS = ("clip_id", "subject", "label", "bitstream", "identity", "apex")
@@ -59,7 +57,7 @@ def read_index(directory: str) -> ClipIndex:
         InputError: not a complete data set, one without a labelled clip, or one subject or class
             under two names.
     """
-    names = ["clip_id", "subject", "label", "split", "apex_frame", "residual_frames"]
+    names = ["clip_id", "subject", "label", "split", "apex_frame", "num_frames", "gop_size"]
     description = read_description(directory)
     folder = Folder(directory)
     tables = [
@@ -73,7 +71,8 @@ def read_index(directory: str) -> ClipIndex:
             f"{directory}: none of its {len(rows)} clips has a label; "
             "extract from a manifest with a `label` column"
         )
-    still = [row["clip_id"] for row in labelled if not row["residual_frames"]]
+    # A clip begins with an I-frame, and its second frame is a P-frame where a GOP has two.
+    still = [row["clip_id"] for row in labelled if min(row["num_frames"], row["gop_size"]) < 2]
     if still:
         raise InputError(
             f"{directory}: {len(still)} clips have no P-frame, so no residual ({still[0]}, …); "
@@ -264,8 +263,7 @@ def _chosen(row: dict[str, Any], what: Input, all_frames: bool) -> dict[str, Any
         frames = what.read(bitstream, gops)
     apex = None
     if row["apex"] is not None:
-        picture = Image.open(io.BytesIO(row["apex"])).convert("RGB")
-        apex = np.asarray(picture.resize((APEX_SIZE, APEX_SIZE), Image.Resampling.BOX)).tobytes()
+        apex = unpack_picture(row["apex"]).tobytes()
     return {
         "clip_id": row["clip_id"],
         "subject": row["subject"],

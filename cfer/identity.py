@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from cfer.codec import Bitstream
 from cfer.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -95,13 +96,13 @@ def open_recogniser(
     return FaceNetRecogniser(name, path, device)
 
 
-def embed_clip(recogniser: Recogniser, i_frames: Sequence[np.ndarray]) -> np.ndarray:
+def embed_clip(recogniser: Recogniser, bitstream: Bitstream) -> np.ndarray:
     """A clip's identity: the embedding of the middle one of its I-frames, float32 (1, D).
 
     One face stays one person for a clip, and an embedding takes longer than everything else that
     is done to a GOP (`python -m cfer.bench extract`).
     """
-    return recogniser.embed([i_frames[len(i_frames) // 2]])
+    return recogniser.embed([bitstream.i_frame(len(bitstream.gops) // 2)])
 
 
 def _choose(weights: str | Path | None) -> str:

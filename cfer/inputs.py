@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from cfer.codec import GRAY, Bitstream, CodecError, Residual
 from cfer.errors import InputError
@@ -42,6 +43,12 @@ def parse_frame_rule(text: str) -> FrameRule:
     if text.isdigit() and int(text) > 0:
         return int(text)
     raise InputError(f"--frames {text}: neither `{LAST}` nor a number of frames; give one of them")
+
+
+def apex_picture(picture: np.ndarray) -> np.ndarray:
+    """RGB uint8 (S, S, 3) → what the apex decoder rebuilds of it, uint8 (32, 32, 3)."""
+    small = Image.fromarray(picture).resize((APEX_SIZE, APEX_SIZE), Image.Resampling.BOX)
+    return np.asarray(small)
 
 
 def select_frames(

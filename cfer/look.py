@@ -376,15 +376,6 @@ def _signed(residual: Residual) -> np.ndarray:
     return residual.y.astype(np.int16) - GRAY
 
 
-def _rgb(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A decoded picture, planes of 4:2:0 → RGB, uint8 (H, W, 3)."""
-    height, width = y.shape
-    even = np.pad(y, ((0, height % 2), (0, width % 2)), mode="edge")
-    packed = np.concatenate([even.ravel(), u.ravel(), v.ravel()])
-    rgb = cv2.cvtColor(packed.reshape(-1, even.shape[1]), cv2.COLOR_YUV2RGB_I420)
-    return rgb[:height, :width]
-
-
 # ---- how it is drawn -----------------------------------------------------------------------------
 
 # Inches; `cfer look` makes 1600 pixels of the page's width.
@@ -562,15 +553,15 @@ def _draw_title(page: _Page, shown: _Shown) -> None:
 
 def _draw_i_frame(page: _Page, shown: _Shown, box: _Box) -> None:
     page.heading(box, "I-frame: what the face looks like")
-    page.picture(box, _rgb(*shown.picture(0)), smooth=True)
+    page.picture(box, shown.bitstream.i_frame(shown.gop), smooth=True)
 
 
 def _draw_stored(page: _Page, shown: _Shown, clip: Clip, box: _Box) -> None:
-    """The pictures that the row holds, and what else does."""
+    """The I-frame beside the apex that the row holds, and what else it does."""
     side = (box.width - 0.12) / 2
     left = box._replace(width=side, height=side)
-    page.heading(left, "Stored I-frame")
-    page.picture(left, clip.i_frames[shown.gop], smooth=True)
+    page.heading(left, "I-frame")
+    page.picture(left, shown.bitstream.i_frame(shown.gop), smooth=True)
     right = left._replace(left=box.left + side + 0.12)
     if clip.apex is not None:
         page.heading(right, "Stored apex")

@@ -35,11 +35,22 @@ from PIL import Image
 from cfer.codec import Bitstream, CodecError, CodecSettings
 from cfer.containers import COARSE_TICKS_PER_SECOND
 from cfer.errors import InputError, exit_with_message
+from cfer.inputs import APEX_SIZE
 from cfer.storage import Folder
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DESCRIPTION_NAME = "dataset.json"
 FAILURES_NAME = "failures.csv"
+ROWS_OF_A_GROUP = 64  # what a reader of some columns has in memory at a time
+
+# How large a shard is meant to be: then a million clips are a thousand or two. Of a small set, each
+# worker should have several, and what a kill loses should be seconds.
+SHARD_BYTES, LEAST_SHARD_BYTES = 2**23, 2**15
+MOST_SHARDS_OF_A_SMALL_SET = 256
+# What a clip is taken to need in a shard at the default settings: so much, whatever it is (a second
+# of pictures, identity, apex), and a share of what its source has.
+BYTES_OF_A_CLIP, SHARE_OF_THE_SOURCE = 6000, 1 / 64
+DEFAULT_SAMPLES = 112**2 * 3 / 24  # of a picture, for each frame of the source
 
 SCHEMA = pa.schema(
     [
@@ -55,10 +66,7 @@ SCHEMA = pa.schema(
         pa.field("pts_seconds", pa.list_(pa.float64()), nullable=False),
         pa.field("size", pa.int32(), nullable=False),
         pa.field("gop_size", pa.int32(), nullable=False),
-        pa.field("i_frames", pa.list_(pa.binary()), nullable=False),
-        pa.field("i_frame_numbers", pa.list_(pa.int32()), nullable=False),
         pa.field("bitstream", pa.binary(), nullable=False),
-        pa.field("residual_frames", pa.list_(pa.int32()), nullable=False),
         pa.field("identity", pa.list_(pa.list_(pa.float32())), nullable=False),
         pa.field("apex_frame", pa.int32()),
         pa.field("apex", pa.binary()),
@@ -72,10 +80,11 @@ SCHEMA = pa.schema(
 class Clip:
     """One clip's row.
 
-    S is the side of the square face crop in pixels (even), I the number of I-frames, D the
-    dimension of the identity embedding. The residuals are in the bitstream, where they take a sixth
-    of what they take unpacked, and where every kind of them can be read:
+    S is the side of the square face crop in pixels (even), D the dimension of the identity
+    embedding. I-frames and residuals are in the bitstream, and nowhere else: there they are
+    smallest, and every kind of them can be read:
 
+        Bitstream(clip.bitstream, clip.clip_id).i_frame(0)
         Bitstream(clip.bitstream, clip.clip_id).accumulated_residuals(0)
 
     Attributes:
@@ -86,13 +95,12 @@ class Clip:
         pts_seconds: when each frame is shown, ascending: seconds since the video's first picture,
             also in a window that is cut out of it. The bitstream's own times begin with its first.
         size, gop_size: S, and the frames from one I-frame to the next.
-        i_frames: I RGB pictures, uint8 (S, S, 3), stored as PNG (lossless).
-        i_frame_numbers: the frame number of each, from 0.
         bitstream: the clip as an MPEG-4 Part 2 video in MP4, which any player shows.
-        residual_frames: the frame number of each P-frame.
-        identity: float32 (J, D), the frozen network's embeddings of J of the I-frames, 1 ≤ J ≤ I,
-            as it gives them (`cfer.identity.embed_clip`).
-        apex_frame, apex: frame number of the annotated apex, and the picture, uint8 (S, S, 3).
+        identity: float32 (J, D), the frozen network's embeddings of J of the I-frames, J ≥ 1, as it
+            gives them (`cfer.identity.embed_clip`).
+        apex_frame, apex: frame number of the annotated apex, and its picture before it was encoded,
+            as small as training wants it (`cfer.inputs.apex_picture`): RGB uint8 (32, 32, 3),
+            stored as PNG (lossless).
         intra_fraction: share of the P-frames' macroblocks that are intra, in [0, 1].
         saturated_fraction: share of the residual samples at 0 or 255, in [0, 1].
     """
@@ -109,10 +117,7 @@ class Clip:
     pts_seconds: list[float]
     size: int
     gop_size: int
-    i_frames: list[np.ndarray]
-    i_frame_numbers: list[int]
     bitstream: bytes
-    residual_frames: list[int]
     identity: np.ndarray
     apex_frame: int | None
     apex: np.ndarray | None
@@ -120,18 +125,13 @@ class Clip:
     saturated_fraction: float
 
     def __post_init__(self) -> None:
-        side = self.size
-        expected = {
-            "i_frame_numbers": (len(self.i_frame_numbers), len(self.i_frames)),
-            "pts_seconds": (len(self.pts_seconds), self.num_frames),
-            "frames": (len(self.i_frames) + len(self.residual_frames), self.num_frames),
-        }
-        for name, (given, wanted) in expected.items():
-            assert given == wanted, f"{self.clip_id}: {name} is {given}, expected {wanted}"
-        assert 1 <= len(self.identity) <= len(self.i_frames), (
-            f"{self.clip_id}: identity is {self.identity.shape}, of {len(self.i_frames)} I-frames"
+        assert len(self.pts_seconds) == self.num_frames, (
+            f"{self.clip_id}: {len(self.pts_seconds)} pts_seconds of {self.num_frames} frames"
         )
-        assert all(picture.shape == (side, side, 3) for picture in self.i_frames)
+        assert len(self.identity), f"{self.clip_id}: identity is {self.identity.shape}"
+        assert self.apex is None or self.apex.shape == (APEX_SIZE, APEX_SIZE, 3), (
+            f"{self.clip_id}: apex is {self.apex.shape}"
+        )
 
     def __repr__(self) -> str:
         return (
@@ -214,6 +214,38 @@ class Description:
         return [f"{folder.path}/{receipt.file}" for receipt in self.shards if receipt.rows]
 
 
+def expected_bytes(source_bytes: float, size: int, codec: CodecSettings) -> float:
+    """About what a clip will take in a shard, before it is decoded.
+
+    Args:
+        source_bytes: of its video, or of its pictures together.
+        size: side of the face crops, pixels.
+    """
+    samples = size**2 * codec.gop_size / codec.span
+    default = BYTES_OF_A_CLIP + SHARE_OF_THE_SOURCE * source_bytes
+    # Smaller pictures take less, but no less work; and a shard is a unit of work, too.
+    return default * max(1.0, samples / DEFAULT_SAMPLES)
+
+
+def cut_into_shards(sizes: Sequence[float]) -> list[range]:
+    """Which clips make up each shard, where clip n will take about `sizes[n]` bytes.
+
+    A shard takes clips until it has its target: SHARD_BYTES, or where there would be few shards of
+    that size half of it, a quarter, …, down to LEAST_SHARD_BYTES. Steps of two, so that a set that
+    grows or loses a clip is seldom cut anew from its beginning.
+    """
+    target, total = LEAST_SHARD_BYTES, sum(sizes)
+    while target < SHARD_BYTES and total > MOST_SHARDS_OF_A_SMALL_SET * target:
+        target *= 2
+    shards, first, filled = [], 0, 0.0
+    for number, size in enumerate(sizes):
+        filled += size
+        if filled >= target or number == len(sizes) - 1:
+            shards.append(range(first, number + 1))
+            first, filled = number + 1, 0.0
+    return shards
+
+
 def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
@@ -233,13 +265,13 @@ def _png(picture: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _picture(png: bytes) -> np.ndarray:
+def unpack_picture(png: bytes) -> np.ndarray:
+    """What a row holds as `apex` → RGB uint8 (32, 32, 3)."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def _row(clip: Clip) -> dict[str, Any]:
     row = {f.name: getattr(clip, f.name) for f in fields(clip)}
-    row["i_frames"] = [_png(picture) for picture in clip.i_frames]
     row["identity"] = clip.identity.astype(np.float32).tolist()
     row["apex"] = None if clip.apex is None else _png(clip.apex)
     return row
@@ -248,12 +280,9 @@ def _row(clip: Clip) -> dict[str, Any]:
 def unpack_row(row: dict[str, Any]) -> Clip:
     """A row as Arrow or Ray Data gives it → a `Clip`."""
     values = dict(row)
-    values["i_frames"] = [_picture(png) for png in values["i_frames"]]
     values["pts_seconds"] = [float(seconds) for seconds in values["pts_seconds"]]
-    values["i_frame_numbers"] = [int(n) for n in values["i_frame_numbers"]]
-    values["residual_frames"] = [int(n) for n in values["residual_frames"]]
     values["identity"] = np.array([list(v) for v in values["identity"]], dtype=np.float32)
-    values["apex"] = None if values["apex"] is None else _picture(values["apex"])
+    values["apex"] = None if values["apex"] is None else unpack_picture(values["apex"])
     return Clip(**values)
 
 
@@ -276,7 +305,15 @@ def write_shard(
     """
     table = pa.Table.from_pylist([_row(clip) for clip in clips], schema=SCHEMA)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", compression_level=3, row_group_size=16)
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=ROWS_OF_A_GROUP,
+        # The least and the greatest of each column, bitstreams included, a second time.
+        write_statistics=False,
+    )
     data = buffer.getvalue()
     receipt = Receipt(
         index=index,
@@ -486,8 +523,8 @@ def _bitstream_problems(clip: Clip) -> list[str]:
         return [str(error)]
     found = {
         "size": ((bitstream.width, bitstream.height), (clip.size, clip.size)),
-        "i_frame_numbers": ([gop[0] for gop in bitstream.gops], clip.i_frame_numbers),
-        "residual_frames": ([n for gop in bitstream.gops for n in gop[1:]], clip.residual_frames),
+        "num_frames": (len(bitstream.packets), clip.num_frames),
+        "gop_size": (max(map(len, bitstream.gops)), min(clip.gop_size, clip.num_frames)),
     }
     problems = [
         f"{clip.clip_id}: {name} {recorded}, and its bitstream has {there}"

@@ -23,10 +23,11 @@ import cv2
 import numpy as np
 
 from cfer.clips import ClipError
-from cfer.codec import CodecSettings
+from cfer.codec import Bitstream, CodecSettings
 from cfer.errors import InputError
 from cfer.faces import FaceDetector, FaceWindow, face_clip
 from cfer.identity import embed_clip, open_recogniser
+from cfer.inputs import apex_picture
 from cfer.names import printable
 from cfer.shards import Clip, Failure, write_shard
 from cfer.storage import Folder, StorageError, local_copy
@@ -55,7 +56,7 @@ class Settings:
     motion_search: bool = True
     identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
-    clips_per_shard: int = 4  # clips of the manifest in one shard
+    clips_per_shard: int | None = None  # None: as many as make a shard of some megabytes
 
     def __post_init__(self) -> None:
         if self.quantiser is None and self.bit_rate is None:
@@ -73,10 +74,9 @@ class Settings:
                 "as many frames of the video as it has; give the same twice to encode every frame"
             )
         for name in ("window_gops", "clips_per_shard"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more"
-                )
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise InputError(f"--{name.replace('_', '-')} {given}: give 1 or more")
         _ = self.codec
 
     @property
@@ -161,13 +161,12 @@ def _clip(
         for gop in range(len(bitstream.gops))
         for residual in bitstream.accumulated_residuals(gop)
     ]
-    i_frames = bitstream.i_frames()
     apex_frame = apex = None
     if entry.apex_frame is not None and entry.apex_frame in window.frames:
         # Where not every frame is encoded, the one nearest to the apex stands for it.
         encoded = np.array(codec.encoded_frames(len(window.frames)))
         apex_frame = int(np.abs(encoded - (entry.apex_frame - window.frames[0])).argmin())
-        apex = window.pictures[apex_frame]
+        apex = apex_picture(window.pictures[apex_frame])
     return Clip(
         clip_id=clip_id,
         dataset=entry.dataset,
@@ -181,10 +180,7 @@ def _clip(
         pts_seconds=window.encoded_times(codec)[:-1],
         size=settings.size,
         gop_size=settings.gop_size,
-        i_frames=i_frames,
-        i_frame_numbers=[gop[0] for gop in bitstream.gops],
         bitstream=bitstream.data,
-        residual_frames=[residual.frame for residual in residuals],
         identity=np.zeros((1, 0), np.float32),
         apex_frame=apex_frame,
         apex=apex,
@@ -257,7 +253,8 @@ class ShardActor:
         failures: list[Failure] = pickle.loads(row["failures"])
         for clip in pickle.loads(row["clips"]):
             try:
-                clips.append(replace(clip, identity=embed_clip(self.recogniser, clip.i_frames)))
+                bitstream = Bitstream(clip.bitstream, clip.clip_id)
+                clips.append(replace(clip, identity=embed_clip(self.recogniser, bitstream)))
             except Exception as error:  # one bad clip must not end the job
                 log.exception("%s: unexpected error", clip.clip_id)
                 failures.append(_failure(clip.clip_id, clip.source, error))

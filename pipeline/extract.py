@@ -1,16 +1,18 @@
-"""From videos to Parquet shards of I-frames and residuals: a Ray Data job.
+"""From videos to Parquet shards of their faces, encoded: a Ray Data job.
 
     python pipeline/extract.py --videos DIR|GLOB|MANIFEST.csv --out DIR
     python pipeline/extract.py --dataset ck+ --root TREE --out DIR
     ray job submit --working-dir . -- python pipeline/extract.py --videos … --out …
 
-Per clip: find the face, cut one fixed square, encode it at a fixed GOP, read the I-frames out of
-the bitstream and embed them by a frozen face recogniser; the residuals stay in the bitstream. The
-unit of work is a shard of `--clips-per-shard` clips of the sorted manifest. It goes through two
-pools of actors: *clip actors* decode, find the face and encode, on CPUs; *shard actors* embed and
-write, on GPUs where there are some. A shard appears with its completion record, or not at all, so a
-job that was killed goes on where it was, and ends with the same bytes. A clip that cannot be used
-ends in `failures.csv` with its reason, one that crashes the decoder too; `dataset.json` comes last.
+Per clip: find the face, cut one fixed square, encode it at a fixed GOP, and embed an I-frame of the
+bitstream by a frozen face recogniser; I-frames and residuals stay in the bitstream. The unit of
+work is a shard: the next clips of the sorted manifest, as many as make some megabytes by what their
+sources have (`cfer.shards.cut_into_shards`), so the plan follows from the sources and the settings
+alone. It goes through two pools of actors: *clip actors* decode, find the face and encode, on CPUs;
+*shard actors* embed and write, on GPUs where there are some. A shard appears with its completion
+record, or not at all, so a job that was killed goes on where it was, and ends with the same bytes.
+A clip that cannot be used ends in `failures.csv` with its reason, one that crashes the decoder too;
+`dataset.json` comes last.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 if not __package__:
     # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
@@ -53,6 +55,8 @@ from cfer.shards import (
     SCHEMA_VERSION,
     Description,
     Receipt,
+    cut_into_shards,
+    expected_bytes,
     read_description,
     read_receipt,
     shard_is_done,
@@ -97,28 +101,34 @@ def plan_shards(
     Raises:
         InputError: the same bytes under two subjects.
     """
-    digests = _source_digests([entry.location for entry in entries])
-    sources = list(
-        tqdm(digests, "reading sources", len(entries), unit="clip", disable=None, delay=2)
-    )
-    _check_subjects(entries, sources)
-    step = settings.clips_per_shard
+    read = _sources([entry.location for entry in entries])
+    sources = list(tqdm(read, "reading sources", len(entries), unit="clip", disable=None, delay=2))
+    digests = [source.digest for source in sources]
+    _check_subjects(entries, digests)
     planned = []
-    for index, start in enumerate(range(0, len(entries), step)):
-        part = list(entries[start : start + step])
+    for index, clips in enumerate(_cut([source.bytes for source in sources], settings)):
+        part = [entries[number] for number in clips]
         work = {
             "schema_version": SCHEMA_VERSION,
             "settings": asdict(settings),
             "face_rule": _face_rule(),
             "weights_sha256": weights_sha256,
             "classes": list(classes),
-            "sources": sources[start : start + step],
+            "sources": [digests[number] for number in clips],
             # Where the sources lie is no part of the work; what they are called in the rows is.
             "entries": [{**asdict(entry), "location": ""} for entry in part],
         }
         text = json.dumps(work, sort_keys=True, default=str)
         planned.append(PlannedShard(index, part, hashlib.sha256(text.encode()).hexdigest()))
     return planned
+
+
+def _cut(source_bytes: Sequence[int], settings: Settings) -> list[range]:
+    """Which clips, by their numbers, make up each shard."""
+    step, count = settings.clips_per_shard, len(source_bytes)
+    if step is not None:
+        return [range(first, min(first + step, count)) for first in range(0, count, step)]
+    return cut_into_shards([expected_bytes(n, settings.size, settings.codec) for n in source_bytes])
 
 
 def _check_subjects(entries: Sequence[Entry], digests: Sequence[str]) -> None:
@@ -142,52 +152,64 @@ def _check_subjects(entries: Sequence[Entry], digests: Sequence[str]) -> None:
         log.warning("… and %d more clips with the bytes of another", pairs - MOST_WARNINGS)
 
 
-def _source_digests(locations: Sequence[str]) -> Iterator[str]:
-    """The digest of each source, in order. What is in a store is read by all nodes of the cluster:
-    a single one would take longer to read terabytes than all of them to extract them."""
+class Source(NamedTuple):
+    """What was read of a clip: SHA-256, and how many bytes; empty and 0 where it is unreadable."""
+
+    digest: str
+    bytes: int
+
+
+UNREADABLE = Source("", 0)
+
+
+def _sources(locations: Sequence[str]) -> Iterator[Source]:
+    """Each source, in order. What is in a store is read by all nodes of the cluster: a single one
+    would take longer to read terabytes than all of them to extract them."""
     if not any(map(is_uri, locations)):
         with ThreadPoolExecutor(4) as pool:
-            yield from pool.map(source_digest, locations)
+            yield from pool.map(read_source, locations)
         return
     join_cluster(for_training=False)
-    task = ray.remote(_digests_in_task).options(num_cpus=0.5)
+    task = ray.remote(_sources_in_task).options(num_cpus=0.5)
     starts = range(0, len(locations), SOURCES_PER_TASK)
     parts = [task.remote(list(locations[at : at + SOURCES_PER_TASK])) for at in starts]
     for part in parts:
         yield from _told(lambda part=part: ray.get(part))  # type: ignore[misc]
 
 
-def _digests_in_task(locations: Sequence[str]) -> list[str]:
+def _sources_in_task(locations: Sequence[str]) -> list[Source]:
     with ThreadPoolExecutor(8) as pool:  # they wait for the store most of the time
-        return list(pool.map(source_digest, locations))
+        return list(pool.map(read_source, locations))
 
 
-def source_digest(location: str) -> str:
-    """SHA-256 of a video's bytes, or of all pictures of a folder; empty where it is unreadable.
+def read_source(location: str) -> Source:
+    """A video, or all pictures of a folder.
 
     Raises:
         StorageError: its store is out of order.
     """
-    digest = hashlib.sha256()
+    digest, count = hashlib.sha256(), 0
     if printable(location) != location:
-        return ""
+        return UNREADABLE
     try:
         folder, name = folder_of(location)
         if folder.exists(name):
             for chunk in folder.chunks(name):
                 digest.update(chunk)
-            return digest.hexdigest()
+                count += len(chunk)
+            return Source(digest.hexdigest(), count)
         pictures = folder.folder(name)
         names = sorted(filter(is_numbered_picture, pictures.names()), key=picture_order)
         for picture in names:
             digest.update(picture.encode() + b"\0")
             for chunk in pictures.chunks(picture):
                 digest.update(chunk)
+                count += len(chunk)
     except StorageError:
         raise
     except (InputError, OSError):
-        return ""
-    return digest.hexdigest() if names else ""
+        return UNREADABLE
+    return Source(digest.hexdigest(), count) if names else UNREADABLE
 
 
 def _face_rule() -> dict[str, float]:
@@ -503,7 +525,7 @@ def summary(description: Description, out: str, num_new_frames: int, seconds: fl
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python pipeline/extract.py",
-        description="Videos → Parquet shards of I-frames, residuals and identity embeddings.",
+        description="Videos → Parquet shards of encoded faces and identity embeddings.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--videos", help="a folder or a CSV (path or s3://…), or a glob pattern")
@@ -534,7 +556,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--window-gops", type=int, help="cut longer clips into windows of this many GOPs (20)"
     )
     parser.add_argument(
-        "--clips-per-shard", type=int, help="unit of work, and of what a kill can lose (4)"
+        "--clips-per-shard",
+        type=int,
+        help="unit of work, and of what a kill can lose (some megabytes of clips)",
     )
     parser.add_argument("--classes", help="class names in order, commas between (those found)")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="the paper's settings")

@@ -89,7 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     scale.add_argument(
         "--actors", help="workers of the job (one per core); of `workers`, each number (1,2)"
     )
-    scale.add_argument("--clips-per-shard", type=int, default=4, help="as the job's own (4)")
+    scale.add_argument(
+        "--clips-per-shard", type=int, default=4, help="in the runs that are measured (4)"
+    )
     scale.add_argument("--frames", type=int, help="of a predicted clip (as the material's)")
     assumed = Assumptions()
     for option, text in (

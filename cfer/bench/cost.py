@@ -162,11 +162,17 @@ class Prediction:
 
 
 def predict(
-    costs: Costs, clip: Clip, clips: int, clips_per_shard: int, given: Assumptions
+    costs: Costs, clip: Clip, clips: int, clips_per_shard: int, planned: int, given: Assumptions
 ) -> Prediction:
-    """The machines that do it in time, and what that costs; machines are paid while they start."""
-    shards = math.ceil(clips / clips_per_shard)
-    work = shards * costs.shard_seconds(clip, clips_per_shard)
+    """The machines that do it in time, and what that costs; machines are paid while they start.
+
+    Args:
+        clips_per_shard: of the runs that the costs are from. Much of `Costs.shard` is the machine's
+            being shared, which larger shards don't spare: so the time is that of such shards.
+        planned: clips that the job puts into a shard of a set of this size.
+    """
+    work = math.ceil(clips / clips_per_shard) * costs.shard_seconds(clip, clips_per_shard)
+    shards = math.ceil(clips / planned)
     time_left = max(3600 * given.hours - costs.start, 1.0)
     machines = math.ceil(work / (given.cores * time_left))
     hours = (costs.start + work / (machines * given.cores)) / 3600

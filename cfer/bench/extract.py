@@ -124,16 +124,13 @@ class Stages:
             residuals = [r for g in gops for r in bitstream.accumulated_residuals(g)]
             intra = float(np.mean([r.intra_fraction for r in residuals]))
             saturated = float(np.mean([r.saturated_fraction for r in residuals]))
-            i_frames = bitstream.i_frames()
         with clock.stage(IDENTITY):
-            identity = embed_clip(self._recogniser, i_frames)
+            identity = embed_clip(self._recogniser, bitstream)
         return Clip(
             clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
             split=None, num_frames=len(window.pictures), fps=float(bitstream.fps),
             pts_seconds=window.encoded_times(settings)[:-1], size=self._size,
-            gop_size=settings.gop_size, i_frames=i_frames,
-            i_frame_numbers=[g[0] for g in bitstream.gops], bitstream=bitstream.data,
-            residual_frames=[r.frame for r in residuals],
+            gop_size=settings.gop_size, bitstream=bitstream.data,
             identity=identity, apex_frame=None, apex=None, intra_fraction=intra,
             saturated_fraction=saturated,
         )  # fmt: skip

@@ -58,7 +58,7 @@ from cfer.bench.memory import (
 )
 from cfer.codec import CodecSettings
 from cfer.errors import InputError
-from cfer.shards import read_description
+from cfer.shards import cut_into_shards, expected_bytes, read_description
 from cfer.storage import Folder
 
 # The job's defaults, given to it by name so that stages and job are sure to do the same.
@@ -279,10 +279,21 @@ def measure_cost(
     large_clip = clip if frames is None else clip.of_length(frames, SETTINGS, WINDOW_FRAMES)
     for count in (1_000_000, 100_000_000):
         measurement.figures |= _prediction_figures(
-            predict(costs, large_clip, count, clips_per_shard, assumptions), large_clip, assumptions
+            predict(
+                costs, large_clip, count, clips_per_shard, _planned(large_clip, count), assumptions
+            ),
+            large_clip,
+            assumptions,
         )
     model = partial(costs.job_seconds, clip, clips_per_shard=clips_per_shard, workers=workers)
     return measurement, partial(_draw_cost, measurement, jobs, sizes, model)
+
+
+def _planned(clip: cost.Clip, count: int) -> int:
+    """How many of so many such clips the job puts into a shard."""
+    each = expected_bytes(clip.bytes_in, SIZE, SETTINGS)
+    # A million clips are enough for shards of full size.
+    return len(cut_into_shards([each] * min(count, 1_000_000))[0])
 
 
 def _stage_costs(

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from helpers import EXTRACTION
+from PIL import Image
 
+from cfer import data
 from cfer.codec import Bitstream, encode
 from cfer.errors import InputError
 from cfer.faces import face_clip
 from cfer.identity import open_recogniser
-from cfer.shards import read_clips, read_description, verify
+from cfer.inputs import Input
+from cfer.shards import read_clips, read_description, shard_name, verify, write_shard
 from pipeline.actors import Settings, extract_clip
-from pipeline.extract import build_parser, main, settings_of, source_digest
+from pipeline.extract import build_parser, main, plan_shards, read_source, settings_of
 from pipeline.manifest import Entry, read_manifest
 
 # ----------------------------------------------------------------- what comes out
@@ -38,10 +45,9 @@ def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
         assert clip.label_name == row["label"] == description.classes[clip.label]
         assert clip.apex_frame == int(row["apex_frame"])
         assert clip.num_frames == 24
-        assert clip.i_frame_numbers == [0, 12]
-        assert clip.residual_frames == [*range(1, 12), *range(13, 24)]
+        assert Bitstream(clip.bitstream, clip_id).gops == [range(12), range(12, 24)]
         assert clip.identity.shape == (1, 128)
-        assert clip.apex.shape == (64, 64, 3)
+        assert clip.apex.shape == (32, 32, 3)
         assert clip.intra_fraction == 0
     assert verify(drawn_shards) == []
 
@@ -49,8 +55,8 @@ def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
 def test_a_clip_has_the_identity_of_its_middle_i_frame(drawn_shards):
     recogniser = open_recogniser("dlib")
     for clip in list(read_clips(drawn_shards))[:2]:
-        assert len(clip.i_frames) == 2
-        np.testing.assert_allclose(clip.identity, recogniser.embed(clip.i_frames[1:]), atol=1e-4)
+        _, middle = Bitstream(clip.bitstream, clip.clip_id).i_frames()
+        np.testing.assert_allclose(clip.identity, recogniser.embed([middle]), atol=1e-4)
 
 
 def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, detector):
@@ -66,9 +72,10 @@ def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, d
         (window,) = face_clip(entry.location, 64, detector)
         assert row.bitstream == encode(window.pictures, settings.codec, window.fps).data
         assert row.pts_seconds == [n / 24 for n in range(24)]
-        assert np.array_equal(row.apex, window.pictures[row.apex_frame])
-        for pictures in (window.pictures[::12], clip.i_frames):
-            assert np.abs(np.stack(row.i_frames).astype(int) - np.stack(pictures)).mean() < 4
+        assert np.array_equal(row.apex, as_training_saw_it(window.pictures[row.apex_frame]))
+        here, there = (Bitstream(data, name).i_frames() for data in (row.bitstream, clip.bitstream))
+        for pictures in (window.pictures[::12], there):
+            assert np.abs(np.stack(here).astype(int) - np.stack(pictures)).mean() < 4
         assert np.abs(row.apex.astype(int) - clip.apex).mean() < 2
         assert len(Bitstream(clip.bitstream, name).packets) == row.num_frames
 
@@ -81,11 +88,32 @@ def test_a_video_whose_name_is_not_utf8_fails_alone(drawn_videos, tmp_path, dete
     one, other = read_manifest(str(tmp_path))
     assert (one.clip_id, one.source) == ("a\\xff", "a\\xff.mp4")
     assert (one.location, other.clip_id) == (str(strange), "b")
-    assert source_digest(one.location) == ""
+    assert read_source(one.location).digest == ""
     clips, (failure,) = extract_clip(one, Settings(identity="dlib"), [], detector)
     assert clips == []
     assert (failure.clip_id, failure.stage) == ("a\\xff", "manifest")
     assert failure.reason == "its name is not UTF-8; rename it"
+
+
+def as_training_saw_it(picture: np.ndarray) -> np.ndarray:
+    """When the rows held the whole picture, and training made it small."""
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "png")
+    whole = Image.open(png).convert("RGB")
+    return np.asarray(whole.resize((32, 32), Image.Resampling.BOX))
+
+
+@pytest.mark.parametrize("size", [32, 64, 112])
+def test_training_sees_the_apex_that_it_saw_before(drawn_videos, detector, tmp_path, size):
+    video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
+    settings = Settings(size=size, gop_size=4, gop_span=4)
+    entry = Entry(str(video), "a", "a.mp4", label="joy", apex_frame=20)
+    (clip,), _ = extract_clip(entry, settings, ["joy"], detector)
+    write_shard(tmp_path, 0, [replace(clip, identity=np.zeros((1, 2), np.float32))], [], "")
+    (row,) = pq.read_table(tmp_path / shard_name(0), columns=list(data.COLUMNS)).to_pylist()
+    seen = np.frombuffer(data._chosen(row, Input(), False)["apex"], np.uint8)
+    (window,) = face_clip(video, size, detector)
+    assert np.array_equal(seen.reshape(32, 32, 3), as_training_saw_it(window.pictures[20]))
 
 
 def test_windows_and_apex(drawn_videos, detector):
@@ -99,7 +127,8 @@ def test_windows_and_apex(drawn_videos, detector):
     assert [clip.apex_frame for clip in clips] == [None, 11]
     assert [clip.label for clip in clips] == [1, 1]
     for clip in clips:
-        assert clip.residual_frames == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+        gops = Bitstream(clip.bitstream, clip.clip_id).gops
+        assert gops == [range(4), range(4, 8), range(8, 12)]
 
 
 def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
@@ -109,14 +138,13 @@ def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
     clips, failures = extract_clip(entry, settings, [], detector)
     assert failures == []
     assert [clip.num_frames for clip in clips] == [6, 3]
-    assert [clip.i_frame_numbers for clip in clips] == [[0, 3], [0]]
     # The second window is frames 16 to 23, of which 16, 20 and 23 are encoded.
     assert [clip.apex_frame for clip in clips] == [None, 1]
     windows = list(face_clip(video, 64, detector, 16))
     fps = windows[0].fps * 3 / 8
     assert [clip.fps for clip in clips] == [fps] * 2
     # The apex frame itself, 20, is one of them.
-    assert np.array_equal(clips[1].apex, windows[1].pictures[4])
+    assert np.array_equal(clips[1].apex, as_training_saw_it(windows[1].pictures[4]))
     pictures = [windows[1].pictures[frame] for frame in (0, 4, 7)]
     assert clips[1].pts_seconds == [16 / 24, 20 / 24, 23 / 24]
     times = [*clips[1].pts_seconds, 1]
@@ -145,7 +173,8 @@ def test_a_real_video(faces_dir, detector):
     assert sum(clip.num_frames for clip in clips) == 27, "3 of each 24"
     assert all(clip.intra_fraction == 0 for clip in clips)
     # The same person through the whole video.
-    first, last = open_recogniser("dlib").embed([clips[0].i_frames[0], clips[0].i_frames[-1]])
+    i_frames = Bitstream(clips[0].bitstream, "d18").i_frames()
+    first, last = open_recogniser("dlib").embed([i_frames[0], i_frames[-1]])
     assert np.linalg.norm(first - last) < 0.6, "dlib's own threshold for one person"
 
 
@@ -193,7 +222,7 @@ def test_presets_are_defaults():
 def test_a_default_that_is_given_is_the_same_setting():
     """Else a data set that was begun without the option could not be gone on with."""
     given = "--size 112 --gop-size 3 --gop-span 24 --quantiser 4 --window-gops 20"
-    given += " --clips-per-shard 4 --identity auto"
+    given += " --identity auto"
     parse = build_parser().parse_args
     assert settings_of(parse(["--videos", "v", "--out", "o", *given.split()])) == Settings()
     assert Settings(quantiser=5) != Settings()
@@ -206,21 +235,57 @@ def test_bit_rate_takes_the_quantisers_place():
     assert (codec.quantiser, codec.bit_rate) == (None, 200_000)
 
 
-def test_source_digest_is_of_the_bytes(tmp_path):
+def test_a_source_is_known_by_its_bytes(tmp_path):
     one, two = tmp_path / "a.mp4", tmp_path / "b.mp4"
     one.write_bytes(b"same")
     two.write_bytes(b"same")
-    assert source_digest(str(one)) == source_digest(str(two))
+    assert (
+        read_source(str(one)) == read_source(str(two)) == (hashlib.sha256(b"same").hexdigest(), 4)
+    )
     two.write_bytes(b"other")
-    assert source_digest(str(one)) != source_digest(str(two))
-    assert source_digest(str(tmp_path / "missing.mp4")) == ""
+    assert read_source(str(one)) != read_source(str(two))
+    assert read_source(str(tmp_path / "missing.mp4")) == ("", 0)
 
 
 def test_a_folder_of_pictures_has_a_digest_of_its_own(tmp_path):
     for name in ("001.png", "002.png"):
         (tmp_path / name).write_bytes(b"picture")
-    before = source_digest(str(tmp_path))
+    before = read_source(str(tmp_path))
+    assert before.bytes == 14
     (tmp_path / ".DS_Store").write_bytes(b"\0")
-    assert source_digest(str(tmp_path)) == before != ""
+    assert read_source(str(tmp_path)) == before != ("", 0)
     Path(tmp_path / "002.png").rename(tmp_path / "003.png")
-    assert source_digest(str(tmp_path)) != before
+    assert read_source(str(tmp_path)) != before
+
+
+# ----------------------------------------------------------------- the plan
+
+
+def files_of(folder: Path, count: int, size: int = 9) -> list[Entry]:
+    for number in range(count):
+        (folder / f"{number:04d}.mp4").write_bytes(number.to_bytes(4) + bytes(size - 4))
+    return [Entry(str(file), file.stem, file.name) for file in sorted(folder.glob("*.mp4"))]
+
+
+def test_the_plan_follows_from_the_sources_alone(tmp_path):
+    entries = files_of(tmp_path, 100)
+    plan = plan_shards(entries, Settings(), [], "")
+    assert [entry for shard in plan for entry in shard.entries] == entries
+    assert [shard.index for shard in plan] == list(range(len(plan)))
+    # 6 kB of each clip: 6 of them are the least that a shard is to have.
+    assert [len(shard.entries) for shard in plan] == [6] * 16 + [4]
+    assert plan_shards(entries, Settings(), [], "") == plan
+    # Where a clip is left out at the end, all other shards are those that are there.
+    assert plan_shards(entries[:-1], Settings(), [], "")[:-1] == plan[:-1]
+
+
+def test_clips_with_more_to_encode_make_shards_of_fewer(tmp_path):
+    def lengths(entries: list[Entry], **settings) -> list[int]:
+        return [len(s.entries) for s in plan_shards(entries, Settings(**settings), [], "")]
+
+    entries = files_of(tmp_path, 6)
+    assert lengths(entries) == [6]
+    assert lengths(entries, size=224) == [2, 2, 2]
+    assert lengths(entries, gop_span=6) == [2, 2, 2]
+    assert lengths(files_of(tmp_path, 6, 2_000_000)) == [1] * 6
+    assert lengths(entries, clips_per_shard=4) == [4, 2]

@@ -14,6 +14,7 @@ import torch
 from facenet_pytorch import InceptionResnetV1
 
 from cfer import identity
+from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.errors import InputError
 from cfer.identity import (
     FACENET_FILES,
@@ -52,7 +53,8 @@ def no_network(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def first_frames(drawn_shards):
     clips = list(read_clips(drawn_shards))
-    return [clip.i_frames[0] for clip in clips], np.array([clip.subject for clip in clips])
+    pictures = [Bitstream(clip.bitstream, clip.clip_id).i_frame(0) for clip in clips]
+    return pictures, np.array([clip.subject for clip in clips])
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,10 @@ def test_a_picture_has_one_vector_whatever_its_neighbours(first_frames, dlib):
 def test_a_clips_identity_is_that_of_its_middle_i_frame(first_frames, dlib):
     pictures = first_frames[0][:5]
     for count, middle in ((1, 0), (2, 1), (5, 2)):
-        vector = embed_clip(dlib, pictures[:count])
+        bitstream = encode(pictures[:count], CodecSettings(gop_size=1), 25)
+        vector = embed_clip(dlib, bitstream)
         assert vector.shape == (1, 128)
-        assert np.array_equal(vector, dlib.embed([pictures[middle]]))
+        assert np.array_equal(vector, dlib.embed([bitstream.i_frames()[middle]]))
 
 
 @pytest.fixture(scope="module")

@@ -83,16 +83,16 @@ GIVEN = Assumptions(
 
 
 def test_machines_hours_bytes_and_money():
-    made = predict(COSTS, CLIP, 1_000_000, 4, GIVEN)
+    made = predict(COSTS, CLIP, 1_000_000, 4, 800, GIVEN)
     work = 250_000 * (4 * CLIP_SECONDS + 0.5)
     assert made.machines == math.ceil(work / (8 * 7190)) == 8
     assert made.hours == pytest.approx((10 + work / 64) / 3600)
     assert made.hours <= 2
     assert made.bytes_read == pytest.approx(4e12)
     assert made.bytes_out == pytest.approx(5e9)
-    assert made.files == 500_000
-    assert made.puts == 250_000 * cost.PUTS_OF_A_SHARD + 1_000_000 * cost.PUTS_OF_A_CLIP
-    assert made.gets == 250_000 * cost.GETS_OF_A_SHARD + 1_000_000 * cost.GETS_OF_A_CLIP
+    assert made.files == 2500
+    assert made.puts == 1250 * cost.PUTS_OF_A_SHARD + 1_000_000 * cost.PUTS_OF_A_CLIP
+    assert made.gets == 1250 * cost.GETS_OF_A_SHARD + 1_000_000 * cost.GETS_OF_A_CLIP
     assert made.money_cores == pytest.approx(made.hours * 64 * 0.1)
     assert made.money_requests == pytest.approx(made.puts * 1e-5 + made.gets * 1e-6)
     assert made.money_storage_month == pytest.approx(0.1)
@@ -100,7 +100,7 @@ def test_machines_hours_bytes_and_money():
     # 4 GB of the driver's memory, of which a job may have 1; its time is no bound: 500 s.
     assert made.jobs == 4
     # 60 times as long, it is: 30,000 s of one process, in less than 2 hours.
-    busy = predict(replace(COSTS, driver=0.03), CLIP, 1_000_000, 4, GIVEN)
+    busy = predict(replace(COSTS, driver=0.03), CLIP, 1_000_000, 4, 800, GIVEN)
     assert busy.jobs == math.ceil(30_000 / (3600 * made.hours)) == 5
 
 
@@ -115,20 +115,25 @@ def test_what_is_said_of_the_costs_and_of_the_prediction():
         f"{share:.0%} of its time"
     )
     assert said["the driver"].endswith(f"it can feed {CLIP_SECONDS / 0.0005:.0f} workers")
-    made = predict(COSTS, CLIP, 1_000_000, 4, GIVEN)
+    made = predict(COSTS, CLIP, 1_000_000, 4, 800, GIVEN)
     said = scale._prediction_figures(made, CLIP, GIVEN)
     assert said["1,000,000 clips: time"] == (
         f"8 machines of 8 cores for {made.hours:.1f} hours ({made.core_hours:,.0f} core-hours), "
         "in 4 jobs; 48 frames a clip"
     )
     assert said["1,000,000 clips: bytes"] == (
-        "4,000 GB read, 5 GB written in 500,000 files; 2,250,000 requests to write, "
-        "8,500,000 to read"
+        "4,000 GB read, 5 GB written in 2,500 files; 11,250 requests to write, 6,012,500 to read"
     )
     assert said["1,000,000 clips: money"].startswith(
         f"{made.money:,.0f} = {made.money_cores:,.0f} for cores (assumed 0.1 a core-hour) + "
-        "31 for requests (assumed 0.01 and 0.001 for 1,000); storage 0 a month (assumed 0.02"
+        "6 for requests (assumed 0.01 and 0.001 for 1,000); storage 0 a month (assumed 0.02"
     )
+
+
+def test_what_is_predicted_has_shards_as_the_job_makes_them():
+    """Some megabytes, of which the sources tell; 6 kB and 1/64 of 2 MB for each clip."""
+    assert scale._planned(CLIP, 28) == 1
+    assert scale._planned(CLIP, 1_000_000) == scale._planned(CLIP, 100_000_000) == 226
 
 
 def test_each_clip_has_to_come_out_once(drawn_videos: Path, drawn_shards: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from cfer.codec import CodecSettings, encode
+from cfer.data import read_index
 from cfer.errors import InputError
+from cfer.inputs import APEX_SIZE
 from cfer.shards import (
+    MOST_SHARDS_OF_A_SMALL_SET,
     SCHEMA,
+    SHARD_BYTES,
     Clip,
     Description,
     Failure,
+    cut_into_shards,
+    expected_bytes,
     main,
     read_clips,
     read_description,
@@ -36,7 +43,6 @@ SIZE = 16
 def some_clip(number: int, **changes) -> Clip:
     rng = np.random.default_rng(number)
     moving = rng.integers(0, 256, (7, SIZE, SIZE, 3), dtype=np.uint8)
-    pictures = moving[[0, 4, 6]]
     clip = Clip(
         clip_id=f"clip-{number}",
         dataset="test",
@@ -50,13 +56,10 @@ def some_clip(number: int, **changes) -> Clip:
         pts_seconds=[3 + n / 25 for n in range(7)],
         size=SIZE,
         gop_size=4,
-        i_frames=list(pictures[:2]),
-        i_frame_numbers=[0, 4],
         bitstream=encode(moving, CodecSettings(gop_size=4), 25).data,
-        residual_frames=[1, 2, 3, 5, 6],
         identity=rng.normal(size=(2, 8)).astype(np.float32),
         apex_frame=6,
-        apex=pictures[2],
+        apex=rng.integers(0, 256, (APEX_SIZE, APEX_SIZE, 3), dtype=np.uint8),
         intra_fraction=0.0,
         saturated_fraction=0.25,
     )
@@ -95,17 +98,20 @@ def test_what_is_written_is_read(tmp_path):
     for read, written in ((first, some_clip(0)), (second, clip)):
         assert read.bitstream == written.bitstream
         assert np.array_equal(read.identity, written.identity)
-        assert all(map(np.array_equal, read.i_frames, written.i_frames))
-        assert read.residual_frames == written.residual_frames
+        assert read.pts_seconds == written.pts_seconds
         assert read.saturated_fraction == 0.25
     assert np.array_equal(first.apex, some_clip(0).apex)
 
 
-def test_shards_without_times_are_refused_with_the_command_that_makes_them_anew(tmp_path):
+@pytest.mark.parametrize("version", [2, 3])
+def test_older_shards_are_refused_with_the_command_that_makes_them_anew(tmp_path, version):
+    """2 had no times, 3 had pictures beside the bitstream."""
     some_data_set(tmp_path)
     path = tmp_path / "dataset.json"
-    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
-    with pytest.raises(InputError, match=r"version 2,.*python pipeline/extract\.py --videos"):
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "schema_version": version}))
+    command = r"python pipeline/extract\.py --videos"
+    with pytest.raises(InputError, match=rf"version {version},.*{command}"):
         read_description(tmp_path)
 
 
@@ -192,6 +198,43 @@ def test_times_that_are_not_the_bitstreams_are_found(tmp_path):
     assert "clip-1: pts_seconds are not the times of its bitstream" in problem
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"num_frames": 6, "pts_seconds": [n / 25 for n in range(6)]}, "num_frames 6, and .* 7"),
+        ({"gop_size": 5}, "gop_size 5, and its bitstream has 4"),
+        ({"bitstream": b"no video"}, "clip-1"),
+    ],
+)
+def test_what_a_row_says_of_its_bitstream_is_checked(tmp_path, changes, problem):
+    description = some_data_set(tmp_path, shards=1)
+    receipt = write_shard(tmp_path, 0, [some_clip(1, **changes)], [], "work")
+    write_description(tmp_path, replace(description, shards=[receipt]))
+    assert re.search(problem, "\n".join(verify(tmp_path)))
+
+
+@pytest.mark.parametrize(("frames", "gop_size"), [(1, 4), (3, 1)])
+def test_clips_without_a_p_frame_are_not_trained_on(tmp_path, frames, gop_size):
+    """Nor is one decoded to find out."""
+    times = [n / 25 for n in range(frames)]
+    still = some_clip(1, num_frames=frames, pts_seconds=times, gop_size=gop_size, bitstream=b"")
+    description = some_data_set(tmp_path, shards=1)
+    receipt = write_shard(tmp_path, 0, [some_clip(0), still], [], "work")
+    write_description(tmp_path, replace(description, shards=[receipt]))
+    with pytest.raises(InputError, match=r"1 clips have no P-frame, so no residual \(clip-1, …\)"):
+        read_index(str(tmp_path))
+
+
+def test_nothing_is_stored_twice(tmp_path):
+    """No picture that the bitstream has; and nothing of a bitstream in the file's statistics."""
+    write_shard(tmp_path, 0, [some_clip(0)], [], "work")
+    metadata = pq.ParquetFile(tmp_path / "shard-00000.parquet").metadata.row_group(0)
+    columns = [metadata.column(n) for n in range(metadata.num_columns)]
+    assert not any(column.is_stats_set for column in columns)
+    large = {c.path_in_schema.split(".")[0] for c in columns if c.total_compressed_size > 300}
+    assert large <= {"apex", "bitstream", "identity"}
+
+
 def test_done_means_the_same_work_and_an_unharmed_file(tmp_path):
     some_data_set(tmp_path)
     assert shard_is_done(tmp_path, 0, "work-0") is not None
@@ -222,6 +265,43 @@ def test_not_a_data_set(tmp_path):
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(InputError, match="extraction has not finished"):
         read_description(tmp_path)
+
+
+# ---- how large a shard is ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 28, 593, 7442, 100_000, 1_000_000])
+def test_shards_are_neither_many_nor_too_few(count):
+    """Of clips of a second, from videos of 200 kB."""
+    each = expected_bytes(200_000, 112, CodecSettings(3, gop_span=24))
+    assert 9000 < each < 9500
+    shards = cut_into_shards([each] * count)
+    assert [n for shard in shards for n in shard] == list(range(count))
+    assert len(shards) <= max(MOST_SHARDS_OF_A_SMALL_SET, count * each / SHARD_BYTES)
+    assert len(shards[0]) * each < SHARD_BYTES + each
+    # A machine of 64 cores has work for each of them as soon as there are 4 clips for it.
+    assert len(shards) >= min(64, count / 4)
+
+
+def test_a_long_video_is_a_shard_of_its_own():
+    """An hour of it becomes some 14 MB."""
+    codec = CodecSettings(3, gop_span=24)
+    short, long = (expected_bytes(n, 112, codec) for n in (200_000, 1_000_000_000))
+    assert 10e6 < long < 20e6
+    assert cut_into_shards([long, long, short, short, long]) == [
+        range(1), range(1, 2), range(2, 5)
+    ]  # fmt: skip
+
+
+def test_larger_pictures_and_more_of_them_take_more():
+    default = expected_bytes(0, 112, CodecSettings(3, gop_span=24))
+    assert expected_bytes(0, 224, CodecSettings(3, gop_span=24)) == 4 * default
+    assert expected_bytes(0, 112, CodecSettings(12)) == 8 * default
+    assert expected_bytes(0, 64, CodecSettings(3, gop_span=24)) == default
+
+
+def test_no_clips_are_no_shards():
+    assert cut_into_shards([]) == []
 
 
 def test_another_version_is_refused(tmp_path):
