@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from hostile import hostile_videos, long_gop
 
 from cfer.errors import InputError
 from cfer.predict import Recognizer
+from cfer.serve import MOST_REQUESTS
 from cfer.timeline import as_json
 from cfer.uploads import Limits, Workers, look, predict, why_ended
 
@@ -193,6 +194,9 @@ def test_hostile_uploads_get_an_error_and_the_server_goes_on(
             assert said in json.loads(answer)["detail"], name
             assert b"cfer-" not in answer, f"{name}: the server's own paths are told"
     assert b" 413 " in endless_upload(port)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\n" + b"X: 1\r\n" * 100_000)
+        assert b" 400 " in connection.recv(4096)
     whole = video.read_bytes()
     assert ask(port, "/predict?faces=..%2F..%2Fetc%2Fpasswd", whole, TOKEN)[0] == 422
     assert ask(port, "/predict?window_gops=-1", whole, TOKEN)[0] == 422
@@ -200,6 +204,14 @@ def test_hostile_uploads_get_an_error_and_the_server_goes_on(
     assert ask(port, "/../../etc/passwd", token=TOKEN, method="GET")[0] == 404
     assert ask(port, "/predict", whole, TOKEN)[0] == 200
     assert server[1].is_running()
+
+
+def test_more_connections_than_there_may_be_are_told_so(port: int) -> None:
+    with ExitStack() as stack:
+        for _ in range(MOST_REQUESTS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        wait_for(lambda: ask(port, "/model", token=TOKEN, method="GET")[0] == 503)
+    wait_for(lambda: ask(port, "/model", token=TOKEN, method="GET")[0] == 200)
 
 
 def test_of_a_request_nothing_stays(port: int, video: Path, storage: Path) -> None:

@@ -123,7 +123,7 @@ def taken_port() -> Iterator[int]:
         ("--port FREE --allow /videos", "--allow /videos: give a URI, such as s3://bucket"),
         ("--port FREE --allow S3://b", "--allow S3://b: give a URI"),
         ("--port FREE --allow foo://b", "foo://b: not a usable location"),
-        ("--port FREE --allow s3://b?x=1&region=a", "x is no option of it"),
+        ("--port FREE --allow s3://b?x=1&region=a", "s3://b?x=1&region=a: not a usable location"),
         ("--port FREE --time-limit 0", "--time-limit 0: give 1 or more"),
         ("--port FREE --max-seconds -1", "--max-seconds -1: give 1 or more"),
         ("--port FREE --readers 0", "--readers 0: give 1 to CPUS, which is how many CPUs"),
