@@ -1,7 +1,6 @@
 """The service of `cfer serve` on a Ray cluster, by Ray Serve: `serve deploy cluster/serve.yaml`."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: Ray looks at the type of an argument itself.
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
