@@ -193,6 +193,7 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        _remove_what_killed_servers_left()
         await asyncio.to_thread(workers.__enter__)
         say_ready()
         yield
@@ -358,7 +359,6 @@ def run(
     except (OSError, OverflowError) as error:
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
         raise InputError(f"--port {port}: cannot be used ({reason})") from error
-    _remove_what_killed_servers_left()
     recognizer = Recognizer.from_pretrained(model_name)
     threads = cpus // readers
     service = Service(model_name, recognizer, limits, readers, threads, tuple(allowed), token)
