@@ -15,6 +15,7 @@ from cfer.errors import InputError, signals_kept_from_ray
 
 LOOPBACK = "127.0.0.1"
 MOST_SECONDS_TO_JOIN = 30
+# Set where a Ray may be started here.
 _OF_ITS_OWN = {
     # The links between training workers, of PyTorch.
     "GLOO_SOCKET_IFNAME": "lo",
@@ -40,11 +41,11 @@ def join_cluster(for_training: bool) -> None:
     """
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "")
-        if address not in ("", "local", "auto"):
+        if address in ("", "local"):
+            for name, value in _OF_ITS_OWN.items():
+                os.environ.setdefault(name, value)
+        elif address != "auto":
             _check_address(address)
-        # What a cluster's own processes have set is not changed by it.
-        for name, value in _OF_ITS_OWN.items():
-            os.environ.setdefault(name, value)
         try:
             with signals_kept_from_ray():
                 ray.init(
