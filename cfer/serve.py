@@ -59,6 +59,7 @@ TOKEN_VARIABLE = "CFER_TOKEN"
 MOST_REQUESTS = 100  # at a time, in one application: each may have a file on the disk
 MOST_LINK_CHARACTERS = 2000
 SECONDS_TO_STOP = 10  # for the requests that are there
+MOST_FOLDER_BYTES = 75  # a socket's path has 107 in all
 _FOLDER = "cfer-serve-"
 GONE = 499  # who asked does not wait any more (a status of nginx's)
 Result = TypeVar("Result")
@@ -351,6 +352,9 @@ def run(
     if not 1 <= readers <= cpus:
         raise InputError(f"--readers {readers}: give 1 to {cpus}, which is how many CPUs there are")
     check_allowed(allowed)
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > MOST_FOLDER_BYTES:
+        raise InputError(f"TMPDIR={folder}: too long for the sockets in it; give a shorter one")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)

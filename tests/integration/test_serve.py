@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -48,13 +49,25 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
 
 
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """For temporary files: the path of a socket has to be short."""
+    with tempfile.TemporaryDirectory(prefix="cfer-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
-def server(storage: Path) -> Iterator[tuple[int, psutil.Process]]:
+def temporary() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def server(storage: Path, temporary: Path) -> Iterator[tuple[int, psutil.Process]]:
     (storage / "open").mkdir()
-    (storage / "tmp").mkdir()
     options = ("--max-megabytes", str(MEGABYTES), "--max-seconds", str(SECONDS))
     options += ("--allow", f"file://{storage}/open")
-    with serving(*options, token=TOKEN, TMPDIR=str(storage / "tmp")) as running:
+    with serving(*options, token=TOKEN, TMPDIR=str(temporary)) as running:
         yield running
 
 
@@ -181,6 +194,16 @@ def endless_upload(port: int) -> bytes:
         return connection.recv(4096)
 
 
+def endless_headers(port: int) -> int:
+    """Line after line, until the server hangs up → how many bytes it took."""
+    sent = 0
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\n")
+        while sent < 10_000_000:
+            sent += connection.send(b"X: 1\r\n" * 1000)
+    return sent
+
+
 def test_hostile_uploads_get_an_error_and_the_server_goes_on(
     port: int, server: tuple[int, psutil.Process], video: Path, tmp_path: Path
 ) -> None:
@@ -194,9 +217,7 @@ def test_hostile_uploads_get_an_error_and_the_server_goes_on(
             assert said in json.loads(answer)["detail"], name
             assert b"cfer-" not in answer, f"{name}: the server's own paths are told"
     assert b" 413 " in endless_upload(port)
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\n" + b"X: 1\r\n" * 100_000)
-        assert b" 400 " in connection.recv(4096)
+    assert endless_headers(port) < 10_000_000
     whole = video.read_bytes()
     assert ask(port, "/predict?faces=..%2F..%2Fetc%2Fpasswd", whole, TOKEN)[0] == 422
     assert ask(port, "/predict?window_gops=-1", whole, TOKEN)[0] == 422
@@ -214,14 +235,14 @@ def test_more_connections_than_there_may_be_are_told_so(port: int) -> None:
     wait_for(lambda: ask(port, "/model", token=TOKEN, method="GET")[0] == 200)
 
 
-def test_of_a_request_nothing_stays(port: int, video: Path, storage: Path) -> None:
-    before = set((storage / "tmp").iterdir())
+def test_of_a_request_nothing_stays(port: int, video: Path, storage: Path, temporary: Path) -> None:
+    before = set(temporary.iterdir())
     shutil.copy(video, storage / "open" / "video.mp4")
     for link in ("", f"?link=file://{storage}/open/video.mp4"):
         for body in (b"not a video", video.read_bytes()):
             ask(port, f"/predict{link}", b"" if link else body, TOKEN)
     ask(port, "/predict", bytes(MEGABYTES * 1_000_000 + 1), TOKEN)
-    assert set((storage / "tmp").iterdir()) == before
+    assert set(temporary.iterdir()) == before
 
 
 def test_nothing_that_its_own_description_allows_makes_it_fail(port: int, tmp_path: Path) -> None:
@@ -326,8 +347,11 @@ def test_clients_that_do_nothing_do_not_keep_a_server_from_ending() -> None:
 
 
 def test_a_killed_server_leaves_no_process_and_the_next_one_no_video(endless: Path) -> None:
-    folder = endless.parent / "tmp"
-    folder.mkdir()
+    with short_folder() as folder:
+        _kill_and_start_again(endless, folder)
+
+
+def _kill_and_start_again(endless: Path, folder: Path) -> None:
     allowed = f"file://{endless.parent}"
     port, process = start_serving("--allow", allowed, TMPDIR=str(folder))
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cfer.cluster import join_cluster
+from cfer.cluster import _check_address
 from cfer.errors import STOP_SIGNALS, InputError, WorkerError, exit_with_message, status_of
 
 
@@ -88,7 +88,6 @@ def test_a_cluster_that_does_not_answer(monkeypatch):
             (f"ray://127.0.0.1:{one.getsockname()[1]}", "Connection refused"),
             ("127.0.0.1:port", "Port could not be cast"),
         ):
-            monkeypatch.setenv("RAY_ADDRESS", address)
             said = re.escape(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}")
             with pytest.raises(InputError, match=said):
-                join_cluster(for_training=False)
+                _check_address(address)

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import HTTPException
@@ -139,6 +140,14 @@ def test_a_server_that_cannot_start_says_why(
     message = message.replace("CPUS", str(len(os.sched_getaffinity(0))))
     with pytest.raises(InputError, match=re.escape(message)):
         run(["serve", *options.split()])
+
+
+def test_a_folder_whose_sockets_would_have_too_long_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 80)))
+    with pytest.raises(InputError, match=r"TMPDIR=.*: too long for the sockets in it"):
+        run(["serve", "--port", "0"])
 
 
 def test_a_token_that_no_request_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
