@@ -57,6 +57,11 @@ def end_quietly_while_importing() -> None:
         signal.signal(number, end)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room on the disk."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def status_of(main: Callable[[], int]) -> int:
     """Run a command's `main` → its exit status: an `InputError` becomes one line on stderr, and so
     does what the system refuses: a file that can't be read or written, a full disk."""
@@ -72,7 +77,7 @@ def status_of(main: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and not is_full(error):
             raise
         name = error.filename
         where = (

@@ -47,7 +47,7 @@ def owned(folder: Folder, option: str) -> Iterator[None]:
         InputError: another job is at work in it.
     """
     busy = InputError(
-        f"{folder.location}: another job is at work in it; wait for its end, or give another "
+        f"{_shown(folder)}: another job is at work in it; wait for its end, or give another "
         f"{option}"
     )
     with _locked(folder, busy) if folder.is_local else _noted(folder, busy):
@@ -66,7 +66,7 @@ def _locked(folder: Folder, busy: InputError) -> Iterator[None]:
         raise busy from error
     except OSError as error:
         raise InputError(
-            f"{folder.location}: cannot be written ({error.strerror}); correct its permissions"
+            f"{_shown(folder)}: cannot be written ({error.strerror}); correct its permissions"
         ) from error
     try:
         yield
@@ -98,7 +98,7 @@ def _noted(folder: Folder, busy: InputError) -> Iterator[None]:
             renewed += 1
             try:
                 if not is_ours():
-                    log.warning("%s: another job has taken it over", folder.location)
+                    log.warning("%s: another job has taken it over", _shown(folder))
                     return
                 write(renewed)
             except InputError as error:  # the job itself meets it too, and ends by it
@@ -126,7 +126,7 @@ def _wait_for_silence(folder: Folder, busy: InputError) -> None:
         return
     log.warning(
         "%s: another job was at work in it; waiting up to %d s to see whether it still is",
-        folder.location,
+        _shown(folder),
         SILENT_SECONDS,
     )
     deadline = time.monotonic() + SILENT_SECONDS
@@ -155,6 +155,10 @@ def _is_of_a_dead_process(note: Any) -> bool:
         return False
     number = note.get("process")
     return isinstance(number, int) and not psutil.pid_exists(number)
+
+
+def _shown(folder: Folder) -> str:
+    return folder.name_of("").rstrip("/")
 
 
 def _machine() -> str:

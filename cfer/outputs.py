@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cfer.errors import InputError
@@ -22,15 +24,11 @@ def check_output(path: Path, *suffixes: str) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
-    try:
+    with _refused_in_a_line(path):
         if path.is_dir() or path.is_file():
             open(path, "ab").close()
         elif not path.exists():  # a pipe would wait for a reader
             tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); correct the path or its permissions"
-        ) from error
 
 
 def check_output_folder(path: Path) -> None:
@@ -39,9 +37,15 @@ def check_output_folder(path: Path) -> None:
     Raises:
         InputError: it can't be made or written.
     """
-    try:
+    with _refused_in_a_line(path):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+
+
+@contextmanager
+def _refused_in_a_line(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); correct the path or its permissions"

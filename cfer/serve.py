@@ -39,7 +39,7 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cfer.errors import STOP_SIGNALS, InputError
+from cfer.errors import STOP_SIGNALS, InputError, is_full
 from cfer.models import DEFAULT, DEFAULT_LIMITS
 from cfer.predict import Recognizer
 from cfer.uploads import (
@@ -48,7 +48,6 @@ from cfer.uploads import (
     Work,
     Workers,
     check_allowed,
-    is_full,
     look,
     predict,
     too_large,

@@ -105,9 +105,9 @@ class Folder:
     @cached_property
     def patient_filesystem(self) -> pafs.FileSystem:
         """For other libraries, which read below `path` by it: it waits as the folder does."""
-        return (
-            _open_uri(self.location, is_patient=True)[0] if not self.is_local else self.filesystem
-        )
+        if isinstance(self.filesystem, pafs.S3FileSystem):
+            return _s3(self.location, self.filesystem.region, is_patient=True)
+        return self.filesystem
 
     def exists(self, name: str) -> bool:
         info = self._ask(name, self.filesystem.get_file_info, f"{self.path}/{name}")
@@ -235,7 +235,7 @@ class Folder:
             ) from error
 
 
-def _open_uri(uri: str, is_patient: bool = False) -> tuple[pafs.FileSystem, str]:
+def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     there, mark, options = uri.partition("?")
     if options and there.startswith("file:"):
         raise InputError(f"{uri}: a file has no options; write ? as %3F")
@@ -246,7 +246,7 @@ def _open_uri(uri: str, is_patient: bool = False) -> tuple[pafs.FileSystem, str]
     except (ValueError, OSError) as error:
         raise InputError(f"{uri}: not a usable location ({error})") from error
     if isinstance(filesystem, pafs.S3FileSystem):
-        filesystem = _s3(uri, filesystem.region, is_patient)
+        filesystem = _s3(uri, filesystem.region, is_patient=False)
     return filesystem, path
 
 

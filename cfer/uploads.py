@@ -28,7 +28,7 @@ import psutil
 import torch
 
 from cfer.containers import open_input, video_stream
-from cfer.errors import InputError
+from cfer.errors import InputError, is_full
 from cfer.predict import Recognizer
 from cfer.storage import Folder
 from cfer.timeline import as_json
@@ -220,11 +220,6 @@ def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> 
             raise
         # What the operator's store says is not for strangers.
         raise InputError("nothing readable at this link") from error
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether there is no room on the disk."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # ---- what is done with it ------------------------------------------------------------------------
