@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cfer.codec import Bitstream, Gop, Residual, encode, read_gops, residuals
-    from cfer.dataset import ClipDataset, open_dataset
-    from cfer.predict import Prediction, Recognizer
+    from cfer.data.torch_dataset import ClipDataset, open_dataset
+    from cfer.predict.recognizer import Prediction, Recognizer
 
 # Ray's switch for systems on which it makes no clusters: the processes of a Ray that is started for
 # this machine alone then listen at loopback. Ray reads it as it is imported; a cluster that is
@@ -24,13 +24,13 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 _HOMES = {
     "Bitstream": "cfer.codec",
-    "ClipDataset": "cfer.dataset",
+    "ClipDataset": "cfer.data.torch_dataset",
     "Gop": "cfer.codec",
-    "Prediction": "cfer.predict",
-    "Recognizer": "cfer.predict",
+    "Prediction": "cfer.predict.recognizer",
+    "Recognizer": "cfer.predict.recognizer",
     "Residual": "cfer.codec",
     "encode": "cfer.codec",
-    "open_dataset": "cfer.dataset",
+    "open_dataset": "cfer.data.torch_dataset",
     "read_gops": "cfer.codec",
     "residuals": "cfer.codec",
 }

@@ -9,8 +9,8 @@
     cfer report EXPERIMENT                     # its methods in one page, Markdown and HTML
     cfer completion bash                       # for the shell: eval "$(cfer completion bash)"
 
-Training, evaluation and the look at shards are modules: `python -m cfer.train`, `cfer.evaluate`,
-`cfer.shards`; the extraction is `python -m pipeline.extract`.
+Training, evaluation and the look at shards are modules: `python -m cfer.train`, `cfer.evaluate.command`,
+`cfer.data.shards`; the extraction is `python -m pipeline.extract`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cfer.names import printable
 from cfer.outputs import check_output, check_output_folder
 
 if TYPE_CHECKING:
-    from cfer.predict import Prediction, Recognizer
+    from cfer.predict.recognizer import Prediction, Recognizer
 
 DEMO_CLASSES = 7
 MODEL_HELP = (
@@ -56,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="cfer",
         description="Facial expressions from the residuals of a compressed video.",
         epilog="`cfer COMMAND --help` says more. Data, training and measurements are modules: "
-        "python -m pipeline.extract, cfer.train, cfer.evaluate, cfer.robustness, cfer.shards and "
-        "cfer.bench.",
+        "python -m pipeline.extract, cfer.train, cfer.evaluate.command, benchmarks.robustness, cfer.data.shards and "
+        "benchmarks.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -227,9 +227,9 @@ def completion(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Print each window as it is known; a source that can't be predicted is named at the end."""
-    from cfer import timeline
-    from cfer.models import DEFAULT, DEFAULT_LIMITS
-    from cfer.predict import Recognizer
+    from cfer.predict import timeline
+    from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
+    from cfer.predict.recognizer import Recognizer
 
     sources = expand_sources(arguments.sources)
     for option in ("plot", "annotate"):
@@ -278,8 +278,8 @@ def expand_sources(given: Sequence[str]) -> list[str]:
     Raises:
         InputError: nothing there, or a folder without a video.
     """
-    from cfer.clips import READ_FORMATS, clips_below, is_picture_folder, told_left_out
-    from cfer.shards import DESCRIPTION_NAME
+    from cfer.data.shards import DESCRIPTION_NAME
+    from cfer.video.pictures import READ_FORMATS, clips_below, is_picture_folder, told_left_out
 
     sources: list[str] = []
     for name in given:
@@ -307,7 +307,7 @@ def expand_sources(given: Sequence[str]) -> list[str]:
 
 
 def is_one_video(source: str) -> bool:
-    from cfer.shards import DESCRIPTION_NAME
+    from cfer.data.shards import DESCRIPTION_NAME
 
     return source != "-" and not (Path(source) / DESCRIPTION_NAME).is_file()
 
@@ -315,7 +315,7 @@ def is_one_video(source: str) -> bool:
 def _predictions(
     recognizer: Recognizer, source: str, arguments: argparse.Namespace
 ) -> Iterator[Prediction]:
-    from cfer.clips import GrowingFile
+    from cfer.video.pictures import GrowingFile
 
     options = {"faces": arguments.faces, "window_gops": arguments.window_gops}
     streamed = {"faces": arguments.faces, "window_gops": arguments.window_gops or 1}
@@ -367,14 +367,14 @@ class TablePrinter:
 
 
 def print_json(prediction: Prediction) -> None:
-    from cfer.timeline import as_json
+    from cfer.predict.timeline import as_json
 
     print(json.dumps(as_json(prediction)), flush=True)
 
 
 def look(arguments: argparse.Namespace) -> int:
     check_output(arguments.picture, ".png")
-    from cfer.look import look
+    from cfer.predict.look import look
 
     look(arguments.source, arguments.clip, arguments.gop, arguments.model).savefig(
         arguments.picture, dpi=110
@@ -384,14 +384,14 @@ def look(arguments: argparse.Namespace) -> int:
 
 
 def list_models(arguments: argparse.Namespace) -> int:
-    from cfer.models import table
+    from cfer.predict.models import table
 
     print(table())
     return 0
 
 
 def show_model(arguments: argparse.Namespace) -> int:
-    from cfer.models import describe
+    from cfer.predict.models import describe
 
     print(describe(arguments.model))
     return 0
@@ -400,22 +400,22 @@ def show_model(arguments: argparse.Namespace) -> int:
 def export_model(arguments: argparse.Namespace) -> int:
     arguments.file.absolute().parent.mkdir(parents=True, exist_ok=True)
     check_output(arguments.file)
-    from cfer.models import export
+    from cfer.predict.models import export
 
     print(export(arguments.model, arguments.file))
     return 0
 
 
 def import_model(arguments: argparse.Namespace) -> int:
-    from cfer.models import import_file
+    from cfer.predict.models import import_file
 
     print(import_file(arguments.file, arguments.name))
     return 0
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    from cfer.serve import run
-    from cfer.uploads import Limits
+    from cfer.predict.serve import run
+    from cfer.predict.uploads import Limits
 
     limits = Limits.of(
         arguments.max_megabytes,
@@ -435,7 +435,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def encode(arguments: argparse.Namespace) -> int:
     from cfer.codec import CodecSettings
-    from cfer.predict import face_bitstream
+    from cfer.predict.recognizer import face_bitstream
 
     if arguments.size < 16 or arguments.size % 2:
         raise InputError(f"--size {arguments.size}: must be an even number of at least 16 pixels")
@@ -457,7 +457,7 @@ def encode(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     check_output_folder(arguments.out)
-    from cfer.report import write
+    from cfer.evaluate.report import write
 
     print(write(arguments.experiment, arguments.out))
     return 0
@@ -488,7 +488,7 @@ def demo(arguments: argparse.Namespace) -> int:
         ),
         (
             f"The {len(held_out)} people that it has never seen",
-            "-m cfer.evaluate demo",
+            "-m cfer.evaluate.command demo",
         ),
         (
             "The face of one of them, as a fixed-GOP clip; and its residuals as a picture",

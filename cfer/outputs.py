@@ -1,13 +1,23 @@
-"""Files that a command is going to write: whether it can is looked at before the work."""
+"""What a command says on the way, and whether the files that it is going to write can be."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cfer.errors import InputError
+
+
+def say(text: str) -> None:
+    """A line on stderr.
+
+    Not by print(): in its workers Ray Train replaces it by one that says everything twice.
+    """
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def check_output(path: Path, *suffixes: str) -> None:

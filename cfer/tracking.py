@@ -6,7 +6,7 @@ directory. Look at them with
     mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 A stored model needs `mlflow.pyfunc.load_model(uri)` alone, and not `cfer`. Beside it lies the model
-file (`cfer.model_file`), which is what `cfer` itself reads.
+file (`cfer.model.card`), which is what `cfer` itself reads.
 
 A tracking server may be away for some minutes: every request is tried again for about ten, by
 MLflow itself, and training does not wait for the figures of its epochs to arrive. What has not
@@ -43,14 +43,14 @@ from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from cfer.errors import InputError
-from cfer.export import export_program
-from cfer.model import Predictor
-from cfer.model_file import SUFFIX, ModelCard, write_model
+from cfer.model.card import SUFFIX, ModelCard, write_model
+from cfer.model.export import export_program
+from cfer.model.network import Predictor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cfer.evaluate import Predictions
+    from cfer.evaluate.metrics import Predictions
 
 COMMAND_TAG = "cfer.command"  # what one types to do a run again
 MODEL_NAME = "model"
@@ -277,7 +277,7 @@ class Tracker:
             with mlflow.start_run(run_id=self.run_id):
                 mlflow.pyfunc.log_model(
                     name=MODEL_NAME,
-                    python_model=str(Path(__file__).with_name("stored_model.py")),
+                    python_model=str(Path(__file__).with_name("model") / "pyfunc.py"),
                     artifacts={"network": str(network), "model": str(file)},
                     signature=_signature(card),
                     metadata={"classes": list(card.classes)},

@@ -22,15 +22,15 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from cfer.clips import ClipError
 from cfer.codec import Bitstream, CodecSettings
+from cfer.data.inputs import apex_picture
+from cfer.data.shards import Clip, Failure, write_shard
+from cfer.data.storage import Folder, StorageError, local_copy
 from cfer.errors import InputError
-from cfer.faces import FaceDetector, FaceWindow, face_clip
-from cfer.identity import embed_clip, open_recogniser
-from cfer.inputs import apex_picture
+from cfer.model.face_embedder import embed_clip, open_recogniser
 from cfer.names import printable
-from cfer.shards import Clip, Failure, write_shard
-from cfer.storage import Folder, StorageError, local_copy
+from cfer.video.faces import FaceDetector, FaceWindow, face_clip
+from cfer.video.pictures import ClipError
 from pipeline.manifest import Entry
 
 # A worker that dies may have been killed from outside; one of its clips is suspected when it has

@@ -4,7 +4,7 @@
     python pipeline/benchmark.py --dataset synthetic --out quick --quick    # the same, in minutes
     python pipeline/benchmark.py --dataset ravdess --root ARCHIVES --out bench
 
-Every method (`cfer.config.METHODS`) is trained on the same clips, folds, epochs and seeds; more
+Every method (`cfer.train.config.METHODS`) is trained on the same clips, folds, epochs and seeds; more
 rows are trained on clips that were encoded without motion search, or with every frame. With
 `--search` the rows are another table's: the recommended recipe, with one setting of the encoder or
 of the training changed in each. Killed and started again, it goes on where it was. The table is in
@@ -26,12 +26,13 @@ if not __package__:
     # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from cfer import report
 from cfer.cluster import join_cluster
-from cfer.config import METHODS, TrainConfig, config_of
-from cfer.data import ClipIndex, read_index
+from cfer.data.folds import ClipIndex, read_index
 from cfer.errors import InputError, exit_with_message
-from cfer.train import PROTOCOLS, parse_seeds, train_all
+from cfer.evaluate import report
+from cfer.train.command import PROTOCOLS, parse_seeds
+from cfer.train.config import METHODS, TrainConfig, config_of
+from cfer.train.protocol import train_all
 from pipeline import extract
 from pipeline.datasets import synthetic
 from pipeline.datasets.layout import NAMES

@@ -1,4 +1,4 @@
-"""Make the model file that ships with cfer, from nothing: `cfer/default.safetensors`.
+"""Make the model file that ships with cfer, from nothing: `cfer/predict/default.safetensors`.
 
     python pipeline/default_model.py --out default     # about 10 minutes on 2 cores, once drawn
 
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from cfer.errors import exit_with_message
-from cfer.models import default_path
+from cfer.predict.models import default_path
 
 NUM_SUBJECTS = 60
 STEPS = (

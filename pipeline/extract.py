@@ -7,7 +7,7 @@
 Per clip: find the face, cut one fixed square, encode it at a fixed GOP, and embed an I-frame of the
 bitstream by a frozen face recogniser; I-frames and residuals stay in the bitstream. The unit of
 work is a shard: the next clips of the sorted manifest, as many as make some megabytes by what their
-sources have (`cfer.shards.cut_into_shards`), so the plan follows from the sources and the settings
+sources have (`cfer.data.shards.cut_into_shards`), so the plan follows from the sources and the settings
 alone. It goes through two pools of actors: *clip actors* decode, find the face and encode, on CPUs;
 *shard actors* embed and write, on GPUs where there are some. A shard appears with its completion
 record, or not at all, so a job that was killed goes on where it was, and ends with the same bytes.
@@ -44,14 +44,9 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from cfer import faces
-from cfer.clips import is_numbered_picture, picture_order
 from cfer.cluster import join_cluster
-from cfer.errors import InputError, exit_with_message
-from cfer.identity import NAMES, Recogniser, open_recogniser
-from cfer.lock import owned
-from cfer.names import printable
-from cfer.shards import (
+from cfer.data.lock import owned
+from cfer.data.shards import (
     SCHEMA_VERSION,
     Description,
     Receipt,
@@ -63,7 +58,12 @@ from cfer.shards import (
     shard_name,
     write_description,
 )
-from cfer.storage import Folder, StorageError, absolute_location, folder_of, is_uri
+from cfer.data.storage import Folder, StorageError, absolute_location, folder_of, is_uri
+from cfer.errors import InputError, exit_with_message
+from cfer.model.face_embedder import NAMES, Recogniser, open_recogniser
+from cfer.names import printable
+from cfer.video import faces
+from cfer.video.pictures import is_numbered_picture, picture_order
 from pipeline.actors import PRESETS, ClipActor, Settings, ShardActor
 from pipeline.datasets import layout
 from pipeline.manifest import Entry, class_names, read_manifest

@@ -27,16 +27,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from cfer.clips import (
-    READ_FORMATS,
-    VIDEO_SUFFIXES,
-    clips_below,
-    is_numbered_picture,
-    is_picture_folder,
-    is_video,
-    is_video_name,
-    told_left_out,
-)
+from cfer.data.storage import Folder, folder_of, is_uri
 from cfer.errors import InputError
 from cfer.names import (
     check_labels,
@@ -46,7 +37,16 @@ from cfer.names import (
     rows_named,
     says_nothing,
 )
-from cfer.storage import Folder, folder_of, is_uri
+from cfer.video.pictures import (
+    READ_FORMATS,
+    VIDEO_SUFFIXES,
+    clips_below,
+    is_numbered_picture,
+    is_picture_folder,
+    is_video,
+    is_video_name,
+    told_left_out,
+)
 
 # A child of the job's logger, so that these lines are in its log too.
 log = logging.getLogger("extract.manifest")

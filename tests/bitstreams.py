@@ -9,15 +9,9 @@ import av
 import cv2
 import numpy as np
 
-from cfer.codec import (
-    GRAY,
-    VOP_START_CODE,
-    Bitstream,
-    CodecSettings,
-    Residual,
-    _planes,
-    encode,
-)
+from cfer.codec import GRAY, CodecSettings, encode
+from cfer.codec.bitstream import Bitstream, Residual, _planes
+from cfer.codec.mpeg4 import VOP_START_CODE
 
 # ----------------------------------------------------------------- clips
 

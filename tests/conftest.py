@@ -35,7 +35,7 @@ from helpers import (
 )
 
 if TYPE_CHECKING:
-    from cfer.faces import FaceDetector
+    from cfer.video.faces import FaceDetector
 
 # A test never joins a Ray cluster that happens to run on the machine.
 os.environ["RAY_ADDRESS"] = "local"
@@ -139,7 +139,7 @@ def cases_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def detector() -> FaceDetector:
-    from cfer.faces import FaceDetector
+    from cfer.video.faces import FaceDetector
 
     return FaceDetector()
 
@@ -236,7 +236,7 @@ def trained(ray_session: None, drawn_shards: Path, made_once: MadeOnce) -> Train
         return Trained("game", epochs, store, folder / "runs", options)
 
     def make(folder: Path) -> None:
-        from cfer.train import main
+        from cfer.train.command import main
 
         folder.mkdir()
         run = described(folder)

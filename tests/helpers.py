@@ -333,10 +333,10 @@ def run_documented_bench(command: str, folder: Path) -> dict[str, Any]:
 
     Whatever one of docs/speed.md is: it draws, prints what it found, and finds what is documented.
     """
-    from cfer.bench.__main__ import main
+    from benchmarks.__main__ import main
 
     python, module, package, *words = command.split()
-    assert (python, module, package) == ("python", "-m", "cfer.bench")
+    assert (python, module, package) == ("python", "-m", "benchmarks")
     printed = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
         Path("shards").symlink_to(SHARDS)

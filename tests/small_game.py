@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cfer.game import PLAYERS, Batch, Player, Weights, estimator_turn, identity_term, play_turn
-from cfer.inputs import APEX_SIZE
-from cfer.model import ModelConfig, Recogniser
+from cfer.data.inputs import APEX_SIZE
+from cfer.model.game import (
+    PLAYERS,
+    Batch,
+    Player,
+    Weights,
+    estimator_turn,
+    identity_term,
+    play_turn,
+)
+from cfer.model.network import ModelConfig, Recogniser
 
 IDENTITY_DIM = 12
 CONFIG = ModelConfig(num_classes=3, identity_dim=IDENTITY_DIM, width=4, code_dim=8)

@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from cfer.clips import numbered_pictures
 from cfer.errors import InputError
+from cfer.video.pictures import numbered_pictures
 from pipeline.datasets.layout import (
     child,
     folders,

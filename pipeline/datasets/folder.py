@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cfer.clips import numbered_pictures
 from cfer.errors import InputError
 from cfer.names import EMOTIONS
+from cfer.video.pictures import numbered_pictures
 from pipeline.datasets.layout import (
     folders,
     layout_error,

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cfer.clips import is_video
 from cfer.errors import InputError
+from cfer.video.pictures import is_video
 from pipeline.manifest import Entry, checked, class_names, read_csv
 
 NAMES = ("ck+", "mmi", "afew", "oulu-casia", "ravdess", "crema-d", "folder", "csv")

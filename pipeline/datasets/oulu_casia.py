@@ -21,8 +21,8 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-from cfer.clips import numbered_pictures
 from cfer.names import EMOTIONS
+from cfer.video.pictures import numbered_pictures
 from pipeline.datasets.layout import child, folders, layout_error, named, relative
 from pipeline.manifest import Entry
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cfer.clips import is_video_name
 from cfer.errors import InputError
+from cfer.video.pictures import is_video_name
 from pipeline.datasets.layout import (
     files_below,
     layout_error,

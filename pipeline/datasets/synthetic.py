@@ -325,9 +325,9 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
             "compare; draw two or more subjects with two or more clips each"
         )
     # Heavy, and of no use to the processes that draw.
-    from cfer.clips import open_pictures
-    from cfer.faces import FaceDetector, crop
-    from cfer.identity import open_recogniser
+    from cfer.model.face_embedder import open_recogniser
+    from cfer.video.faces import FaceDetector, crop
+    from cfer.video.pictures import open_pictures
 
     detector = FaceDetector()
     looked, found, crops, kept = 0, 0, [], []

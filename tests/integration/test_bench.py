@@ -11,7 +11,7 @@ import psutil
 import pytest
 from helpers import wait_for
 
-from cfer.bench.memory import Watch, read_log
+from benchmarks.memory import Watch, read_log
 
 # Shares what it has with a child, which has some of its own.
 FAMILY = """

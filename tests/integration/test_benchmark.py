@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cfer import tracking, train
+from cfer import tracking
+from cfer.train import command as train
 from pipeline.benchmark import main
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfer.clips import open_pictures
+from cfer.video.pictures import open_pictures
 
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on the PATH")
 

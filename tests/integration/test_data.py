@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cfer import shards
-from cfer.batches import Augmentation, BatchMaker, Standardisation, load_rows
 from cfer.codec import Bitstream
-from cfer.data import read_clips, read_index
-from cfer.inputs import Input, to_planes
-from cfer.model import scale_planes
+from cfer.data import shards
+from cfer.data.folds import read_index
+from cfer.data.frames import read_clips
+from cfer.data.inputs import Input, to_planes
+from cfer.model.network import scale_planes
+from cfer.train.batches import Augmentation, BatchMaker, Standardisation, load_rows
 
 NO_CHANGE = Augmentation(flip_probability=0, max_shift_pixels=0, gain_jitter=0)
 

@@ -11,7 +11,7 @@ import ray
 from mlflow.tracking import MlflowClient
 
 from cfer.cli import run
-from cfer.shards import read_description, verify
+from cfer.data.shards import read_description, verify
 
 
 def made_in(folder: Path) -> dict[Path, int]:
@@ -56,7 +56,7 @@ def test_the_demo_leaves_everything_in_one_folder_and_repeats_nothing(
     lines = printed.splitlines()
     commands = [line.split()[3] for line in lines if line.startswith("$ python -m ")]
     assert commands == ["pipeline.datasets.synthetic", "pipeline.extract"] + [
-        *("cfer.train", "cfer.evaluate", "cfer.cli", "cfer.cli", "cfer.cli")
+        *("cfer.train", "cfer.evaluate.command", "cfer.cli", "cfer.cli", "cfer.cli")
     ]
     # What a command prints stands below it.
     (evaluated,) = (n for n, line in enumerate(lines) if line.startswith("$ python -m cfer.eval"))

@@ -23,8 +23,8 @@ from helpers import (
 )
 from PIL import Image
 
+from cfer.data.shards import read_clips, read_description, verify
 from cfer.errors import InputError
-from cfer.shards import read_clips, read_description, verify
 from pipeline.extract import main
 
 # ----------------------------------------------------------------- bad clips

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from helpers import extract, poisoned_python, shard_bytes
 
-from cfer.faces import FaceDetector
-from cfer.shards import read_clips, read_description, verify
-from cfer.storage import Folder, StorageError
+from cfer.data.shards import read_clips, read_description, verify
+from cfer.data.storage import Folder, StorageError
+from cfer.video.faces import FaceDetector
 from pipeline.actors import DEATHS_OF_A_SUSPECT, ClipActor, Settings, extract_clip
 from pipeline.manifest import Entry, read_manifest
 
@@ -60,7 +60,7 @@ def test_videos_manifest_and_shards_in_a_store(s3, six_videos, undisturbed, ray_
 
 
 def test_a_store_that_is_out_of_order_is_no_fault_of_the_clip(s3, monkeypatch):
-    monkeypatch.setattr("cfer.storage.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("cfer.data.storage.PATIENCE_SECONDS", 0)
     s3.be("503")
     with pytest.raises(StorageError, match=r"a\.mp4: the store is out of order"):
         extract_clip(Entry(f"{s3.uri}/a.mp4", "a", "a.mp4"), SETTINGS, [], FaceDetector())

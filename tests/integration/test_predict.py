@@ -13,7 +13,7 @@ from helpers import as_mpegts
 
 from cfer.cli import run
 from cfer.errors import InputError
-from cfer.predict import Recognizer
+from cfer.predict.recognizer import Recognizer
 from cfer.tracking import find_run
 
 

@@ -19,11 +19,13 @@ from helpers import REPOSITORY, kill_with_children, wait_for
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from cfer import evaluate, report
+from cfer.data.shards import read_description
 from cfer.errors import InputError
-from cfer.run import SEAL_NAME, STATE_NAME, Results, read_results
-from cfer.shards import read_description
-from cfer.train import main
+from cfer.evaluate import command as evaluate
+from cfer.evaluate import report
+from cfer.evaluate.metrics import Predictions
+from cfer.train.checkpoint import SEAL_NAME, STATE_NAME, Results, read_results
+from cfer.train.command import main
 
 OPTIONS = [
     *("--width", "8", "--code-dim", "32", "--batch-size", "4", "--epochs", "2"),
@@ -187,8 +189,7 @@ def test_no_subject_is_on_both_sides_of_a_fold(client: MlflowClient, swept: Swep
             continue
         folder = Path(client.download_artifacts(run.info.run_id, "predictions"))
         train, held_out = (
-            evaluate.Predictions.of_arrays(np.load(folder / f"{side}.npz"))
-            for side in ("train", "held_out")
+            Predictions.of_arrays(np.load(folder / f"{side}.npz")) for side in ("train", "held_out")
         )
         assert not set(train.subjects) & set(held_out.subjects)
         assert len(set(train.clip_ids) | set(held_out.clip_ids)) == 10

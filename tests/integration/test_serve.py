@@ -34,10 +34,10 @@ from helpers import (
 from hostile import hostile_videos, long_gop
 
 from cfer.errors import InputError
-from cfer.predict import Recognizer
-from cfer.serve import MOST_REQUESTS
-from cfer.timeline import as_json
-from cfer.uploads import Limits, Workers, look, predict, why_ended
+from cfer.predict.recognizer import Recognizer
+from cfer.predict.serve import MOST_REQUESTS
+from cfer.predict.timeline import as_json
+from cfer.predict.uploads import Limits, Workers, look, predict, why_ended
 
 MEGABYTES = 4
 SECONDS = 10

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import S3Server, wait_for
 
-from cfer.data import read_index
-from cfer.errors import InputError
-from cfer.shards import (
+from cfer.data.folds import read_index
+from cfer.data.shards import (
     main,
     read_clips,
     read_description,
@@ -20,7 +19,8 @@ from cfer.shards import (
     write_description,
     write_shard,
 )
-from cfer.storage import Folder
+from cfer.data.storage import Folder
+from cfer.errors import InputError
 
 
 def test_an_object_store_holds_the_same(s3_bucket: str, drawn_shards: Path) -> None:

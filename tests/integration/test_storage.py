@@ -10,14 +10,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import cfer.lock
+import cfer.storage
 import pytest
 from helpers import MOST_SECONDS, S3Server, free_ports, is_open, wait_for
 
-import cfer.lock
-import cfer.storage
+from cfer.data.lock import _machine, owned
+from cfer.data.storage import Folder, StorageError, local_copy
 from cfer.errors import InputError
-from cfer.lock import _machine, owned
-from cfer.storage import Folder, StorageError, local_copy
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_more_than_one_piece(s3_bucket):
 
 
 def test_a_store_that_stays_out_of_order_is_an_error(s3: S3Server, monkeypatch):
-    monkeypatch.setattr(cfer.storage, "PATIENCE_SECONDS", 3)
+    monkeypatch.setattr(cfer.data.storage, "PATIENCE_SECONDS", 3)
     folder = Folder(f"{s3.uri}/any")
     folder.write("a", b"1")
     s3.be("503")
@@ -121,21 +121,23 @@ def test_a_store_that_has_deleted_a_file_and_does_not_say_so(s3: S3Server):
 
 
 def test_of_a_store_a_job_that_lives_keeps_its_folder(s3: S3Server, monkeypatch) -> None:
-    monkeypatch.setattr(cfer.lock, "RENEWED_SECONDS", 0.2)
-    monkeypatch.setattr(cfer.lock, "SILENT_SECONDS", MOST_SECONDS)
+    monkeypatch.setattr(cfer.data.lock, "RENEWED_SECONDS", 0.2)
+    monkeypatch.setattr(cfer.data.lock, "SILENT_SECONDS", MOST_SECONDS)
     folder = Folder(f"{s3.uri}/out")
     busy = pytest.raises(InputError, match="another job is at work in it")
     with owned(folder, "--out"), busy, owned(folder, "--out"):
         pytest.fail("two owners")
     assert folder.names() == []
     with owned(folder, "--out"):
-        assert folder.names() == [cfer.lock.NAME]
+        assert folder.names() == [cfer.data.lock.NAME]
 
 
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_of_a_store_a_dead_jobs_folder_is_taken_over(s3: S3Server, monkeypatch, host: str) -> None:
     """One of this machine at once; another's when it has been silent."""
-    monkeypatch.setattr(cfer.lock, "SILENT_SECONDS", 1 if host == "elsewhere" else MOST_SECONDS)
+    monkeypatch.setattr(
+        cfer.data.lock, "SILENT_SECONDS", 1 if host == "elsewhere" else MOST_SECONDS
+    )
     folder = Folder(f"{s3.uri}/out")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -143,26 +145,26 @@ def test_of_a_store_a_dead_jobs_folder_is_taken_over(s3: S3Server, monkeypatch, 
     note = {"job": "1", "renewed": 7, "machine": where, "process": dead.pid}
     notes = [json.dumps(note)] + (["[1]", "5", "no JSON", "{}"] if host == "elsewhere" else [])
     for text in notes:
-        folder.write(cfer.lock.NAME, text.encode())
+        folder.write(cfer.data.lock.NAME, text.encode())
         with owned(folder, "--out"):
-            assert json.loads(folder.read(cfer.lock.NAME))["job"] != "1"
+            assert json.loads(folder.read(cfer.data.lock.NAME))["job"] != "1"
         assert folder.names() == []
 
 
 def test_of_a_store_a_note_that_is_not_ones_own_is_left_alone(s3: S3Server, monkeypatch) -> None:
-    monkeypatch.setattr(cfer.lock, "RENEWED_SECONDS", 0.1)
+    monkeypatch.setattr(cfer.data.lock, "RENEWED_SECONDS", 0.1)
     folder = Folder(f"{s3.uri}/out")
     said = threading.Event()
-    monkeypatch.setattr(cfer.lock.log, "warning", lambda *_: said.set())
+    monkeypatch.setattr(cfer.data.lock.log, "warning", lambda *_: said.set())
     with owned(folder, "--out"):
-        folder.write(cfer.lock.NAME, b'{"job": "2"}')
+        folder.write(cfer.data.lock.NAME, b'{"job": "2"}')
         wait_for(said.is_set)
-    assert folder.read(cfer.lock.NAME) == b'{"job": "2"}'
+    assert folder.read(cfer.data.lock.NAME) == b'{"job": "2"}'
 
 
 def test_the_lock_of_a_killed_job_ends_with_it(tmp_path: Path) -> None:
     code = (
-        "import time; from cfer.lock import _machine, owned; from cfer.storage import Folder\n"
+        "import time; from cfer.data.lock import _machine, owned; from cfer.data.storage import Folder\n"
         f"with owned(Folder({str(tmp_path)!r}), '--out'):\n"
         "    print('owned', flush=True); time.sleep(1e6)"
     )

@@ -17,16 +17,18 @@ import torch
 from helpers import REPOSITORY, Trained, kill_with_children, wait_for
 from mlflow.tracking import MlflowClient
 
-from cfer import evaluate, shards
 from cfer.codec import Bitstream
-from cfer.config import config_of
-from cfer.data import read_index
+from cfer.data import shards
+from cfer.data.folds import read_index
+from cfer.data.inputs import Input
 from cfer.errors import InputError
-from cfer.inputs import Input
-from cfer.predict import Recognizer
-from cfer.run import STATE_NAME, Results, newest_checkpoint, read_results, split_clips
+from cfer.evaluate import command as evaluate
+from cfer.predict.recognizer import Recognizer
 from cfer.tracking import COMMAND_TAG
-from cfer.train import build_parser, main
+from cfer.train.checkpoint import STATE_NAME, Results, newest_checkpoint, read_results
+from cfer.train.command import build_parser, main
+from cfer.train.config import config_of
+from cfer.train.run import split_clips
 
 SMALL = ("--width", "8", "--code-dim", "32", "--batch-size", "4")
 

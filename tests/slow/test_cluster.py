@@ -40,8 +40,8 @@ from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler.tags import TAG_RAY_NODE_NAME
 
-from cfer.shards import read_description, verify
-from cfer.storage import Folder
+from cfer.data.shards import read_description, verify
+from cfer.data.storage import Folder
 
 BIN = Path(sys.executable).parent
 

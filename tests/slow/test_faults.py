@@ -12,8 +12,8 @@ import psutil
 import pytest
 from helpers import extract, poisoned_python, shard_bytes, start_extraction, wait_for
 
-from cfer.shards import read_clips, read_description, verify
-from cfer.storage import Folder, StorageError
+from cfer.data.shards import read_clips, read_description, verify
+from cfer.data.storage import Folder, StorageError
 
 
 def rows(out: Path) -> list[tuple[str, bytes, bytes]]:

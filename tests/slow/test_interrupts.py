@@ -24,7 +24,7 @@ from helpers import (
     wait_for,
 )
 
-from cfer.shards import read_description
+from cfer.data.shards import read_description
 
 STOPPED = "interrupted; what is finished is kept\n"
 

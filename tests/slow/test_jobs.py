@@ -23,7 +23,7 @@ from helpers import (
     wait_for,
 )
 
-from cfer.predict import Recognizer
+from cfer.predict.recognizer import Recognizer
 
 TOKEN = "wonderful"
 

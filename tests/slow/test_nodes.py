@@ -18,10 +18,10 @@ from helpers import EXTRACTION, MOST_SECONDS, shard_bytes, wait_for
 from nodes import Cluster, Forbidden, Machine, Network, TrackingServer
 
 from cfer.codec import Bitstream
-from cfer.inputs import Input
-from cfer.run import STATE_NAME, newest_checkpoint, read_results
-from cfer.shards import read_clips, verify
-from cfer.train import main
+from cfer.data.inputs import Input
+from cfer.data.shards import read_clips, verify
+from cfer.train.checkpoint import STATE_NAME, newest_checkpoint, read_results
+from cfer.train.command import main
 
 
 @pytest.fixture(scope="module")

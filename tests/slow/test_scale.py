@@ -1,4 +1,4 @@
-"""`cfer.bench scale` with the real job, in small: what it measures, predicts and judges."""
+"""`benchmarks scale` with the real job, in small: what it measures, predicts and judges."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from helpers import commands
 
-from cfer.bench.__main__ import main
-from cfer.bench.material import many_clips
-from cfer.bench.memory import available_cores, read_log
-from cfer.shards import read_clips, read_description
+from benchmarks.__main__ import main
+from benchmarks.material import many_clips
+from benchmarks.memory import available_cores, read_log
+from cfer.data.shards import read_clips, read_description
 
 SCALE = commands("At scale", "docs/scale.md")
 
@@ -26,7 +26,7 @@ def here(tmp_path: Path, drawn_videos: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def documented(what: str) -> list[str]:
-    (command,) = (c for c in SCALE if c.startswith(f"python -m cfer.bench scale{what} --"))
+    (command,) = (c for c in SCALE if c.startswith(f"python -m benchmarks scale{what} --"))
     return command.split()[3:]
 
 

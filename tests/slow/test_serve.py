@@ -16,7 +16,7 @@ import pytest
 from helpers import ask, serving, wait_for
 
 from cfer.codec import CodecSettings
-from cfer.predict import Recognizer, face_bitstream
+from cfer.predict.recognizer import Recognizer, face_bitstream
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ import torch
 from helpers import REPOSITORY, free_ports, is_open, kill_with_children, wait_for
 from mlflow.tracking import MlflowClient
 
+from cfer.data.storage import Folder
 from cfer.errors import WorkerError
-from cfer.predict import Recognizer
-from cfer.run import SEAL_NAME, STATE_NAME, newest_checkpoint, read_results
-from cfer.storage import Folder
-from cfer.train import main
+from cfer.predict.recognizer import Recognizer
+from cfer.train.checkpoint import SEAL_NAME, STATE_NAME, newest_checkpoint, read_results
+from cfer.train.command import main
 
 # Of a tenth of a second: whoever waits for one has some seconds before the last.
 EPOCHS = 40

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from helpers import REPOSITORY, commands, run_documented_bench
 
-from cfer.bench import extract, measure
-from cfer.bench.__main__ import main
-from cfer.bench.codec import coviar_residuals
-from cfer.bench.material import clips_of, moving_texture
-from cfer.bench.measure import Ratio, Spread, Work, measurement_of, side_by_side
-from cfer.bench.predict import _resnet_input, decoded_planes
+from benchmarks import extract, measure
+from benchmarks.__main__ import main
+from benchmarks.codec import coviar_residuals
+from benchmarks.material import clips_of, moving_texture
+from benchmarks.measure import Ratio, Spread, Work, measurement_of, side_by_side
+from benchmarks.predict import _resnet_input, decoded_planes
 from cfer.codec import Bitstream, CodecSettings, encode
+from cfer.data.inputs import Input
 from cfer.errors import InputError
-from cfer.inputs import Input
 
 *BENCHES, COMPARE = commands("How fast", "docs/speed.md")
 DOCUMENTED = REPOSITORY / "docs" / "bench"

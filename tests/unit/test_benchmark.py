@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cfer.config import METHODS, config_of
-from cfer.data import ClipIndex
+from cfer.data.folds import ClipIndex
 from cfer.errors import InputError
-from cfer.train import PROTOCOLS
+from cfer.train.command import PROTOCOLS
+from cfer.train.config import METHODS, config_of
 from pipeline.benchmark import (
     OPPONENTS,
     SEARCH,

@@ -80,7 +80,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         pytest.fail("the work has begun")
 
-    monkeypatch.setattr("cfer.models.read_model", fail)
+    monkeypatch.setattr("cfer.predict.models.read_model", fail)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from av.stream import Disposition
 from hostile import huge_png, png_video
 from PIL import Image
 
-from cfer import clips
-from cfer.clips import (
+from cfer.video import pictures as clips
+from cfer.video.pictures import (
     ClipError,
     FolderPictures,
     StreamPictures,

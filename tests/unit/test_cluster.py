@@ -21,7 +21,7 @@ from helpers import REPOSITORY
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from cfer.serve_on_ray import Arguments
+from cfer.predict.serve_on_ray import Arguments
 
 # ---- schemas -------------------------------------------------------------------------------------
 

@@ -24,15 +24,8 @@ from bitstreams import (
     someone_elses,
 )
 
-from cfer.codec import (
-    GRAY,
-    Bitstream,
-    CodecError,
-    CodecSettings,
-    Residual,
-    _planes,
-    encode,
-)
+from cfer.codec import GRAY, CodecError, CodecSettings, encode
+from cfer.codec.bitstream import Bitstream, Residual, _planes
 
 # ----------------------------------------------------------------- exactness
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cfer import shards
-from cfer.batches import Augmentation, augment
-from cfer.data import (
+from cfer.data import shards
+from cfer.data.folds import (
     ClipIndex,
     Split,
     read_index,
@@ -20,9 +19,10 @@ from cfer.data import (
     split_into_folds,
     who_is_held_out,
 )
+from cfer.data.inputs import Input, to_planes
 from cfer.errors import InputError
-from cfer.inputs import Input, to_planes
-from cfer.model import scale_planes
+from cfer.model.network import scale_planes
+from cfer.train.batches import Augmentation, augment
 
 NO_CHANGE = Augmentation(flip_probability=0, max_shift_pixels=0, gain_jitter=0)
 

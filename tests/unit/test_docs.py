@@ -17,9 +17,9 @@ from helpers import REPOSITORY, command_lines
 import cfer
 from cfer.cli import run
 from cfer.codec import Bitstream, CodecError
-from cfer.dataset import NO_LABEL
-from cfer.inputs import Input
-from cfer.shards import read_clips
+from cfer.data.inputs import Input
+from cfer.data.shards import read_clips
+from cfer.data.torch_dataset import NO_LABEL
 
 CLUSTER_PAGE = REPOSITORY / "cluster" / "README.md"
 PAGES = sorted([REPOSITORY / "README.md", CLUSTER_PAGE, *(REPOSITORY / "docs").glob("*.md")])
@@ -92,8 +92,8 @@ def test_the_commands_of_the_pages_have_the_options_that_they_are_given() -> Non
         if program == "python":
             script, *words = words[1:] if words[0] == "-m" else words
             module = script.removesuffix(".py").replace("/", ".")
-        if module == "cfer.bench":
-            module = "cfer.bench.__main__"
+        if module == "benchmarks":
+            module = "benchmarks.__main__"
         build_parser = getattr(importlib.import_module(module), "build_parser", None)
         if build_parser is not None:
             try:

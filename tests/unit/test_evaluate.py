@@ -11,19 +11,11 @@ import pytest
 from scipy.spatial.distance import cosine
 from sklearn import metrics
 
-from cfer import evaluate
 from cfer.errors import InputError, NotFinite
-from cfer.evaluate import (
-    Predictions,
-    check_classes,
-    confusion_matrix,
-    cross_entropy,
-    fitted_vclub,
-    identity_r2,
-    recognition,
-    same_subject_auc,
-    subject_probes,
-)
+from cfer.evaluate import probes
+from cfer.evaluate.command import check_classes
+from cfer.evaluate.metrics import Predictions, confusion_matrix, cross_entropy, recognition
+from cfer.evaluate.probes import fitted_vclub, identity_r2, same_subject_auc, subject_probes
 
 NUM_SUBJECTS, NUM_CLASSES = 12, 7
 SUBJECTS = [f"s{i}" for i in range(NUM_SUBJECTS) for _ in range(NUM_CLASSES)]
@@ -97,7 +89,7 @@ def test_the_auc_is_over_all_pairs_of_other_classes(monkeypatch: pytest.MonkeyPa
     cosines = [1 - cosine(scaled[i], scaled[j]) for i, j in pairs]
     expected = metrics.roc_auc_score([people[i] == people[j] for i, j in pairs], cosines)
     for size in (1, 100, 1 << 20):
-        monkeypatch.setattr(evaluate, "PAIRS_AT_A_TIME", size)
+        monkeypatch.setattr(probes, "PAIRS_AT_A_TIME", size)
         assert same_subject_auc(codes, people, labels) == pytest.approx(expected, abs=1e-12)
     # Nobody has two classes; everybody is one person.
     assert np.isnan(same_subject_auc(np.eye(3), np.array(["a", "b", "c"]), np.arange(3)))

@@ -17,13 +17,13 @@ import pytest
 from helpers import EXTRACTION
 from PIL import Image
 
-from cfer import data
 from cfer.codec import Bitstream, encode
+from cfer.data.frames import COLUMNS, _chosen
+from cfer.data.inputs import Input
+from cfer.data.shards import read_clips, read_description, shard_name, verify, write_shard
 from cfer.errors import InputError
-from cfer.faces import face_clip
-from cfer.identity import open_recogniser
-from cfer.inputs import Input
-from cfer.shards import read_clips, read_description, shard_name, verify, write_shard
+from cfer.model.face_embedder import open_recogniser
+from cfer.video.faces import face_clip
 from pipeline.actors import Settings, extract_clip
 from pipeline.extract import build_parser, main, plan_shards, read_source, settings_of
 from pipeline.manifest import Entry, read_manifest
@@ -110,8 +110,8 @@ def test_training_sees_the_apex_that_it_saw_before(drawn_videos, detector, tmp_p
     entry = Entry(str(video), "a", "a.mp4", label="joy", apex_frame=20)
     (clip,), _ = extract_clip(entry, settings, ["joy"], detector)
     write_shard(tmp_path, 0, [replace(clip, identity=np.zeros((1, 2), np.float32))], [], "")
-    (row,) = pq.read_table(tmp_path / shard_name(0), columns=list(data.COLUMNS)).to_pylist()
-    seen = np.frombuffer(data._chosen(row, Input(), False)["apex"], np.uint8)
+    (row,) = pq.read_table(tmp_path / shard_name(0), columns=list(COLUMNS)).to_pylist()
+    seen = np.frombuffer(_chosen(row, Input(), False)["apex"], np.uint8)
     (window,) = face_clip(video, size, detector)
     assert np.array_equal(seen.reshape(32, 32, 3), as_training_saw_it(window.pictures[20]))
 

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cfer.clips import ClipError, open_pictures
-from cfer.faces import LOOKS, MARGIN, Square, _Face, crop, face_clip, squares_of
+from cfer.video.faces import LOOKS, MARGIN, Square, _Face, crop, face_clip, squares_of
+from cfer.video.pictures import ClipError, open_pictures
 from pipeline.datasets.drawing import Settings, draw_clip
 from pipeline.datasets.synthetic import clip_generator, identity_of
 

@@ -18,11 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfer.codec import Bitstream, CodecError, CodecSettings, _VideoObjectLayer, encode
-from cfer.data import read_index
+from cfer.codec import Bitstream, CodecSettings, encode
+from cfer.codec.mpeg4 import CodecError, VideoObjectLayer
+from cfer.data.folds import read_index
 from cfer.errors import InputError
-from cfer.model_file import CARD_NAME, read_model
-from cfer.models import default_path
+from cfer.model.card import CARD_NAME, read_model
+from cfer.predict.models import default_path
 from pipeline.manifest import read_csv
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 def test_a_layer_header(header: bytes) -> None:
     for start in (b"", b"\x00\x00\x01\x20"):
         try:
-            layer = _VideoObjectLayer.parse(start + header, "fuzz")
+            layer = VideoObjectLayer.parse(start + header, "fuzz")
         except CodecError:
             continue
         assert 0 <= layer.width < 1 << 13

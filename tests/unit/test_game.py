@@ -14,8 +14,9 @@ from small_game import (
     players,
 )
 
+from cfer.data.inputs import APEX_SIZE
 from cfer.errors import NotFinite
-from cfer.game import (
+from cfer.model.game import (
     PLAYERS,
     Batch,
     MinMin,
@@ -26,8 +27,7 @@ from cfer.game import (
     optimiser_of,
     play_turn,
 )
-from cfer.inputs import APEX_SIZE
-from cfer.mi import identity_moments, vclub
+from cfer.model.mi import identity_moments, vclub
 
 
 @pytest.mark.parametrize("game", PLAYERS)

@@ -13,17 +13,17 @@ import pytest
 import torch
 from facenet_pytorch import InceptionResnetV1
 
-from cfer import identity
 from cfer.codec import Bitstream, CodecSettings, encode
+from cfer.data.shards import read_clips
 from cfer.errors import InputError
-from cfer.identity import (
+from cfer.model import face_embedder as identity
+from cfer.model.face_embedder import (
     FACENET_FILES,
     FACENET_RELEASE,
     embed_clip,
     facenet_weights,
     open_recogniser,
 )
-from cfer.shards import read_clips
 
 
 @pytest.fixture

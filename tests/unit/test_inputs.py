@@ -8,10 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from cfer.bench.material import moving_texture
+from benchmarks.material import moving_texture
 from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, Residual, encode
-from cfer.errors import InputError
-from cfer.inputs import (
+from cfer.data.inputs import (
     BLOCK,
     KINDS,
     STEPS_PER_PIXEL,
@@ -21,6 +20,7 @@ from cfer.inputs import (
     to_planes,
     traced_motion,
 )
+from cfer.errors import InputError
 
 SIZE = 64
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from helpers import EXTRACTION
 
+from cfer.data.lock import owned
+from cfer.data.storage import Folder
 from cfer.errors import InputError
-from cfer.lock import owned
-from cfer.storage import Folder
-from cfer.train import main as train
+from cfer.train.command import main as train
 from pipeline.extract import main as extract
 
 BUSY = "another job is at work in it; wait for its end, or give another"

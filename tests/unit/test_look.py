@@ -19,9 +19,12 @@ from PIL import Image
 
 from cfer.cli import run
 from cfer.codec import GRAY, Bitstream, CodecSettings, encode
+from cfer.data.inputs import KINDS, Input, apex_picture
+from cfer.data.shards import Clip, Description, write_description, write_shard
 from cfer.errors import InputError
-from cfer.inputs import KINDS, Input, apex_picture
-from cfer.look import (
+from cfer.model.card import ModelCard, write_model
+from cfer.model.network import ModelConfig, Predictor, scale_planes
+from cfer.predict.look import (
     EMPTY,
     INTER,
     INTER_PARTS,
@@ -34,11 +37,8 @@ from cfer.look import (
     movements,
     movements_since_i_frame,
 )
-from cfer.model import ModelConfig, Predictor, scale_planes
-from cfer.model_file import ModelCard, write_model
-from cfer.models import open_model
-from cfer.predict import Recognizer
-from cfer.shards import Clip, Description, write_description, write_shard
+from cfer.predict.models import open_model
+from cfer.predict.recognizer import Recognizer
 
 SIZE, GOP = 112, 24
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfer.mi import (
+from cfer.model.mi import (
     LOG_VARIANCE_BOUND,
     IdentityEstimator,
     StatisticsNetwork,

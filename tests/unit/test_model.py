@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cfer.inputs import APEX_SIZE
-from cfer.model import ModelConfig, Predictor, Recogniser, scale_planes
+from cfer.data.inputs import APEX_SIZE
+from cfer.model.network import ModelConfig, Predictor, Recogniser, scale_planes
 
 CONFIG = ModelConfig(num_classes=7, identity_dim=128, width=8, code_dim=32)
 

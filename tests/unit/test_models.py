@@ -15,13 +15,13 @@ import torch
 
 from cfer.cli import run
 from cfer.codec import CodecSettings
+from cfer.data.inputs import Input
 from cfer.errors import InputError
-from cfer.export import EXPORTS, export
-from cfer.inputs import Input
-from cfer.model import ModelConfig, Predictor
-from cfer.model_file import CARD_NAME, ModelCard, read_model, write_model
-from cfer.models import DEFAULT_LIMITS, default_path
-from cfer.predict import Recognizer
+from cfer.model.card import CARD_NAME, ModelCard, read_model, write_model
+from cfer.model.export import EXPORTS, export
+from cfer.model.network import ModelConfig, Predictor
+from cfer.predict.models import DEFAULT_LIMITS, default_path
+from cfer.predict.recognizer import Recognizer
 
 NETWORK = ModelConfig(num_classes=3, identity_dim=128, width=8, code_dim=16)
 

@@ -23,18 +23,19 @@ import pytest
 import torch
 from helpers import as_mpegts
 
-from cfer import clips
 from cfer.cli import run
-from cfer.clips import GrowingFile
-from cfer.codec import VOP_START_CODE, Bitstream, CodecError, CodecSettings, encode
+from cfer.codec import Bitstream, CodecError, CodecSettings, encode
+from cfer.codec.mpeg4 import VOP_START_CODE
+from cfer.data.inputs import Input
+from cfer.data.shards import Description, read_clips, verify, write_description, write_shard
 from cfer.errors import InputError
-from cfer.faces import FaceDetector
-from cfer.inputs import Input
-from cfer.model import ModelConfig, Predictor
-from cfer.model_file import ModelCard, write_model
-from cfer.models import DEFAULT_LIMITS
-from cfer.predict import Prediction, Recognizer, face_bitstream
-from cfer.shards import Description, read_clips, verify, write_description, write_shard
+from cfer.model.card import ModelCard, write_model
+from cfer.model.network import ModelConfig, Predictor
+from cfer.predict.models import DEFAULT_LIMITS
+from cfer.predict.recognizer import Prediction, Recognizer, face_bitstream
+from cfer.video import pictures as clips
+from cfer.video.faces import FaceDetector
+from cfer.video.pictures import GrowingFile
 from pipeline.actors import Settings, extract_clip
 from pipeline.manifest import Entry
 

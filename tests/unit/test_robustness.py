@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from helpers import REPOSITORY, commands
 
-from cfer import robustness
-from cfer.clips import open_pictures
+from benchmarks import robustness
+from benchmarks.robustness import CHANGES, UNCHANGED, Agreement, Change, measure
 from cfer.codec import encode
 from cfer.errors import InputError
-from cfer.faces import crop, face_clip
-from cfer.predict import Recognizer
-from cfer.robustness import CHANGES, UNCHANGED, Agreement, Change, measure
+from cfer.predict.recognizer import Recognizer
+from cfer.video.faces import crop, face_clip
+from cfer.video.pictures import open_pictures
 from pipeline.datasets.drawing import Settings
 from pipeline.datasets.synthetic import draw_dataset
 
@@ -133,7 +133,12 @@ def test_the_documented_command_prints_the_table_that_the_page_has(videos, tmp_p
     """Its form: the figures are of videos that are not part of the repository."""
     (command,) = commands("How robust the default model is", "docs/limits.md")
     python, module, name, *words = command.split()
-    assert (python, module, name, words[0]) == ("python", "-m", "cfer.robustness", "videos/*.mp4")
+    assert (python, module, name, words[0]) == (
+        "python",
+        "-m",
+        "benchmarks.robustness",
+        "videos/*.mp4",
+    )
     words = [str(tmp_path / word) if word.endswith(".json") else word for word in words[1:]]
     assert robustness.main([str(videos[0]), *words]) == 0
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""`cfer.bench scale`: its model by hand, its verdict on made-up memory, its clips, its options."""
+"""`benchmarks scale`: its model by hand, its verdict on made-up memory, its clips, its options."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cfer.bench import cost, memory, scale
-from cfer.bench.__main__ import main
-from cfer.bench.cost import Assumptions, Costs, predict
-from cfer.bench.material import many_clips
-from cfer.bench.memory import Sample, append_log, growth, read_log
-from cfer.bench.scale import SETTINGS, WINDOW_FRAMES, Job, Sizes, judged
+from benchmarks import cost, memory, scale
+from benchmarks.__main__ import main
+from benchmarks.cost import Assumptions, Costs, predict
+from benchmarks.material import many_clips
+from benchmarks.memory import Sample, append_log, growth, read_log
+from benchmarks.scale import SETTINGS, WINDOW_FRAMES, Job, Sizes, judged
 from cfer.errors import InputError
 
 CLIP = cost.Clip(frames=48, encoded=6, windows=1, bytes_in=2e6, bytes_out=5e3)

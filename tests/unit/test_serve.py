@@ -15,9 +15,9 @@ from starlette.datastructures import Headers
 
 from cfer.cli import run
 from cfer.errors import InputError
-from cfer.predict import Recognizer
-from cfer.serve import Service, check_token, create_app, is_own
-from cfer.uploads import Limits
+from cfer.predict.recognizer import Recognizer
+from cfer.predict.serve import Service, check_token, create_app, is_own
+from cfer.predict.uploads import Limits
 
 # ---- the token -----------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ def test_with_a_token_other_machines_may_reach_it(
 
 
 def test_on_a_cluster_there_has_to_be_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfer.serve_on_ray import Arguments, application
+    from cfer.predict.serve_on_ray import Arguments, application
 
     monkeypatch.delenv("CFER_TOKEN", raising=False)
     with pytest.raises(InputError, match="CFER_TOKEN is not set on the cluster's nodes"):

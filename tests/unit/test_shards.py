@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cfer.codec import CodecSettings, encode
-from cfer.data import read_index
-from cfer.errors import InputError
-from cfer.inputs import APEX_SIZE
-from cfer.shards import (
+from cfer.data.folds import read_index
+from cfer.data.inputs import APEX_SIZE
+from cfer.data.shards import (
     MOST_SHARDS_OF_A_SMALL_SET,
     SCHEMA,
     SHARD_BYTES,
@@ -35,7 +34,8 @@ from cfer.shards import (
     write_description,
     write_shard,
 )
-from cfer.storage import Folder
+from cfer.data.storage import Folder
+from cfer.errors import InputError
 
 SIZE = 16
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cfer.data.storage import Folder, below, folder_of
 from cfer.errors import InputError
-from cfer.run import location_of
-from cfer.storage import Folder, below, folder_of
-from cfer.train import TrainConfig
+from cfer.train.command import TrainConfig
+from cfer.train.run import location_of
 
 NAMES = ["lambda=1", "first run", "50%", "a#b", "a?b", "%41", "é", "a+b", "a&b=c"]
 

@@ -12,7 +12,7 @@ import pytest
 from scipy.optimize import brentq
 
 from cfer.errors import InputError
-from cfer.faces import FaceDetector
+from cfer.video.faces import FaceDetector
 from pipeline.datasets.drawing import (
     ACTION_UNITS,
     CREASES,

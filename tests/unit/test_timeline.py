@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from cfer.cli import run
-from cfer.clips import open_pictures
 from cfer.errors import InputError
-from cfer.faces import Square
-from cfer.predict import Prediction
-from cfer.timeline import annotate, as_json, colours, plot, write_csv
+from cfer.predict.recognizer import Prediction
+from cfer.predict.timeline import annotate, as_json, colours, plot, write_csv
+from cfer.video.faces import Square
+from cfer.video.pictures import open_pictures
 
 CLASSES = ("fear", "joy")
 

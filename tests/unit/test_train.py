@@ -21,44 +21,48 @@ import torch
 from ray.train import WorkerGroupError
 from torch import nn
 
-from cfer import evaluate, shards
-from cfer.batches import Augmentation, BatchMaker, Rows, Standardisation
-from cfer.config import METHODS, OPERATIONAL, TrainConfig, command_of, config_of
-from cfer.data import ClipIndex, Split, read_index
+from cfer.data import shards
+from cfer.data.folds import ClipIndex, Split, read_index
+from cfer.data.inputs import APEX_SIZE, Input
+from cfer.data.shards import read_description
 from cfer.errors import InputError, NotFinite, WorkerError
-from cfer.inputs import APEX_SIZE, Input
-from cfer.model import ModelConfig
-from cfer.run import (
-    RECORD_NAME,
+from cfer.evaluate.metrics import Predictions
+from cfer.model.network import ModelConfig
+from cfer.train.batches import Augmentation, BatchMaker, Rows, Standardisation
+from cfer.train.checkpoint import (
     SEAL_NAME,
     STATE_NAME,
-    Node,
     Results,
-    _class_weights,
-    _cuts,
-    _final_lines,
-    _fit_again_and_again,
-    _mean_over_workers,
-    _progress_line,
     _restore,
     _save,
+    newest_checkpoint,
+    read_results,
+)
+from cfer.train.command import build_parser, main
+from cfer.train.config import METHODS, OPERATIONAL, TrainConfig, command_of, config_of
+from cfer.train.loop import (
+    _mean_over_workers,
+    _progress_line,
     _schedule,
     _standardisation,
     _stopped,
     _validation_figures,
+    model_config,
+    turn_on_noise,
+)
+from cfer.train.placement import Node, place_workers
+from cfer.train.run import (
+    RECORD_NAME,
+    _class_weights,
+    _cuts,
+    _final_lines,
+    _fit_again_and_again,
     check_same,
     check_training_clips,
-    model_config,
-    newest_checkpoint,
-    place_workers,
     read_record,
-    read_results,
     split_clips,
-    turn_on_noise,
     without_effectless,
 )
-from cfer.shards import read_description
-from cfer.train import build_parser, main
 
 CPU = torch.device("cpu")
 
@@ -491,7 +495,7 @@ def test_figures_of_an_epoch_are_means_of_its_steps() -> None:
     assert means == {"train/loss": 2, "train/accuracy": 0.75, "train/term": -1}
 
     logits = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]]))
-    held_out = evaluate.Predictions(
+    held_out = Predictions(
         np.array([0, 1, 1, 1]), logits, np.zeros((4, 1)), np.zeros((4, 1)), ["a"] * 4, ["c"] * 4
     )
     figures = _validation_figures(held_out, 2)

@@ -9,7 +9,7 @@ import pytest
 from hostile import hostile_videos
 
 from cfer.errors import InputError
-from cfer.uploads import Limits, TooLarge, check_video, open_link, save_link
+from cfer.predict.uploads import Limits, TooLarge, check_video, open_link, save_link
 
 LIMITS = Limits(seconds=10, frames=600)
 

@@ -1,0 +1,185 @@
+"""Reading residuals, beside FFmpeg's decoding and beside CoViAR's way of making residuals.
+
+All on one core, from files in memory. *FFmpeg, decode only* decodes a file and drops the frames.
+*CoViAR's way* is what Wu et al. (CVPR 2018) do: decode, then subtract from each picture the one
+before, displaced by the vectors rounded to whole pixels; here in OpenCV's C++. Each way opens the
+file anew, so nothing but the bytes is there beforehand.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import av
+import cv2
+import numpy as np
+import pyarrow as pa
+from av.video.reformatter import VideoReformatter
+
+from benchmarks.measure import Measurement, Ratio, Work, side_by_side
+from cfer.codec import GRAY, MOTION_VECTOR_DTYPE, Bitstream, CodecSettings, encode
+from cfer.data.inputs import BLOCK, block_motion
+from cfer.errors import InputError
+
+RANDOM_FRAMES = 3  # of a clip: what CoViAR samples in training
+
+DECODE, RGB = "FFmpeg, decode only", "FFmpeg, decode to RGB arrays"
+COVIAR = "CoViAR's way"
+
+
+def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int) -> Measurement:
+    """Time and weigh the codec on clips of RGB pictures, uint8 (H, W, 3) each."""
+    cv2.setNumThreads(1)
+    bitstreams = [encode(pictures, settings, 25) for pictures in clips]
+    p_frames = [(b, n) for b in bitstreams for gop in b.gops for n in gop[1:]]
+    if not p_frames:
+        raise InputError(f"--gop-size {settings.gop_size}: there is no P-frame to measure")
+    for bitstream in bitstreams:
+        _verify(bitstream)
+    files = [b.data for b in bitstreams]
+    draws = np.random.default_rng(0)
+    sampled = [
+        sorted(draws.choice([n for g in b.gops for n in g[1:]], RANDOM_FRAMES, replace=False))
+        for b in bitstreams
+    ]
+
+    def decode() -> int:
+        return sum(1 for data in files for _ in _frames(data))
+
+    def to_rgb() -> int:
+        count = 0
+        for data in files:
+            converter = VideoReformatter()
+            count += len([_rgb(frame, converter) for frame in _frames(data)])
+        return count
+
+    def clips_to_rgb() -> int:
+        to_rgb()
+        return len(files)
+
+    def accumulated() -> int:
+        opened = (Bitstream(data, "a clip") for data in files)
+        return sum(len(b.accumulated_residuals(g)) for b in opened for g in range(len(b.gops)))
+
+    def direct() -> int:
+        opened = (Bitstream(data, "a clip") for data in files)
+        return sum(len([b.direct_residual(n) for gop in b.gops for n in gop[1:]]) for b in opened)
+
+    def few() -> int:
+        for data, numbers in zip(files, sampled, strict=True):
+            bitstream = Bitstream(data, "a clip")
+            _ = [bitstream.direct_residual(int(n)) for n in numbers]
+        return len(files)
+
+    def vectors() -> int:
+        # As few bytes are copied as FFmpeg lets one: vectors come with decoded frames only.
+        found = (f.side_data.get("MOTION_VECTORS") for data in files for f in _frames(data, True))
+        return len([np.frombuffer(memoryview(v), MOTION_VECTOR_DTYPE) for v in found if v])
+
+    def coviar() -> int:
+        return sum(1 for data in files for _ in coviar_residuals(data))
+
+    def write() -> int:
+        return sum(len(encode(pictures, settings, 25).packets) for pictures in clips)
+
+    one, three = "residuals, accumulated", f"{RANDOM_FRAMES} direct residuals of a clip"
+    clip_rgb = "a clip to RGB arrays"
+    measurement = side_by_side(
+        [
+            Work(DECODE, decode),
+            Work(RGB, to_rgb),
+            Work(COVIAR, coviar),
+            Work(one, accumulated),
+            Work("residuals, direct", direct),
+            Work("motion vectors", vectors),
+            Work(three, few, "clips", per_round=5),
+            Work(clip_rgb, clips_to_rgb, "clips"),
+            Work("encode", write),
+        ],
+        [
+            Ratio(one, DECODE, 0.8),
+            Ratio("residuals, direct", DECODE, 0.45),
+            Ratio("motion vectors", DECODE),
+            Ratio(three, clip_rgb, 20),
+            Ratio(one, COVIAR, 10),
+            Ratio("residuals, direct", COVIAR, 10),
+            Ratio("encode", DECODE),
+        ],
+        rounds,
+        "codec",
+        f"{len(p_frames)} P-frames of {len(clips)} clips: packets from memory decode as the file "
+        "does, direct residuals equal accumulated ones where they must",
+    )
+    residuals = [b.direct_residual(n) for b, n in p_frames]
+    raw = b"".join(residual.packed().tobytes() for residual in residuals)
+    count = len(residuals)
+    loudness = np.mean([np.abs(r.y.astype(int) - GRAY).mean() for r in residuals])
+    measurement.figures = {
+        "clips": f"{len(clips)} of {bitstreams[0].width} × {bitstreams[0].height}, "
+        f"{sum(len(b.packets) for b in bitstreams)} frames, GOP {settings.gop_size}",
+        "a residual in the bitstream": f"{sum(len(b.packets[n]) for b, n in p_frames) / count:,.0f}"
+        " bytes",
+        "a residual as Zstandard": f"{len(pa.compress(raw, codec='zstd')) / count:,.0f} bytes",
+        "a residual raw": f"{len(raw) / count:,.0f} bytes",
+        "mean |residual| of luma": f"{loudness:.2f} grey levels",
+        "intra macroblocks": f"{np.mean([r.intra_fraction for r in residuals]):.6f}",
+        "saturated samples": f"{np.mean([r.saturated_fraction for r in residuals]):.6f}",
+    }
+    return measurement
+
+
+def coviar_residuals(data: bytes) -> Iterator[np.ndarray]:
+    """The residual of every P-frame of a file as CoViAR has it, int16 (H, W, 3) of RGB.
+
+    Wu et al., "Compressed Video Action Recognition", CVPR 2018: not what the bitstream transmits,
+    since a vector's half pixel is lost.
+    """
+    before = position = None
+    converter = VideoReformatter()
+    nothing = np.empty(0, np.uint16)  # of what lies between whole pixels
+    for frame in _frames(data, vectors=True):
+        picture = _rgb(frame, converter)
+        height, width = picture.shape[:2]
+        if position is None:
+            across, down = np.meshgrid(np.arange(width), np.arange(height))
+            position = np.stack([across, down], -1).astype(np.int16)
+        if before is not None and frame.pict_type == av.video.frame.PictureType.P:
+            exported = frame.side_data.get("MOTION_VECTORS")
+            known = memoryview(b"" if exported is None else exported)
+            rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+            motion = block_motion(np.frombuffer(known, MOTION_VECTOR_DTYPE), rows, columns)
+            whole = np.rint(motion[::-1]).astype(np.int16).transpose(1, 2, 0)
+            each = whole.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
+            displaced = cv2.remap(
+                before, position + each, nothing, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
+            )
+            yield cv2.subtract(picture, displaced, dtype=cv2.CV_16S)
+        before = picture
+
+
+def _rgb(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
+    """As quick as PyAV does it: by one converter for all pictures, on this core alone."""
+    return converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+
+
+def _frames(data: bytes, vectors: bool = False) -> Iterator[av.VideoFrame]:
+    with av.open(io.BytesIO(data), "r") as container:
+        context = container.streams.video[0].codec_context
+        context.thread_count = 1
+        if vectors:
+            context.options = {"flags2": "+export_mvs"}
+        yield from container.decode(video=0)
+
+
+def _verify(bitstream: Bitstream) -> None:
+    """Packets from memory must decode as the file does, and direct equal accumulated at P1."""
+    frames = [frame.to_ndarray(format="yuv420p") for frame in _frames(bitstream.data)]
+    for (y, _, _), frame in zip(bitstream.pictures(), frames, strict=True):
+        if not np.array_equal(y, frame[: bitstream.height]):
+            raise AssertionError(f"{bitstream!r}: a frame from memory differs from the file's")
+    for number, gop in enumerate(bitstream.gops):
+        if len(gop) > 1:
+            direct = bitstream.direct_residual(gop[1])
+            if not np.array_equal(direct.y, bitstream.accumulated_residuals(number)[0].y):
+                raise AssertionError(f"{bitstream!r}: direct and accumulated residuals differ")

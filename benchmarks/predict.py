@@ -1,0 +1,203 @@
+"""A clip's file → its label, by residuals and by decoded pictures.
+
+Both ways end in the same network, of the model that ships, and look at the same frames: the last
+one of each GOP. The decoded way takes the difference to the first picture, which is the best
+decoded input that was measured (README, "What is measured"). For orientation, what a usual
+decoded-image network costs stands beside them: ResNet-18 on 16 RGB pictures of 224 × 224, of the
+same file; it was not trained. All begin with clips in the fixed-GOP form. What it costs to bring a
+video there (finding the face, which every way needs; encoding, which only residuals need) is
+measured by `python -m benchmarks extract`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import tempfile
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import torch
+import torchvision
+from av.video.reformatter import VideoReformatter
+
+from benchmarks.measure import Measurement, Ratio, Spread, Work, side_by_side
+from cfer.codec import GRAY, Bitstream, encode
+from cfer.data.inputs import Input, to_planes
+from cfer.predict.recognizer import Recognizer
+
+RESNET_FRAMES, RESNET_SIZE = 16, 224
+RESIDUALS, PICTURES = "residuals", "decoded pictures"
+BYTES = "bytes decoded: pictures / residuals"
+RESNET = f"ResNet-18, {RESNET_FRAMES} pictures of {RESNET_SIZE}"
+
+
+def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
+    """Time clips of RGB pictures, brought to the fixed-GOP form of the model that ships."""
+    torch.set_num_threads(1)
+    recognizer = Recognizer.from_pretrained()
+    card = recognizer.card
+    resnet = torchvision.models.resnet18(num_classes=len(card.classes)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for number, pictures in enumerate(clips):
+            paths.append(Path(folder) / f"{number}.mp4")
+            taken = [pictures[n] for n in card.codec.encoded_frames(len(pictures))]
+            squares = [cv2.resize(p, (card.size, card.size)) for p in taken]
+            encode(squares, card.codec, card.codec.encoded_fps(Fraction(25))).save(paths[-1])
+        streams = [Bitstream.open(path) for path in paths]
+        for stream, path in zip(streams, paths, strict=True):
+            theirs = decoded_planes(path, _last_frames(stream))
+            ours = Input("difference").read(stream, range(len(stream.gops)))
+            if not np.array_equal(theirs, ours):
+                raise AssertionError(
+                    f"{path}: decoding alone gives other planes than cfer.data.inputs"
+                )
+
+        def by_residuals(path: Path) -> None:
+            stream = Bitstream.open(path)
+            list(recognizer.predict_bitstream(stream, window_gops=len(stream.gops)))
+
+        def by_pictures(path: Path) -> None:
+            # Where the GOPs end is known to this way for nothing.
+            recognizer.probabilities(decoded_planes(path, last[path])[None])
+
+        def by_resnet(path: Path) -> None:
+            with torch.inference_mode():
+                resnet(_resnet_input(path))
+
+        def network() -> int:
+            for planes in read:
+                recognizer.probabilities(planes[None])
+            return len(read)
+
+        def only_read() -> int:
+            for path in paths:
+                stream = Bitstream.open(path)
+                card.what.read(stream, range(len(stream.gops)))
+            return len(paths)
+
+        def many() -> int:
+            opened = [Bitstream.open(path) for path in paths]
+            recognizer.probabilities(
+                np.stack([card.what.read(s, range(len(s.gops))) for s in opened])
+            )
+            return len(paths)
+
+        def each(way: Callable[[Path], None]) -> Callable[[], int]:
+            def run() -> int:
+                for path in paths:
+                    way(path)
+                return len(paths)
+
+            return run
+
+        last = {path: _last_frames(s) for path, s in zip(paths, streams, strict=True)}
+        read = [card.what.read(s, range(len(s.gops))) for s in streams]
+        same_length = len({len(planes) for planes in read}) == 1
+        works = [
+            Work(RESIDUALS, each(by_residuals), "clips", 5),
+            Work(PICTURES, each(by_pictures), "clips", 5),
+            Work(RESNET, each(by_resnet), "clips"),
+            Work("residuals: read alone", only_read, "clips", 5),
+            Work("residuals: network alone", network, "clips", 5),
+        ]
+        if same_length:
+            works.append(Work("residuals, all clips in one batch", many, "clips", 5))
+        measurement = side_by_side(
+            works,
+            [Ratio(RESIDUALS, PICTURES, 3), Ratio(RESIDUALS, RESNET, 10)],
+            rounds,
+            "predict",
+            f"{len(clips)} clips: the decoded pictures are those that cfer.data.inputs sees",
+        )
+        touched = [
+            sum(len(s.packets[n]) for n in card.what.packets_read(s, range(len(s.gops))))
+            for s in streams
+        ]
+        whole = [sum(map(len, s.packets)) for s in streams]
+        fewer = sum(whole) / sum(touched)
+        measurement.ratios[BYTES] = Spread(fewer, fewer, fewer)
+        measurement.targets[BYTES] = 10
+        measurement.figures = {
+            "clips": f"{len(clips)} of {card.size} × {card.size}, "
+            f"{np.mean([len(s.packets) for s in streams]):.0f} frames, "
+            f"of {np.mean([len(pictures) for pictures in clips]):.0f} in the video, "
+            f"GOP {card.codec.gop_size}, {len(read[0])} of them looked at",
+            "latency of one clip": f"{1e3 / measurement.rates[RESIDUALS].median:.2f} ms by "
+            f"residuals, {1e3 / measurement.rates[PICTURES].median:.2f} ms by pictures",
+            "bytes decoded": f"{sum(touched) / sum(whole):.2f} of what the pictures need",
+            "memory beyond the imports": ", ".join(
+                f"{name} {_peak_megabytes(name, paths[0]):,.0f} MB"
+                for name in (RESIDUALS, PICTURES, RESNET)
+            ),
+        }
+    return measurement
+
+
+def decoded_planes(path: Path, wanted: Sequence[int]) -> np.ndarray:
+    """These frames less the first one, as in `cfer.data.inputs`: uint8 (T, 6, S/2, S/2)."""
+    first: np.ndarray | None = None
+    found = []
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for number, frame in enumerate(container.decode(video=0)):
+            if first is not None and number not in wanted:
+                continue
+            planes = to_planes(frame.to_ndarray(format="yuv420p")).astype(np.int16)
+            first = planes if first is None else first
+            if number in wanted:
+                found.append((planes - first + GRAY).clip(0, 255).astype(np.uint8))
+    return np.stack(found)
+
+
+def _resnet_input(path: Path) -> torch.Tensor:
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        frames = list(container.decode(video=0))
+    chosen = np.linspace(0, len(frames) - 1, RESNET_FRAMES).round().astype(int)
+    converter = VideoReformatter()  # one for all pictures is the quickest
+    pictures = [
+        converter.reformat(frames[n], RESNET_SIZE, RESNET_SIZE, "rgb24", threads=1).to_ndarray()
+        for n in chosen
+    ]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def _last_frames(stream: Bitstream) -> list[int]:
+    return [gop[-1] for gop in stream.gops if len(gop) > 1]
+
+
+def _peak_megabytes(way: str, path: Path) -> float:
+    """Of a process that labels one clip in this way and does nothing else, beyond its imports."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_label_one, (way, path))
+
+
+def _label_one(way: str, path: Path) -> float:
+    torch.set_num_threads(1)
+    imported = _peak()
+    if way == RESNET:
+        with torch.inference_mode():
+            torchvision.models.resnet18(num_classes=7).eval()(_resnet_input(path))
+    else:
+        recognizer = Recognizer.from_pretrained()
+        stream = Bitstream.open(path)
+        if way == RESIDUALS:
+            list(recognizer.predict_bitstream(stream, window_gops=len(stream.gops)))
+        else:
+            recognizer.probabilities(decoded_planes(path, _last_frames(stream))[None])
+    return _peak() - imported
+
+
+def _peak() -> float:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # On Linux, the former is no smaller than the process that started this one was.
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024

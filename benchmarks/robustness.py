@@ -1,0 +1,286 @@
+"""Does a model say the same of a video that was changed a little?
+
+    python -m benchmarks.robustness VIDEO [VIDEO ...] [--model NAME] [--json FILE]
+
+The face is found once, in windows of one GOP. Then the same frames are changed, cropped and encoded
+anew, and what the model says is compared with what it says of them unchanged. No label is needed,
+so this is no accuracy: a model that says the same of everything is robust, too. Hence `by chance`,
+how often the labels would agree if they were dealt out to the windows anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from cfer.codec import CodecSettings, encode
+from cfer.errors import InputError, exit_with_message
+from cfer.outputs import check_output
+from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
+from cfer.predict.recognizer import Recognizer
+from cfer.video.faces import FaceDetector, FaceWindow, Square, crop, face_clip
+from cfer.video.pictures import Pictures, open_pictures
+
+H264_CRF = 35  # coarse, as a messenger sends a video
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that may happen to a video.
+
+    Attributes:
+        name: what the table calls it.
+        square: what becomes of the face's square.
+        picture: what becomes of each crop, RGB, uint8 (S, S, 3).
+        codec: what becomes of the encoder's settings.
+        is_compressed: the whole video is H.264 of `H264_CRF` first.
+        is_later: each window begins half its length later.
+    """
+
+    name: str
+    square: Callable[[Square], Square] = lambda square: square
+    picture: Callable[[np.ndarray], np.ndarray] = lambda picture: picture
+    codec: Callable[[CodecSettings], CodecSettings] = lambda codec: codec
+    is_compressed: bool = False
+    is_later: bool = False
+
+
+def _moved(right: float, down: float) -> Callable[[Square], Square]:
+    return lambda s: replace(s, x=s.x + round(right * s.side), y=s.y + round(down * s.side))
+
+
+def _grown(share: float) -> Callable[[Square], Square]:
+    def grow(square: Square) -> Square:
+        more = round(share * square.side / 2)
+        return replace(square, x=square.x - more, y=square.y - more, side=square.side + 2 * more)
+
+    return grow
+
+
+def _brighter(factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda picture: (picture * np.float32(factor)).round().clip(0, 255).astype(np.uint8)
+
+
+def _coarser(factor: float) -> Callable[[CodecSettings], CodecSettings]:
+    def coarsen(codec: CodecSettings) -> CodecSettings:
+        if codec.quantiser is None:
+            assert codec.bit_rate is not None
+            return replace(codec, bit_rate=max(round(codec.bit_rate / factor), 1000))
+        return replace(codec, quantiser=min(max(round(codec.quantiser * factor), 1), 31))
+
+    return coarsen
+
+
+UNCHANGED = Change("unchanged")
+CHANGES = (
+    Change("crop 3 % to the right", square=_moved(0.03, 0)),
+    Change("crop 3 % lower", square=_moved(0, 0.03)),
+    Change("crop 5 % larger", square=_grown(0.05)),
+    Change("mirrored", picture=lambda picture: np.ascontiguousarray(picture[:, ::-1])),
+    Change("darker, × 0.8", picture=_brighter(0.8)),
+    Change("brighter, × 1.2", picture=_brighter(1.2)),
+    Change("quantiser halved", codec=_coarser(0.5)),
+    Change("quantiser doubled", codec=_coarser(2)),
+    Change(f"H.264, CRF {H264_CRF}, before", is_compressed=True),
+    Change("half a window later", is_later=True),
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the model says of changed windows, beside the unchanged ones.
+
+    Attributes:
+        windows: how many were compared.
+        same_label: share of them, in [0, 1].
+        by_chance: what `same_label` would be if labels and windows had nothing to do with each
+            other.
+        difference: of the probabilities, half the sum of the absolute ones; the mean, in [0, 1].
+    """
+
+    windows: int
+    same_label: float
+    by_chance: float
+    difference: float
+
+    @staticmethod
+    def of(before: np.ndarray, after: np.ndarray) -> Agreement:
+        """Probabilities of the same windows, float (N, classes) each."""
+        labels, others = before.argmax(1), after.argmax(1)
+        shares = [
+            np.bincount(given, minlength=before.shape[1]) / len(before)
+            for given in (labels, others)
+        ]
+        return Agreement(
+            windows=len(before),
+            same_label=float((labels == others).mean()),
+            by_chance=float(shares[0] @ shares[1]),
+            difference=float(np.abs(before - after).sum(1).mean() / 2),
+        )
+
+
+@dataclass
+class Robustness:
+    """What was found.
+
+    Attributes:
+        model: its name.
+        videos, windows: how many.
+        with_a_face: how many of the windows.
+        labels: of the unchanged windows, how many of each.
+        agreement: by the name of the change.
+    """
+
+    model: str
+    videos: int
+    windows: int = 0
+    with_a_face: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    agreement: dict[str, Agreement] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """Markdown, for the terminal and for a page."""
+        counts = ", ".join(f"{name} {count}" for name, count in self.labels.items())
+        lines = [
+            f"{self.videos} videos, {self.windows} windows; a face in {self.with_a_face} of them "
+            f"({self.with_a_face / self.windows:.1%}).",
+            f"Model {self.model}, labels: {counts}.",
+            "",
+            "| change | windows | same label | by chance | difference of probabilities |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {name} | {a.windows} | {a.same_label:.2f} | {a.by_chance:.2f} "
+            f"| {a.difference:.2f} |"
+            for name, a in self.agreement.items()
+        ]
+        return "\n".join(lines)
+
+
+def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> Robustness:
+    """Every change on every window of the videos that shows a face.
+
+    Raises:
+        ClipError: a video that cannot be read.
+        InputError: no face in any of them.
+    """
+    found = Robustness(model_name, len(videos))
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {c.name: [] for c in CHANGES}
+    said: list[np.ndarray] = []
+    codec = recognizer.card.codec
+    detector = FaceDetector()
+    for video in tqdm(videos, "robustness", unit="video", disable=None, leave=False):
+        # Of the window's own crops none is needed.
+        windows = list(
+            face_clip(video, recognizer.card.size, detector, codec.span, take=lambda _: ())
+        )
+        found.windows += len(windows)
+        windows = [window for window in windows if window.square is not None]
+        if not windows:
+            continue
+        found.with_a_face += len(windows)
+        pictures = open_pictures(video)
+        before = dict(_says(recognizer, pictures, windows, UNCHANGED))
+        said += before.values()
+        for change in CHANGES:
+            if change.is_compressed:
+                with tempfile.TemporaryDirectory() as folder:
+                    after = dict(
+                        _says(recognizer, _compressed(pictures, Path(folder)), windows, change)
+                    )
+            else:
+                after = dict(_says(recognizer, pictures, windows, change))
+            pairs[change.name] += [(before[number], after[number]) for number in after]
+    if not said:
+        raise InputError("no face was found in any window; give videos with a face in view")
+    counts = Counter(recognizer.card.classes[p.argmax()] for p in said)
+    found.labels = dict(counts.most_common())
+    found.agreement = {
+        name: Agreement.of(*(np.stack(side) for side in zip(*both, strict=True)))
+        for name, both in pairs.items()
+        if both
+    }
+    return found
+
+
+def _says(
+    recognizer: Recognizer, pictures: Pictures, windows: Sequence[FaceWindow], change: Change
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The number of each window, and its probabilities, float64 (classes,), after the change."""
+    codec = recognizer.card.codec
+    begin = codec.span // 2 if change.is_later else 0
+    taken = [
+        (window, [begin + window.frames[n] for n in codec.encoded_frames(len(window.frames))])
+        for window in windows
+    ]
+    num_frames = pictures.count()
+    taken = [(window, frames) for window, frames in taken if frames[-1] < num_frames]
+    if not taken:
+        return
+    stream = pictures.select({frame for _, frames in taken for frame in frames})
+    for window, frames in taken:
+        assert window.square is not None
+        square = change.square(window.square)
+        crops = [
+            change.picture(crop(picture, square, recognizer.card.size))
+            for picture in islice(stream, len(frames))
+        ]
+        bitstream = encode(crops, change.codec(codec), codec.encoded_fps(pictures.fps))
+        (prediction,) = recognizer.predict_bitstream(bitstream, window_gops=len(bitstream.gops))
+        yield window.number, np.array(list(prediction.probabilities.values()))
+
+
+def _compressed(pictures: Pictures, folder: Path) -> Pictures:
+    """The same pictures after H.264."""
+    path = folder / "video.mp4"
+    rate = pictures.fps.limit_denominator(1001)
+    with open(path, "wb") as file, av.open(file, "w", format="mp4") as container:
+        options = {"crf": str(H264_CRF), "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        for number, picture in enumerate(pictures):
+            # 4:2:0 has even sides.
+            even = np.ascontiguousarray(
+                picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
+            )
+            if number == 0:
+                stream.height, stream.width = even.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        container.mux(stream.encode(None))
+    return open_pictures(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.robustness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="with a face in view")
+    parser.add_argument("--model", default=DEFAULT, help="as for `cfer predict` (default)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args(argv)
+    if options.json:
+        check_output(options.json)
+    found = measure(Recognizer.from_pretrained(options.model), options.videos, options.model)
+    print(found.table())
+    if options.model == DEFAULT:
+        print(f"\n{DEFAULT_LIMITS}")
+    if options.json:
+        options.json.write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with_message(main)

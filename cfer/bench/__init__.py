@@ -1,1 +1,0 @@
-"""Speed, measured beside what people use today: `python -m cfer.bench --help`."""

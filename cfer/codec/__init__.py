@@ -1,0 +1,22 @@
+"""Bitstreams, and nothing else: residuals out of a video, and fixed-GOP encoding.
+
+It needs PyAV and NumPy alone.
+"""
+
+from cfer.codec.bitstream import MOTION_VECTOR_DTYPE, Bitstream, Gop, Residual, read_gops, residuals
+from cfer.codec.encode import CodecSettings, encode
+from cfer.codec.mpeg4 import GRAY, MACROBLOCK, CodecError
+
+__all__ = [
+    "GRAY",
+    "MACROBLOCK",
+    "MOTION_VECTOR_DTYPE",
+    "Bitstream",
+    "CodecError",
+    "CodecSettings",
+    "Gop",
+    "Residual",
+    "encode",
+    "read_gops",
+    "residuals",
+]

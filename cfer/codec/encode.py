@@ -1,0 +1,185 @@
+"""Write a fixed-GOP bitstream: MPEG-4 Part 2, I P P P … I P P P …, through PyAV's stock encoder.
+
+bitstream = encode(pictures, CodecSettings(gop_size=12), fps=25)
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import av.error
+import numpy as np
+from av.packet import Packet
+
+from cfer.codec.bitstream import Bitstream
+from cfer.codec.containers import (
+    TICKS_PER_SECOND,
+    ticks_of,
+)
+from cfer.codec.mpeg4 import CodecError
+
+# The bitstream writes a frame's time in ticks, with 16 bits for the ticks of a second.
+MAX_TICKS_PER_SECOND = 65535
+
+
+@dataclass(frozen=True)
+class CodecSettings:
+    """How to encode. The settings are hyper-parameters of the representation.
+
+    Attributes:
+        gop_size: frames from one I-frame to the next, at least 1.
+        gop_span: how many frames of the video a GOP stands for, at least `gop_size`: its first one,
+            its last one, and others evenly between are encoded; what is left at the end, where it
+            is less than half of that, belongs to the GOP before it. None: every frame is encoded.
+        quantiser: fixed quantiser, 1 (finest) to 31; exclusive with `bit_rate`.
+        bit_rate: bits per second; exclusive with `quantiser`.
+        motion_search: False makes every motion vector zero: the accumulated residual is then the
+            whole change since the I-frame.
+    """
+
+    gop_size: int = 12
+    quantiser: int | None = 2
+    bit_rate: int | None = None
+    motion_search: bool = True
+    gop_span: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.gop_size < 1:
+            raise CodecError(f"GOP size {self.gop_size}: must be 1 or more frames")
+        if self.span < self.gop_size:
+            raise CodecError(
+                f"GOP span {self.span}: a GOP of {self.gop_size} frames stands for as many of the "
+                "video, or for more"
+            )
+        if (self.quantiser is None) == (self.bit_rate is None):
+            raise CodecError(
+                f"quantiser {self.quantiser} and bit rate {self.bit_rate}: give exactly one of them"
+            )
+        if self.quantiser is not None and not 1 <= self.quantiser <= 31:
+            raise CodecError(f"quantiser {self.quantiser}: must be from 1 (finest) to 31")
+        if self.bit_rate is not None and self.bit_rate < 1000:
+            raise CodecError(f"bit rate {self.bit_rate}: must be at least 1000 bits per second")
+
+    @property
+    def span(self) -> int:
+        """Frames of the video that a GOP stands for."""
+        return self.gop_size if self.gop_span is None else self.gop_span
+
+    def encoded_frames(self, num_frames: int) -> list[int]:
+        """Which frames of a video of `num_frames` are encoded, ascending."""
+        kept: list[int] = []
+        starts = list(range(0, num_frames, self.span))
+        # The apex is often a clip's last frame: in a GOP of its own it would have no residual.
+        if (
+            self.span > self.gop_size
+            and len(starts) > 1
+            and num_frames - starts[-1] < self.span / 2
+        ):
+            starts.pop()
+        for start, end in zip(starts, [*starts[1:], num_frames], strict=True):
+            last = end - 1
+            count = min(self.gop_size, last - start + 1)
+            kept += np.linspace(start, last, count).round().astype(int).tolist()
+        return kept
+
+    def encoded_fps(self, fps: Fraction) -> Fraction:
+        """Frames per second of what is encoded, of a video of `fps`."""
+        return fps * self.gop_size / self.span
+
+
+def encode(
+    pictures: Iterable[np.ndarray],
+    settings: CodecSettings,
+    fps: Fraction | float,
+    times: Sequence[float] | None = None,
+) -> Bitstream:
+    """Encode RGB pictures, uint8 (H, W, 3), all of one size, as I P P P … I P P P ….
+
+    Args:
+        pictures: all are encoded; which ones of a video to give, `settings.encoded_frames` says.
+        fps: of these pictures, `settings.encoded_fps`; the encoder goes by it.
+        times: when each of them is shown, and, one more, when the last one ends: seconds,
+            ascending. They are in the container alone; the packets are the same without them.
+            None: evenly, at `fps`.
+
+    Raises:
+        CodecError: no picture, or pictures of different shapes.
+    """
+    rate = _encodable_rate(fps)
+    options = {
+        "g": str(settings.gop_size),
+        "bf": "0",
+        # A scene change must not start a GOP of its own.
+        "sc_threshold": "1000000000",
+        # An intra block in a P-frame would carry appearance.
+        "intra_penalty": "100000",
+        # FFmpeg cuts a GOP of more than 600 frames down to 600 without it, and only warns.
+        "strict": "experimental",
+        # The encoder must not write its version into the stream.
+        "flags": "+bitexact",
+    }
+    if settings.quantiser is not None:
+        # `global_quality` is ignored without a flag that PyAV does not pass on.
+        options |= {"qmin": str(settings.quantiser), "qmax": str(settings.quantiser)}
+    if not settings.motion_search:
+        options["motion_est"] = "zero"
+    output = io.BytesIO()
+    shape: tuple[int, ...] | None = None
+    ticks, per_second = ([], TICKS_PER_SECOND) if times is None else ticks_of(times)
+    written = 0
+
+    def tick(number: int) -> int:
+        return ticks[number] if ticks else round(number / rate * per_second)
+
+    def mux(packets: Iterable[Packet]) -> None:
+        nonlocal written
+        for packet in packets:
+            packet.time_base = Fraction(1, per_second)
+            packet.pts = packet.dts = tick(written)
+            packet.duration = tick(written + 1) - tick(written)
+            container.mux(packet)
+            written += 1
+
+    how = {"fflags": "+bitexact", "video_track_timescale": str(per_second)}
+    with av.open(output, "w", format="mp4", options=how) as container:
+        stream = container.add_stream("mpeg4", rate=rate, options=options)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        if settings.bit_rate is not None:
+            stream.bit_rate = settings.bit_rate
+        for number, picture in enumerate(pictures):
+            if shape is None:
+                shape = picture.shape
+                _check_picture(picture)
+                stream.height, stream.width = shape[:2]
+            elif picture.shape != shape:
+                raise CodecError(f"picture {number} is {picture.shape}, the first one {shape}")
+            # The stream converts it, by a converter that it keeps.
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts = number
+            frame.time_base = 1 / rate
+            mux(stream.encode(frame))
+        if shape is None:
+            raise CodecError("no picture to encode")
+        mux(stream.encode(None))
+    return Bitstream(output.getvalue(), "encoded clip")
+
+
+def _check_picture(picture: np.ndarray) -> None:
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise CodecError(f"a picture is uint8 (H, W, 3), not {picture.dtype} {picture.shape}")
+    if min(picture.shape[:2]) < 2 or max(picture.shape[:2]) > 8191:
+        raise CodecError(f"a picture's sides are 2 to 8191 pixels, not {picture.shape[:2]}")
+
+
+def _encodable_rate(fps: Fraction | float) -> Fraction:
+    rate = Fraction(fps).limit_denominator(1001)
+    if rate <= 0:
+        raise CodecError(f"{fps} frames per second: must be above 0")
+    if rate.numerator > MAX_TICKS_PER_SECOND:
+        rate = Fraction(min(round(rate), MAX_TICKS_PER_SECOND))
+    return rate

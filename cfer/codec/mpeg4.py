@@ -1,0 +1,151 @@
+"""MPEG-4 Part 2 (ISO/IEC 14496-2), bit by bit: the layer header, and the grey picture for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cfer.errors import InputError
+
+GRAY = 128
+
+
+VOP_START_CODE = b"\x00\x00\x01\xb6"
+
+
+MACROBLOCK = 16  # samples along one side
+
+
+class CodecError(InputError):
+    """A bitstream that cannot be written as asked, or cannot be read exactly."""
+
+
+class BitReader:
+    """Bits of a header, most significant first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value = int.from_bytes(data, "big")
+        self._left = 8 * len(data)
+
+    def take(self, count: int) -> int:
+        if count > self._left:
+            raise ValueError("the header ends too early")
+        self._left -= count
+        return (self._value >> self._left) & ((1 << count) - 1)
+
+
+@dataclass(frozen=True)
+class VideoObjectLayer:
+    """What of the layer's header one must know to write a picture for it (14496-2, 6.2.3)."""
+
+    width: int
+    height: int
+    time_bits: int
+    interlaced: bool
+    low_delay: bool
+
+    @classmethod
+    def parse(cls, header: bytes, name: str) -> VideoObjectLayer:
+        start = next(
+            (
+                n
+                for n in range(len(header) - 4)
+                if header[n : n + 3] == b"\x00\x00\x01" and 0x20 <= header[n + 3] <= 0x2F
+            ),
+            None,
+        )
+        if start is None:
+            raise CodecError(f"{name}: it has no MPEG-4 layer header; re-encode it (cfer encode)")
+        try:
+            return cls._parse(BitReader(header[start + 4 : start + 4 + 400]))
+        except ValueError as error:
+            raise CodecError(
+                f"{name}: {error}, so its residuals cannot be read exactly; "
+                "re-encode it (cfer encode)"
+            ) from error
+
+    @classmethod
+    def _parse(cls, bits: BitReader) -> VideoObjectLayer:
+        bits.take(1 + 8)  # random access, object type
+        version = 1
+        if bits.take(1):
+            version = bits.take(4)
+            bits.take(3)
+        if bits.take(4) == 15:  # extended aspect ratio
+            bits.take(16)
+        low_delay = False
+        if bits.take(1):  # control parameters
+            bits.take(2)
+            low_delay = bool(bits.take(1))
+            if bits.take(1):  # buffer verifier
+                bits.take(79)
+        if bits.take(2) != 0:
+            raise ValueError("it is not rectangular")
+        bits.take(1)
+        ticks_per_second = bits.take(16)
+        bits.take(1)
+        time_bits = max((ticks_per_second - 1).bit_length(), 1)
+        if bits.take(1):  # fixed rate
+            bits.take(time_bits)
+        bits.take(1)
+        width = bits.take(13)
+        bits.take(1)
+        height = bits.take(13)
+        bits.take(1)
+        interlaced = bool(bits.take(1))
+        if not bits.take(1):
+            raise ValueError("it has overlapped block motion compensation")
+        if bits.take(1 if version == 1 else 2):
+            raise ValueError("it has sprites (global motion compensation)")
+        if bits.take(1):
+            raise ValueError("its samples are not of 8 bits")
+        if bits.take(1):  # MPEG quantisation, perhaps with matrices
+            for _ in range(2):
+                if bits.take(1):
+                    for _ in range(64):
+                        if bits.take(8) == 0:
+                            break
+        if version != 1:
+            bits.take(1)  # quarter-sample vectors
+        if not bits.take(1):
+            raise ValueError("it has complexity estimation")
+        bits.take(1)  # resynchronisation markers
+        if bits.take(1):
+            raise ValueError("its data are partitioned")
+        if version != 1:
+            if bits.take(1):
+                raise ValueError("it has NEWPRED")
+            if bits.take(1):
+                raise ValueError("it has reduced-resolution pictures")
+        if bits.take(1):
+            raise ValueError("it is scalable")
+        return cls(width, height, time_bits, interlaced, low_delay)
+
+    def is_coded(self, vop: bytes) -> bool:
+        """Whether a VOP (what follows its start code) is coded, or repeats the one before it."""
+        bits = BitReader(vop[:64])
+        bits.take(2)
+        while bits.take(1):  # whole seconds
+            pass
+        bits.take(1 + self.time_bits + 1)
+        return bool(bits.take(1))
+
+
+def gray_vop(layer: VideoObjectLayer) -> bytes:
+    """An I-VOP whose samples are all 128, for a stream's own layer header (14496-2, 6.2.5).
+
+    Every block is intra with a DC difference of 0 and no other coefficient: the predicted DC is
+    1024 at the picture's border, so it is 1024 everywhere, and 1024 / 8 = 128.
+    """
+    bits = ["00", "0", "1", "0" * layer.time_bits, "1", "1"]  # I, time, marker, coded
+    bits.append("000")  # the DC is always written with the DC table
+    if layer.interlaced:
+        bits.append("10")  # top field first; no alternate scan
+    bits.append("00001")  # quantiser 1: DC in steps of 8
+    # Intra with no coefficient ("1"), no AC prediction ("0"), no luma coefficient ("0011"),
+    # [frame DCT], then a DC difference of size 0 for four luma and two chroma blocks.
+    macroblock = "1" + "0" + "0011" + "0" * layer.interlaced + "011" * 4 + "11" * 2
+    columns, rows = -(-layer.width // MACROBLOCK), -(-layer.height // MACROBLOCK)
+    bits.append(macroblock * (columns * rows))
+    text = "".join(bits) + "0"  # stuffing: a zero, then ones up to the byte's end
+    text += "1" * (-len(text) % 8)
+    return VOP_START_CODE + int(text, 2).to_bytes(len(text) // 8, "big")

@@ -1,0 +1,95 @@
+"""Shards → the frames that a run trains on: a lazy Ray Data set.
+
+The clips of a data set are few and, once their frames are chosen, small (the planes of a 112 × 112
+frame are 19 kB): Ray Data reads the shards once, decodes and chooses the frames where the shard is
+read, and each training worker keeps its share in memory (`cfer.train.batches`). Ray's reading
+processes import this module, and so it does without PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from cfer.codec import Bitstream
+from cfer.data.inputs import LAST, Input
+from cfer.data.shards import read_description, unpack_picture
+from cfer.data.storage import Folder
+
+COLUMNS = ("clip_id", "subject", "label", "bitstream", "identity", "apex")
+
+
+def read_clips(
+    directory: str, clip_ids: Sequence[str], what: Input, for_training: bool
+) -> ray.data.Dataset:
+    """A lazy Ray Data set of these clips, in the order of the shards, one row each.
+
+    A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes; all P-frames
+    where training draws N of them anew each epoch, else only those that `what` selects),
+    `num_planes` and `side` (C and S/2), `z_I` (the clip's identity, not standardised; the mean,
+    where it has several), `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the
+    packets that `what` gives to the decoder).
+    """
+    wanted = pa.array(sorted(clip_ids))
+    draws_later = for_training and what.frames != LAST
+
+    def choose(table: pa.Table) -> pa.Table:
+        kept = table.filter(pc.is_in(table["clip_id"], value_set=wanted))
+        rows = [_chosen(row, what, draws_later) for row in kept.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=_CHOSEN_SCHEMA)
+
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    folder = Folder(directory)
+    paths = read_description(directory).shard_paths(folder)
+    rows = ray.data.read_parquet(paths, columns=list(COLUMNS), filesystem=folder.patient_filesystem)
+    return rows.map_batches(choose, batch_format="pyarrow", batch_size=None)
+
+
+_CHOSEN_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string()),
+        pa.field("subject", pa.string()),
+        pa.field("label", pa.int64()),
+        pa.field("frames", pa.binary()),
+        pa.field("num_planes", pa.int32()),
+        pa.field("side", pa.int32()),
+        pa.field("z_I", pa.list_(pa.float32())),
+        pa.field("apex", pa.binary()),
+        pa.field("bytes_read", pa.int64()),
+    ]
+)
+
+
+def _chosen(row: dict[str, Any], what: Input, all_frames: bool) -> dict[str, Any]:
+    bitstream = Bitstream(row["bitstream"], row["clip_id"])
+    gops = range(len(bitstream.gops))
+    if all_frames:
+        every = [frame for gop in bitstream.gops for frame in gop[1:]]
+        frames = what.read_frames(bitstream, gops, every)
+    else:
+        frames = what.read(bitstream, gops)
+    apex = None
+    if row["apex"] is not None:
+        apex = unpack_picture(row["apex"]).tobytes()
+    return {
+        "clip_id": row["clip_id"],
+        "subject": row["subject"],
+        "label": row["label"],
+        "frames": frames.tobytes(),
+        "num_planes": frames.shape[1],
+        "side": frames.shape[2],
+        "z_I": np.mean(row["identity"], axis=0).astype(np.float32).tolist(),
+        "apex": apex,
+        "bytes_read": sum(len(bitstream.packets[n]) for n in what.packets_read(bitstream, gops)),
+    }
+
+
+def unpack_frames(record: Mapping[str, Any]) -> np.ndarray:
+    """The frames of a row of `read_clips`: read-only uint8 (P, C, S/2, S/2)."""
+    shape = (-1, int(record["num_planes"]), int(record["side"]), int(record["side"]))
+    return np.frombuffer(record["frames"], np.uint8).reshape(shape)

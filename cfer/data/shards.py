@@ -1,0 +1,564 @@
+"""The data set on disk: one place that writes, reads, validates and describes a row.
+
+A data set is a folder (local, or `s3://...`) of
+
+    shard-00000.parquet   one row per clip, plain Arrow types, Zstandard
+    shard-00000.json      its completion record: written after the shard, so a shard without a
+                          record is unfinished work
+    failures.csv          every clip that was not extracted: where it failed, and why
+    dataset.json          what the data set is; written last, so its presence says "complete"
+
+Check one (every hash, count and row) with
+
+    python -m cfer.data.shards verify DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cfer.codec import Bitstream, CodecError, CodecSettings
+from cfer.codec.containers import COARSE_TICKS_PER_SECOND
+from cfer.data.inputs import APEX_SIZE
+from cfer.data.storage import Folder
+from cfer.errors import InputError, exit_with_message
+
+SCHEMA_VERSION = 4
+DESCRIPTION_NAME = "dataset.json"
+FAILURES_NAME = "failures.csv"
+ROWS_OF_A_GROUP = 64  # what a reader of some columns has in memory at a time
+
+# How large a shard is meant to be: then a million clips are a thousand or two. Of a small set, each
+# worker should have several, and what a kill loses should be seconds.
+SHARD_BYTES, LEAST_SHARD_BYTES = 2**23, 2**15
+MOST_SHARDS_OF_A_SMALL_SET = 256
+# What a clip is taken to need in a shard at the default settings: so much, whatever it is (a second
+# of pictures, identity, apex), and a share of what its source has.
+BYTES_OF_A_CLIP, SHARE_OF_THE_SOURCE = 6000, 1 / 64
+DEFAULT_SAMPLES = 112**2 * 3 / 24  # of a picture, for each frame of the source
+
+SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("subject", pa.string()),
+        pa.field("label", pa.int32()),
+        pa.field("label_name", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("pts_seconds", pa.list_(pa.float64()), nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("gop_size", pa.int32(), nullable=False),
+        pa.field("bitstream", pa.binary(), nullable=False),
+        pa.field("identity", pa.list_(pa.list_(pa.float32())), nullable=False),
+        pa.field("apex_frame", pa.int32()),
+        pa.field("apex", pa.binary()),
+        pa.field("intra_fraction", pa.float32(), nullable=False),
+        pa.field("saturated_fraction", pa.float32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip's row.
+
+    S is the side of the square face crop in pixels (even), D the dimension of the identity
+    embedding. I-frames and residuals are in the bitstream, and nowhere else: there they are
+    smallest, and every kind of them can be read:
+
+        Bitstream(clip.bitstream, clip.clip_id).i_frame(0)
+        Bitstream(clip.bitstream, clip.clip_id).accumulated_residuals(0)
+
+    Attributes:
+        clip_id: unique in the data set.
+        dataset, source: the data set's name, and the path of the video or folder.
+        subject, label, label_name, split: nullable; `label` indexes `Description.classes`.
+        num_frames, fps: of the encoded clip; frames per second, on average.
+        pts_seconds: when each frame is shown, ascending: seconds since the video's first picture,
+            also in a window that is cut out of it. The bitstream's own times begin with its first.
+        size, gop_size: S, and the frames from one I-frame to the next.
+        bitstream: the clip as an MPEG-4 Part 2 video in MP4, which any player shows.
+        identity: float32 (J, D), the frozen network's embeddings of J of the I-frames, J ≥ 1, as it
+            gives them (`cfer.model.face_embedder.embed_clip`).
+        apex_frame, apex: frame number of the annotated apex, and its picture before it was encoded,
+            as small as training wants it (`cfer.data.inputs.apex_picture`): RGB uint8 (32, 32, 3),
+            stored as PNG (lossless).
+        intra_fraction: share of the P-frames' macroblocks that are intra, in [0, 1].
+        saturated_fraction: share of the residual samples at 0 or 255, in [0, 1].
+    """
+
+    clip_id: str
+    dataset: str
+    source: str
+    subject: str | None
+    label: int | None
+    label_name: str | None
+    split: str | None
+    num_frames: int
+    fps: float
+    pts_seconds: list[float]
+    size: int
+    gop_size: int
+    bitstream: bytes
+    identity: np.ndarray
+    apex_frame: int | None
+    apex: np.ndarray | None
+    intra_fraction: float
+    saturated_fraction: float
+
+    def __post_init__(self) -> None:
+        assert len(self.pts_seconds) == self.num_frames, (
+            f"{self.clip_id}: {len(self.pts_seconds)} pts_seconds of {self.num_frames} frames"
+        )
+        assert len(self.identity), f"{self.clip_id}: identity is {self.identity.shape}"
+        assert self.apex is None or self.apex.shape == (APEX_SIZE, APEX_SIZE, 3), (
+            f"{self.clip_id}: apex is {self.apex.shape}"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Clip({self.clip_id!r}, subject={self.subject!r}, label={self.label_name!r}, "
+            f"frames={self.num_frames}, bytes={len(self.bitstream)}, "
+            f"identity={self.identity.shape})"
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that was not extracted: at which stage it failed, why, and the exception's type."""
+
+    clip_id: str
+    source: str
+    stage: str
+    reason: str
+    exception: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A shard's completion record: what was asked for (`digest`), and what was written.
+
+    `labels`, `subjects` and `splits` count the shard's rows; a clip without one counts under "".
+    """
+
+    index: int
+    digest: str
+    file: str
+    rows: int
+    frames: int
+    bytes: int
+    sha256: str
+    labels: dict[str, int]
+    subjects: dict[str, int]
+    splits: dict[str, int]
+    failures: list[Failure]
+
+
+@dataclass(frozen=True)
+class Description:
+    """`dataset.json`: what a reader needs to know before it opens a shard.
+
+    Attributes:
+        name: the data set's name.
+        classes: class names; a row's `label` indexes them.
+        codec: `size`, `gop_size`, `quantiser` or `bit_rate`, `motion_search`.
+        identity: `name`, `dimension`, `weights_sha256` of the frozen recogniser.
+        settings: the other settings of the extraction.
+        shards: the completion record of every shard, in order.
+        software: versions of what wrote it.
+    """
+
+    name: str
+    classes: list[str]
+    codec: dict[str, Any]
+    identity: dict[str, Any]
+    settings: dict[str, Any]
+    shards: list[Receipt]
+    software: dict[str, str]
+    schema_version: int = SCHEMA_VERSION
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def codec_settings(self) -> CodecSettings:
+        return CodecSettings(**{k: v for k, v in self.codec.items() if k != "size"})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the shards' own: one string that names the data, whatever its folder."""
+        return hashlib.sha256("".join(r.sha256 for r in self.shards).encode()).hexdigest()
+
+    @property
+    def failures(self) -> list[Failure]:
+        return [failure for receipt in self.shards for failure in receipt.failures]
+
+    def shard_paths(self, folder: Folder) -> list[str]:
+        """Where the shards that have rows are in the store of their folder."""
+        return [f"{folder.path}/{receipt.file}" for receipt in self.shards if receipt.rows]
+
+
+def expected_bytes(source_bytes: float, size: int, codec: CodecSettings) -> float:
+    """About what a clip will take in a shard, before it is decoded.
+
+    Args:
+        source_bytes: of its video, or of its pictures together.
+        size: side of the face crops, pixels.
+    """
+    samples = size**2 * codec.gop_size / codec.span
+    default = BYTES_OF_A_CLIP + SHARE_OF_THE_SOURCE * source_bytes
+    # Smaller pictures take less, but no less work; and a shard is a unit of work, too.
+    return default * max(1.0, samples / DEFAULT_SAMPLES)
+
+
+def cut_into_shards(sizes: Sequence[float]) -> list[range]:
+    """Which clips make up each shard, where clip n will take about `sizes[n]` bytes.
+
+    A shard takes clips until it has its target: SHARD_BYTES, or where there would be few shards of
+    that size half of it, a quarter, …, down to LEAST_SHARD_BYTES. Steps of two, so that a set that
+    grows or loses a clip is seldom cut anew from its beginning.
+    """
+    target, total = LEAST_SHARD_BYTES, sum(sizes)
+    while target < SHARD_BYTES and total > MOST_SHARDS_OF_A_SMALL_SET * target:
+        target *= 2
+    shards, first, filled = [], 0, 0.0
+    for number, size in enumerate(sizes):
+        filled += size
+        if filled >= target or number == len(sizes) - 1:
+            shards.append(range(first, number + 1))
+            first, filled = number + 1, 0.0
+    return shards
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.parquet"
+
+
+def _record_name(index: int) -> str:
+    return f"shard-{index:05d}.json"
+
+
+def _png(picture: np.ndarray) -> bytes:
+    # After PNG's filters, runs of equal bytes are nearly all that there is to find: to search for
+    # more takes several times as long, for a few percent of the size.
+    settings = [
+        *(cv2.IMWRITE_PNG_COMPRESSION, 3),  # OpenCV's own default leaves out most of the filters
+        *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    ]
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)
+    return data.tobytes()
+
+
+def unpack_picture(png: bytes) -> np.ndarray:
+    """What a row holds as `apex` → RGB uint8 (32, 32, 3)."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def _row(clip: Clip) -> dict[str, Any]:
+    row = {f.name: getattr(clip, f.name) for f in fields(clip)}
+    row["identity"] = clip.identity.astype(np.float32).tolist()
+    row["apex"] = None if clip.apex is None else _png(clip.apex)
+    return row
+
+
+def unpack_row(row: dict[str, Any]) -> Clip:
+    """A row as Arrow or Ray Data gives it → a `Clip`."""
+    values = dict(row)
+    values["pts_seconds"] = [float(seconds) for seconds in values["pts_seconds"]]
+    values["identity"] = np.array([list(v) for v in values["identity"]], dtype=np.float32)
+    values["apex"] = None if values["apex"] is None else unpack_picture(values["apex"])
+    return Clip(**values)
+
+
+def _count(values: Iterable[str | None]) -> dict[str, int]:
+    counter = Counter(value or "" for value in values)
+    return {key: counter[key] for key in sorted(counter)}
+
+
+def write_shard(
+    directory: str | Path,
+    index: int,
+    clips: Sequence[Clip],
+    failures: Sequence[Failure],
+    digest: str,
+) -> Receipt:
+    """Write a shard, then its completion record; each appears whole or not at all.
+
+    The same clips give the same bytes. `digest` names the work (sources and settings): a later run
+    that plans the same work recognises it by this.
+    """
+    table = pa.Table.from_pylist([_row(clip) for clip in clips], schema=SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=ROWS_OF_A_GROUP,
+        # The least and the greatest of each column, bitstreams included, a second time.
+        write_statistics=False,
+    )
+    data = buffer.getvalue()
+    receipt = Receipt(
+        index=index,
+        digest=digest,
+        file=shard_name(index),
+        rows=len(clips),
+        frames=sum(clip.num_frames for clip in clips),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        labels=_count(clip.label_name for clip in clips),
+        subjects=_count(clip.subject for clip in clips),
+        splits=_count(clip.split for clip in clips),
+        failures=list(failures),
+    )
+    folder = Folder(directory)
+    folder.write(shard_name(index), data)
+    folder.write(_record_name(index), _json(asdict(receipt)))
+    return receipt
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _receipt(values: dict[str, Any]) -> Receipt:
+    return Receipt(**{**values, "failures": [Failure(**f) for f in values["failures"]]})
+
+
+def read_receipt(directory: str | Path, index: int) -> Receipt | None:
+    """The completion record of a shard, or None where there is none.
+
+    Raises:
+        InputError: the record is there and is not one.
+    """
+    folder = Folder(directory)
+    name = _record_name(index)
+    if not folder.exists(name):
+        return None
+    try:
+        return _receipt(json.loads(folder.read(name)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder.name_of(name)}: not a completion record ({error}); "
+            "delete it to have this shard extracted again"
+        ) from error
+
+
+def shard_is_done(directory: str | Path, index: int, digest: str) -> Receipt | None:
+    """The record of a shard that is finished for this very work and whose file is unharmed."""
+    receipt = read_receipt(directory, index)
+    if receipt is None or receipt.digest != digest:
+        return None
+    return None if _damage(Folder(directory), receipt) else receipt
+
+
+def _damage(folder: Folder, receipt: Receipt) -> str | None:
+    if not folder.exists(receipt.file):
+        return f"{folder.name_of(receipt.file)}: missing"
+    data = folder.read(receipt.file)
+    if hashlib.sha256(data).hexdigest() != receipt.sha256:
+        return f"{folder.name_of(receipt.file)}: its SHA-256 is not the one recorded"
+    return None
+
+
+def write_description(directory: str | Path, description: Description) -> None:
+    """Write `failures.csv`, then `dataset.json`: the data set is complete from here on."""
+    folder = Folder(directory)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(Failure)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(failure) for failure in description.failures)
+    folder.write(FAILURES_NAME, text.getvalue().encode())
+    values = asdict(description)
+    values["counts"] = _counts(description.shards)
+    folder.write(DESCRIPTION_NAME, _json(values))
+
+
+def _counts(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    counts: dict[str, Any] = {
+        "clips": sum(r.rows for r in receipts),
+        "frames": sum(r.frames for r in receipts),
+        "bytes": sum(r.bytes for r in receipts),
+        "failures": sum(len(r.failures) for r in receipts),
+    }
+    for name in ("labels", "subjects", "splits"):
+        total: Counter[str] = Counter()
+        for receipt in receipts:
+            total.update(getattr(receipt, name))
+        counts[name] = {key: total[key] for key in sorted(total)}
+    return counts
+
+
+def read_description(directory: str | Path) -> Description:
+    """Raises InputError where the folder is no complete data set, or one of another version."""
+    folder = Folder(directory)
+    if not folder.exists(DESCRIPTION_NAME):
+        started = any(name.startswith("shard-") for name in folder.names())
+        raise InputError(
+            f"{folder.location}: no {DESCRIPTION_NAME} in it; "
+            + (
+                "its extraction has not finished: run the same extraction again to complete it"
+                if started
+                else "give the folder that pipeline/extract.py wrote (--out)"
+            )
+        )
+    name = folder.name_of(DESCRIPTION_NAME)
+    try:
+        values = json.loads(folder.read(DESCRIPTION_NAME))
+        version = values["schema_version"]
+        if version == SCHEMA_VERSION:
+            return Description(**{**values, "shards": [_receipt(r) for r in values["shards"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{name}: not a data-set description ({error}); extract again") from error
+    raise InputError(
+        f"{name}: schema version {version}, and this cfer reads version {SCHEMA_VERSION}; "
+        "extract the data set again (python pipeline/extract.py --videos … --out NEW, as it was "
+        "made), or use the cfer that wrote it"
+    )
+
+
+def read_clips(directory: str | Path) -> Iterator[Clip]:
+    """Every clip of a data set, in order."""
+    folder = Folder(directory)
+    for receipt in read_description(directory).shards:
+        table = pq.read_table(io.BytesIO(folder.read(receipt.file)))
+        for row in table.to_pylist():
+            yield unpack_row(row)
+
+
+def verify(directory: str | Path) -> list[str]:
+    """Check every hash, count and row of a data set.
+
+    Returns:
+        One line per problem; an empty list means that the data set is whole.
+
+    Raises:
+        InputError: the folder is no complete data set.
+    """
+    description = read_description(directory)
+    folder = Folder(directory)
+    problems = []
+    clip_ids: set[str] = set()
+    for receipt in description.shards:
+        if read_receipt(directory, receipt.index) != receipt:
+            problems.append(
+                f"{folder.name_of(_record_name(receipt.index))}: "
+                f"not the record that {DESCRIPTION_NAME} holds"
+            )
+        damage = _damage(folder, receipt)
+        if damage:
+            problems.append(damage)
+            continue
+        table = pq.read_table(io.BytesIO(folder.read(receipt.file)))
+        if table.schema != SCHEMA:
+            problems.append(f"{folder.name_of(receipt.file)}: its columns are not this schema's")
+            continue
+        clips = [unpack_row(row) for row in table.to_pylist()]
+        problems += _row_problems(folder.name_of(receipt.file), description, receipt, clips)
+        repeated = [clip.clip_id for clip in clips if clip.clip_id in clip_ids]
+        problems += [f"{folder.name_of(receipt.file)}: {name} occurs twice" for name in repeated]
+        clip_ids.update(clip.clip_id for clip in clips)
+    if _counts(description.shards) != description.counts:
+        problems.append(f"{folder.name_of(DESCRIPTION_NAME)}: counts differ from the shards'")
+    known = {receipt.file for receipt in description.shards}
+    problems += [
+        f"{folder.name_of(name)}: a shard that {DESCRIPTION_NAME} does not know"
+        for name in folder.names()
+        if name.endswith(".parquet") and name not in known
+    ]
+    return problems
+
+
+def _row_problems(
+    file: str, description: Description, receipt: Receipt, clips: Sequence[Clip]
+) -> list[str]:
+    problems = []
+    counted = {
+        "rows": (len(clips), receipt.rows),
+        "frames": (sum(clip.num_frames for clip in clips), receipt.frames),
+        "labels": (_count(clip.label_name for clip in clips), receipt.labels),
+        "subjects": (_count(clip.subject for clip in clips), receipt.subjects),
+        "splits": (_count(clip.split for clip in clips), receipt.splits),
+    }
+    for name, (found, recorded) in counted.items():
+        if found != recorded:
+            problems.append(f"{file}: {name} {found}, recorded {recorded}")
+    for clip in clips:
+        if clip.label is not None and (
+            not 0 <= clip.label < len(description.classes)
+            or description.classes[clip.label] != clip.label_name
+        ):
+            problems.append(f"{file}: {clip.clip_id}: label {clip.label} is not {clip.label_name}")
+        if clip.identity.shape[1] != description.identity["dimension"]:
+            problems.append(f"{file}: {clip.clip_id}: identity of {clip.identity.shape[1]} values")
+        if not np.isfinite(clip.identity).all():
+            problems.append(f"{file}: {clip.clip_id}: identity is not finite")
+        if clip.size != description.codec["size"]:
+            problems.append(f"{file}: {clip.clip_id}: size {clip.size}")
+        problems += [f"{file}: {problem}" for problem in _bitstream_problems(clip)]
+    return problems
+
+
+def _bitstream_problems(clip: Clip) -> list[str]:
+    try:
+        bitstream = Bitstream(clip.bitstream, clip.clip_id)
+    except CodecError as error:
+        return [str(error)]
+    found = {
+        "size": ((bitstream.width, bitstream.height), (clip.size, clip.size)),
+        "num_frames": (len(bitstream.packets), clip.num_frames),
+        "gop_size": (max(map(len, bitstream.gops)), min(clip.gop_size, clip.num_frames)),
+    }
+    problems = [
+        f"{clip.clip_id}: {name} {recorded}, and its bitstream has {there}"
+        for name, (there, recorded) in found.items()
+        if there != recorded
+    ]
+    since_first = np.subtract(clip.pts_seconds, clip.pts_seconds[0])
+    if len(since_first) != len(bitstream.packets) or not np.allclose(
+        since_first, bitstream.times[:-1], atol=1 / COARSE_TICKS_PER_SECOND, rtol=0
+    ):
+        problems.append(f"{clip.clip_id}: pts_seconds are not the times of its bitstream")
+    return problems
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m cfer.data.shards", description=__doc__.split("\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("verify", help="check every hash, count and row of a data set")
+    check.add_argument("directory", help="folder or URI that pipeline/extract.py wrote")
+    arguments = parser.parse_args(argv)
+    problems = verify(arguments.directory)
+    for problem in problems:
+        print(problem)
+    description = read_description(arguments.directory)
+    counts = description.counts
+    print(
+        f"{arguments.directory}: {len(description.shards)} shards, {counts['clips']} clips, "
+        f"{counts['frames']} frames, {counts['bytes']:,} bytes, {counts['failures']} failures: "
+        + (f"{len(problems)} PROBLEMS" if problems else "every hash and count is right")
+    )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    exit_with_message(main)

@@ -1,0 +1,1 @@
+"""What a model is worth: recognition, identity leakage, and the page about an experiment."""

@@ -1,0 +1,123 @@
+"""The pictures that a run is stored with: confusion matrix, curves, embedding; and of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# matplotlib and scikit-learn are imported where they are used: every training process imports this
+# module, and one of them, once, draws and fits probes.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+from cfer.evaluate.metrics import Predictions
+
+
+def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Rows are normalised to recall for the colour; the cells show counts."""
+    from matplotlib.figure import Figure
+
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    side = 2.5 + 0.6 * len(classes)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    for row, column in np.ndindex(*confusion.shape):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Recognition, player 2's cross-entropy, and both players' terms of the identity, by epoch."""
+    from matplotlib.figure import Figure
+
+    panels = {
+        "recognition": ("train/accuracy", "held_out/accuracy", "held_out/uar"),
+        "cross-entropy (nats)": ("train/cross_entropy", "held_out/cross_entropy"),
+        "identity (nats)": ("train/identity_term", "train/estimator_loss"),
+    }
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    all_axes = figure.subplots(1, len(panels))
+    epochs = range(1, len(history) + 1)
+    for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
+        for name in names:
+            axes.plot(epochs, [entry[name] for entry in history], label=name)
+        axes.set(xlabel="epoch", title=title)
+        axes.legend(fontsize="small")
+    return figure
+
+
+def embedding_figure(clips: Predictions, classes: Sequence[str]) -> Figure:
+    """z_R in two dimensions (t-SNE), coloured by expression beside the same coloured by subject.
+
+    Clusters of the left picture's colours and none of the right one's are what one hopes for.
+    """
+    from matplotlib.figure import Figure
+    from sklearn.manifold import TSNE
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    all_axes = figure.subplots(1, 2)
+    std = clips.z_R.std(0)
+    scaled = (clips.z_R - clips.z_R.mean(0)) / np.where(std > 1e-6, std, 1)
+    if len(scaled) > 3:
+        perplexity = min(30.0, (len(scaled) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(scaled)
+    else:
+        flat = np.zeros((len(scaled), 2))
+    people = sorted({subject or "unknown" for subject in clips.subjects})
+    numbers = np.array([people.index(subject or "unknown") for subject in clips.subjects])
+    for axes, title, colours, names in (
+        (all_axes[0], "coloured by expression", clips.labels, list(classes)),
+        (all_axes[1], f"coloured by subject ({len(people)} of them)", numbers, people),
+    ):
+        axes.set(title=title, xticks=[], yticks=[])
+        for number, name in enumerate(names):
+            chosen = colours == number
+            colour = _COLOURS[number % len(_COLOURS)]
+            mark = "os^Dv*P"[number // len(_COLOURS) % 7]
+            axes.scatter(*flat[chosen].T, s=18, color=colour, marker=mark, label=name)
+    all_axes[0].legend(fontsize="small", loc="best")
+    figure.suptitle("expression code z_R of the held-out clips")
+    return figure
+
+
+_COLOURS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#000000",
+)  # fmt: skip
+
+
+def sweep_figure(
+    name: str,
+    values: Sequence[Any],
+    results: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+) -> Figure:
+    """Accuracy, and leakage on held-out subjects, against a swept option: mean ± deviation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, title, metrics in zip(
+        figure.subplots(1, 2),
+        ("recognition on held-out subjects", "same-subject AUC of the code (0.5 is chance)"),
+        (("held_out/accuracy", "held_out/uar"), ("leakage/auc_held_out", "leakage/auc_train")),
+        strict=True,
+    ):
+        for metric in metrics:
+            if not all(metric in mean for mean, _ in results):
+                continue
+            axes.errorbar(
+                range(len(values)),
+                [mean[metric] for mean, _ in results],
+                [deviation.get(metric, 0.0) for _, deviation in results],
+                capsize=3,
+                label=metric,
+            )
+            axes.legend(fontsize="small")
+        axes.set_xticks(range(len(values)), [str(value) for value in values])
+        axes.set(xlabel=name, title=title)
+    return figure

@@ -1,0 +1,120 @@
+"""Recognition on held-out clips: accuracy, UAR (mean recall over the classes), macro-F1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cfer.errors import NotFinite
+
+# matplotlib and scikit-learn are imported where they are used: every training process imports this
+# module, and one of them, once, draws and fits probes.
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class Predictions:
+    """N clips as the recogniser sees them.
+
+    Attributes:
+        labels: int (N,).
+        logits: float (N, C).
+        z_R: float (N, code_dim).
+        z_I: float (N, d), standardised.
+        subjects: N names, None where unknown.
+        clip_ids: N.
+
+    Raises:
+        NotFinite: a score, code or identity of a clip; the largest of such scores would be the
+            first class.
+    """
+
+    labels: np.ndarray
+    logits: np.ndarray
+    z_R: np.ndarray
+    z_I: np.ndarray
+    subjects: list[str | None]
+    clip_ids: list[str]
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "z_R", "z_I"):
+            bad = ~np.isfinite(getattr(self, name)).all(1)
+            if bad.any():
+                raise NotFinite(
+                    f"{name} of {bad.sum()} of {len(bad)} clips ({self.clip_ids[bad.argmax()]}, …) "
+                    "is not finite, so nothing can be said of them: the training has diverged, "
+                    "and needs a lower --lr"
+                )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """For NumPy's file format; an unknown subject is an empty name."""
+        return {
+            **{name: getattr(self, name) for name in ("labels", "logits", "z_R", "z_I")},
+            "subjects": np.array([subject or "" for subject in self.subjects]),
+            "clip_ids": np.array(self.clip_ids),
+        }
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray]) -> Predictions:
+        """What `arrays` gave, again."""
+        numbers = {name: np.asarray(arrays[name]) for name in ("labels", "logits", "z_R", "z_I")}
+        return Predictions(
+            **numbers,
+            subjects=[str(name) or None for name in arrays["subjects"]],
+            clip_ids=[str(name) for name in arrays["clip_ids"]],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Predictions]) -> Predictions:
+        """In the order of the clip ids, so that it does not depend on who had which clips."""
+        clip_ids = [clip_id for part in parts for clip_id in part.clip_ids]
+        subjects = [subject for part in parts for subject in part.subjects]
+        order = sorted(range(len(clip_ids)), key=clip_ids.__getitem__)
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("labels", "logits", "z_R", "z_I")
+        }
+        return Predictions(
+            **arrays,
+            subjects=[subjects[i] for i in order],
+            clip_ids=[clip_ids[i] for i in order],
+        )
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """int (C, C): row = true class, column = predicted class."""
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(matrix, (labels, predicted), 1)
+    return matrix
+
+
+def recognition(confusion: np.ndarray) -> dict[str, float]:
+    """`accuracy`, `uar` and `macro_f1`, each in [0, 1].
+
+    UAR is the mean recall over the classes that occur; macro-F1 the mean F1 over the classes that
+    occur or were predicted.
+    """
+    hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    occurs, seen = true > 0, (true + predicted) > 0
+    return {
+        "accuracy": float(hits.sum() / true.sum()),
+        "uar": float((hits[occurs] / true[occurs]).mean()),
+        "macro_f1": float((2 * hits[seen] / (true + predicted)[seen]).mean()),
+    }
+
+
+def recalls(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """Recall of each class that occurs, in [0, 1]."""
+    true = confusion.sum(1)
+    return {name: float(confusion[i, i] / true[i]) for i, name in enumerate(classes) if true[i] > 0}
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean −log softmax of the true class, in nats."""
+    shifted = logits - logits.max(1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(1))
+    return float((log_sums - shifted[np.arange(len(labels)), labels]).mean())

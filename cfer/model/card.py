@@ -1,0 +1,168 @@
+"""One model, one file: weights as safetensors, and the card that says what they are for.
+
+The card (classes, picture size, codec settings, input, shape of the network, where the model comes
+from) is JSON in the file's own header. A file is numbers and text: reading it runs no code, and
+takes no more memory than the file is long.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+
+from cfer.codec import CodecSettings
+from cfer.data.inputs import Input
+from cfer.errors import InputError, NotFinite
+from cfer.model.network import MOST, ModelConfig, Predictor
+
+SUFFIX = ".safetensors"
+CARD_NAME = "cfer"  # of the card in the file's header
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What one must know to make a model's input and to read its output.
+
+    Attributes:
+        classes: names, in the order of the output.
+        size: side of the face crop, pixels.
+        codec: how the crop is encoded.
+        window_gops: a longer video is predicted in windows of so many GOPs.
+        what: which planes of which frames the model sees.
+        network: the shape of the weights.
+        origin: where it comes from, as text: data set and its digest, commit, command, limits.
+        figures: what its training run ended with on held-out clips, by metric.
+    """
+
+    classes: tuple[str, ...]
+    size: int
+    codec: CodecSettings
+    window_gops: int
+    what: Input
+    network: ModelConfig
+    origin: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("classes", len(self.classes)),
+            ("size", self.size),
+            ("window_gops", self.window_gops),
+        ):
+            if not 1 <= value <= MOST:
+                raise InputError(f"model card: {name} {value} is not between 1 and {MOST}")
+        if self.size % 2:
+            raise InputError(f"model card: size {self.size} is odd")
+        if len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise InputError(
+                f"model card: classes {list(self.classes)} are not all different names"
+            )
+        if self.network.num_classes != len(self.classes):
+            raise InputError(
+                f"model card: {len(self.classes)} classes, and a network for "
+                f"{self.network.num_classes}"
+            )
+        if self.network.num_planes != self.what.num_planes:
+            raise InputError(
+                f"model card: an input of {self.what.num_planes} planes, and a network for "
+                f"{self.network.num_planes}"
+            )
+
+    @property
+    def planes_shape(self) -> tuple[int, int, int]:
+        """(C, S/2, S/2) of a frame's planes."""
+        return self.what.num_planes, self.size // 2, self.size // 2
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Raises InputError: not a card, or one of a later format."""
+        try:
+            values = _JSON.validate_json(text)
+            version = values.pop("format", None)
+            if version != FORMAT_VERSION:
+                raise InputError(
+                    f"model card: format {version}, and this cfer reads {FORMAT_VERSION}; use the "
+                    "cfer that wrote it, or a newer one"
+                )
+            card = _CARD.validate_json(json.dumps(values), strict=True)
+        except pydantic.ValidationError as error:
+            (first, *_) = error.errors()
+            where = ".".join(map(str, first["loc"]))
+            said = f"{where} {first['msg'].removeprefix('Value error, ')}".strip()
+            raise InputError(f"model card: not one of cfer's ({said})") from error
+        known = asdict(card)
+        for part, names in ((values, known), *((values[n], known[n]) for n in _PARTS)):
+            if unknown := sorted(set(part) - set(names)):
+                raise InputError(
+                    f"model card: {unknown[0]} is unknown to this cfer; use a newer one"
+                )
+        return card
+
+    def with_origin(self, **text: str) -> ModelCard:
+        return replace(self, origin={**self.origin, **text})
+
+
+_PARTS = ("codec", "what", "network")
+_JSON = pydantic.TypeAdapter(dict[str, Any])
+_CARD = pydantic.TypeAdapter(ModelCard)
+
+
+def write_model(path: str | Path, predictor: Predictor, card: ModelCard) -> None:
+    """Write the file. The same weights and card give the same bytes."""
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in predictor.state_dict().items()
+    }
+    safetensors.torch.save_file(tensors, str(path), metadata={CARD_NAME: card.to_json()})
+
+
+def read_model(path: str | Path) -> tuple[Predictor, ModelCard]:
+    """A model in evaluation mode on the CPU, and its card.
+
+    Raises:
+        InputError: no such file, not a model of cfer's, or weights that are not the card's, or not
+            finite.
+    """
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            metadata: Mapping[str, Any] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{path}: not a readable model file ({error}); give a {SUFFIX} file that `cfer models "
+            "export` wrote"
+        ) from error
+    if CARD_NAME not in metadata:
+        raise InputError(f"{path}: a {SUFFIX} file without cfer's card; it is another program's")
+    try:
+        card = ModelCard.from_json(metadata[CARD_NAME])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    # Without memory of its own: the card's numbers alone must not be able to ask for any.
+    with torch.device("meta"):
+        predictor = Predictor(card.network)
+    wanted = {name: (value.shape, value.dtype) for name, value in predictor.state_dict().items()}
+    found = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+    if wanted != found:
+        raise InputError(
+            f"{path}: its weights are not those that its card describes; copy it again"
+        )
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise NotFinite(
+                f"{path}: its weights {name} are not finite: its training has diverged; train it "
+                "again with a lower --lr"
+            )
+    predictor.load_state_dict(tensors, assign=True)
+    return predictor.to(memory_format=torch.channels_last).eval(), card

@@ -1,0 +1,191 @@
+"""The recogniser: a clip's planes → expression code z_R → classes; and the decoder of the apex.
+
+Nothing is resampled on the way in: `cfer.data.inputs` makes the luma's 2×2 samples four planes at S/2,
+where U and V already are. The networks normalise by GroupNorm: with BatchNorm the statistics of
+each DDP worker's own batch would make N workers differ from one with the N-fold batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfer.codec import GRAY
+from cfer.errors import InputError
+
+# A network of at most this many channels or classes: beyond it a file's card is nonsense.
+MOST = 4096
+NORM_GROUPS = 4
+POOLINGS = ("mean", "max")
+GRID = 4  # a crop is aligned with the face: where something moves is kept to a 4 × 4 grid
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What fixes a recogniser: the shape of its weights, and what it does besides.
+
+    Attributes:
+        num_classes: expressions.
+        identity_dim: dimension of z_I (the frozen face recogniser's).
+        num_planes, gain: of the input, `cfer.data.inputs.Input`.
+        width: channels of the stem and of the first of three stages; each later one has twice as
+            many.
+        code_dim: dimension of the expression code z_R.
+        pooling: over a clip's frames, "mean" or "max".
+        dropout: share of z_R that is zeroed before the classifier in training, in [0, 1).
+    """
+
+    num_classes: int
+    identity_dim: int
+    num_planes: int = 6
+    gain: float = 8.0
+    width: int = 16
+    code_dim: int = 64
+    pooling: str = "mean"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "identity_dim", "num_planes", "width", "code_dim"):
+            if not 1 <= getattr(self, name) <= MOST:
+                raise InputError(f"{name} {getattr(self, name)} is not between 1 and {MOST}")
+        if self.width % NORM_GROUPS:
+            raise InputError(f"width {self.width}: give a multiple of {NORM_GROUPS}")
+        if self.pooling not in POOLINGS:
+            raise InputError(f"pooling {self.pooling}: give one of {', '.join(POOLINGS)}")
+        if not 0 < self.gain < math.inf or not 0 <= self.dropout < 1:
+            raise InputError(
+                f"gain {self.gain}, dropout {self.dropout}: give a positive number, and a share"
+            )
+
+
+def scale_planes(planes: Tensor) -> Tensor:
+    """uint8, 128 = zero → float32 in [-1, 1)."""
+    return (planes.float() - GRAY) / GRAY
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions around a shortcut; halves the picture where `stride` is 2."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(num_inputs, num_outputs, 3, stride, 1, bias=False)
+        self.first_norm = nn.GroupNorm(NORM_GROUPS, num_outputs)
+        self.second = nn.Conv2d(num_outputs, num_outputs, 3, 1, 1, bias=False)
+        self.second_norm = nn.GroupNorm(NORM_GROUPS, num_outputs)
+        self.shortcut = nn.Conv2d(num_inputs, num_outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.second_norm(self.second(inner)) + self.shortcut(x))
+
+
+class Encoder(nn.Module):
+    """E: the planes of a clip's frames → expression code z_R, pooled over the frames."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.gain = config.gain
+        self.pooling = config.pooling
+        # Most of the time would go into a first stage at full size.
+        self.stem = nn.Conv2d(config.num_planes, width, 5, 2, 2)
+        self.stages = nn.Sequential(
+            _Block(width, width, 1),
+            _Block(width, 2 * width, 2),
+            _Block(2 * width, 4 * width, 2),
+        )
+        self.code = nn.Linear(4 * width * GRID**2, config.code_dim)
+        # The layout that convolutions on CPUs are fastest in.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, planes: Tensor, mask: Tensor) -> Tensor:
+        """planes float (N, T, C, S/2, S/2), mask bool (N, T) → z_R float (N, code_dim).
+
+        A clip with fewer than T frames has False in its mask where there is none; what stands there
+        has no influence.
+        """
+        num_clips, num_frames = planes.shape[:2]
+        scaled = (self.gain * planes.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
+        x = self.stages(F.relu(self.stem(scaled)))
+        frames = F.adaptive_avg_pool2d(x, GRID).reshape(num_clips, num_frames, -1)
+        present = mask.unsqueeze(-1)
+        if self.pooling == "max":
+            # What comes out of a stage is never negative, so a missing frame never wins.
+            return self.code((frames * present).amax(1))
+        weights = present.to(frames.dtype)
+        return self.code((frames * weights).sum(1) / weights.sum(1))
+
+
+class ApexDecoder(nn.Module):
+    """(z_R, z_I) → the apex picture, RGB float (N, 3, APEX_SIZE, APEX_SIZE) in [0, 1].
+
+    What the expression code gives up about the identity this gets back from z_I, so the code loses
+    nothing that belongs to the expression.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.start = nn.Linear(config.code_dim + config.identity_dim, 64 * 4 * 4)
+        self.grow = nn.Sequential(
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 16, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(16, 3, 4, 2, 1),
+        )
+
+    def forward(self, z_R: Tensor, z_I: Tensor) -> Tensor:
+        start = self.start(torch.cat([z_R, z_I], dim=1)).reshape(-1, 64, 4, 4)
+        return torch.sigmoid(self.grow(start))
+
+
+class Recogniser(nn.Module):
+    """Player 2: encoder E, classifier C and, where `with_apex`, the apex decoder."""
+
+    def __init__(self, config: ModelConfig, with_apex: bool) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.code_dim, config.num_classes)
+        self.apex_decoder = ApexDecoder(config) if with_apex else None
+
+    def forward(
+        self, planes: Tensor, mask: Tensor, z_I: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """→ z_R (N, code_dim), logits (N, num_classes), apex (N, 3, 32, 32) or None.
+
+        z_I float (N, d), standardised, reaches nothing but the apex.
+        """
+        z_R = self.encoder(planes, mask)
+        apex = None if self.apex_decoder is None else self.apex_decoder(z_R, z_I)
+        return z_R, self.classifier(self.dropout(z_R)), apex
+
+
+class Predictor(nn.Module):
+    """What is stored for prediction: the planes of `cfer.data.inputs` in, probabilities out.
+
+    It has E and C only: no identity, no apex.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.classifier = nn.Linear(config.code_dim, config.num_classes)
+
+    @classmethod
+    def of(cls, recogniser: Recogniser, config: ModelConfig) -> Predictor:
+        """A copy of a trained recogniser's E and C, on the CPU, in evaluation mode."""
+        predictor = cls(config)
+        predictor.encoder.load_state_dict(recogniser.encoder.state_dict())
+        predictor.classifier.load_state_dict(recogniser.classifier.state_dict())
+        return predictor.eval()
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """uint8 (N, T, C, S/2, S/2) → float32 (N, num_classes), rows that sum to 1."""
+        mask = torch.ones(planes.shape[:2], dtype=torch.bool, device=planes.device)
+        return self.classifier(self.encoder(scale_planes(planes), mask)).softmax(1)

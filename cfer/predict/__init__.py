@@ -1,0 +1,1 @@
+"""From a video to its expressions, and what is shown of them."""

@@ -1,0 +1,119 @@
+"""Where models are: the shipped one, model files, and the MLflow store; `cfer models`.
+
+    cfer models list                             # the shipped model, and those of the MLflow store
+    cfer models show NAME                        # its card: classes, input, figures, origin
+    cfer models export NAME FILE                 # .safetensors, .onnx, .pt2 or .ts
+    cfer models import FILE.safetensors --name N # into the MLflow store's registry: models:/N/1
+
+NAME is `default`, a model file, the name or id of a training run, `runs:/ID/model` or
+`models:/NAME/VERSION`.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from cfer.errors import InputError
+from cfer.model.card import SUFFIX, ModelCard, read_model, write_model
+from cfer.model.network import Predictor
+
+DEFAULT = "default"
+DEFAULT_LIMITS = (
+    "the default model was trained on drawn faces: it shows that everything works, and what it "
+    "says of a real person means nothing; train on recorded faces and give --model"
+)
+
+
+def default_path() -> Path:
+    """The model file that ships with cfer, trained on the built-in (drawn) faces."""
+    return Path(str(resources.files("cfer.predict"))) / f"{DEFAULT}{SUFFIX}"
+
+
+def open_model(name: str = DEFAULT) -> tuple[Predictor, ModelCard]:
+    """A model by its name: see this module's description.
+
+    Raises:
+        InputError: there is none of this name, or it can't be read.
+    """
+    if name == DEFAULT:
+        return read_model(default_path())
+    if name.endswith(SUFFIX):
+        return read_model(name)
+    # MLflow takes seconds to import.
+    from cfer import tracking
+
+    return read_model(tracking.model_file(name))
+
+
+def export(name: str, path: Path) -> str:
+    """Write a model in the form that the file's suffix names → what was done, a line."""
+    predictor, card = open_model(name)
+    if path.suffix == SUFFIX:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_model(path, predictor, card)
+        return f"{path}: {path.stat().st_size:,} bytes"
+    from cfer.model import export as forms
+
+    worst = forms.export(predictor, card, path)
+    return (
+        f"{path}: {path.stat().st_size:,} bytes, and its card beside it; its probabilities differ "
+        f"by at most {worst:.1g}"
+    )
+
+
+def import_file(path: Path, name: str) -> str:
+    """Put a model file into the connected MLflow store → its URI there, `models:/NAME/VERSION`."""
+    if path.suffix != SUFFIX:
+        raise InputError(f"{path}: give a {SUFFIX} file, as `cfer models export` writes it")
+    predictor, card = read_model(path)
+    from cfer import tracking
+
+    return tracking.register_model(predictor, card, name)
+
+
+def describe(name: str) -> str:
+    """A model's card, for people."""
+    predictor, card = open_model(name)
+    codec = card.codec
+    quality = (
+        f"quantiser {codec.quantiser}" if codec.bit_rate is None else f"{codec.bit_rate} bit/s"
+    )
+    lines = [
+        f"model      {name}",
+        f"classes    {', '.join(card.classes)}",
+        f"sees       {card.what.kind} residuals, {card.what.planes}, frames: {card.what.frames}"
+        if card.what.kind in ("accumulated", "direct")
+        else f"sees       {card.what.kind}, {card.what.planes}, frames: {card.what.frames}",
+        f"of         a {card.size} × {card.size} crop of the face, GOPs of {codec.gop_size} frames "
+        f"in {codec.span} of the video, {quality}"
+        f"{'' if codec.motion_search else ', no motion search'}, "
+        f"windows of {card.window_gops} GOPs",
+        f"weights    {sum(p.numel() for p in predictor.parameters()):,}",
+    ]
+    if name == DEFAULT:
+        lines.append(f"limits     {DEFAULT_LIMITS}")
+    lines += [f"{key:10s} {value}" for key, value in card.origin.items()]
+    lines += [
+        f"{metric:28s} {value:.3f}"
+        for metric, value in card.figures.items()
+        if metric.startswith(("held_out/", "leakage/", "recall/"))
+    ]
+    return "\n".join(lines)
+
+
+def table() -> str:
+    """Every model that has a name here, one line each."""
+    rows = [(DEFAULT, "ships with cfer", read_model(default_path())[1].figures)]
+    from cfer import tracking
+
+    rows += [(entry.name, entry.what, entry.figures) for entry in tracking.models()]
+    width = max(len(name) for name, _, _ in rows)
+    head = f"{'name':{width}s}  accuracy  what"
+    return "\n".join(
+        [head]
+        + [
+            f"{name:{width}s}  {figures.get('held_out/accuracy', float('nan')):8.3f}  {what}"
+            for name, what, figures in rows
+        ]
+    )

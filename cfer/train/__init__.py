@@ -1,0 +1,1 @@
+"""Training: one run, or a protocol of many."""

@@ -1,0 +1,379 @@
+"""Many runs as one: folds, seeds and the values of a sweep, side by side, and what they amount to.
+
+As many runs go on at a time as the cluster has room for; each is a child of the MLflow run that
+holds their mean and standard deviation. Killed and started again with the same `--run`, finished
+folds are kept, and the others go on from their checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from cfer import tracking
+from cfer.cluster import join_cluster
+from cfer.data.folds import LOSO, read_index, split_into_folds, who_is_held_out
+from cfer.data.inputs import Input
+from cfer.data.lock import owned
+from cfer.data.shards import Description, read_description
+from cfer.data.storage import Folder, absolute_location
+from cfer.errors import InputError
+from cfer.evaluate.figures import confusion_figure
+from cfer.evaluate.metrics import recognition
+from cfer.outputs import say
+from cfer.train.checkpoint import Results, read_results
+from cfer.train.config import (
+    TrainConfig,
+    command_of,
+)
+from cfer.train.loop import seconds_of_a_run
+from cfer.train.placement import Placement, cluster_nodes, place_workers
+from cfer.train.run import (
+    Parent,
+    check_same,
+    check_training_clips,
+    create_tracked_run,
+    location_of,
+    read_all_rows,
+    read_record,
+    run,
+    split_clips,
+    without_effectless,
+)
+
+PARENT_NAME = "protocol.json"
+
+
+SWEEP_NAME = "sweep.json"
+
+
+# Reading, probes, pictures and the stored model.
+SECONDS_AROUND_A_RUN = 6.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the runs of a protocol amount to.
+
+    Attributes:
+        config: what they have in common.
+        runs: the results of each, by its name.
+        mean, deviation: of every figure over the runs; the standard deviation is the sample's.
+        confusion: pooled over the runs, (C, C), row = true class.
+        mlflow_run_id: the parent's.
+    """
+
+    config: TrainConfig
+    runs: dict[str, Results]
+    mean: dict[str, float]
+    deviation: dict[str, float]
+    confusion: np.ndarray
+    mlflow_run_id: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run that is to be done."""
+
+    config: TrainConfig
+    parent: Parent
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """The parent run of several, and its runs."""
+
+    config: TrainConfig
+    jobs: list[_Job]
+
+    @property
+    def parent_id(self) -> str:
+        return self.jobs[0].parent.run_id
+
+
+def train_all(
+    configs: Sequence[TrainConfig], seeds: Sequence[int], parallel: int = 0
+) -> list[Summary]:
+    """Run the protocol of each configuration; what was finished before is not done again.
+
+    Args:
+        configs: each of its own `run` name; `folds` or `split` says what its runs are.
+        seeds: every fold is run with each of them; each cuts its own folds.
+        parallel: runs at a time; 0: as many as the cluster has room for.
+
+    Raises:
+        InputError: a configuration that can't be run, or runs that failed.
+    """
+    with contextlib.ExitStack() as stack:
+        for config in configs:
+            stack.enter_context(owned(Folder(location_of(config)), "--run"))
+        return _train_all(configs, seeds, parallel)
+
+
+def _train_all(
+    configs: Sequence[TrainConfig], seeds: Sequence[int], parallel: int
+) -> list[Summary]:
+    join_cluster(for_training=True)
+    tracking.connect()
+    protocols = [_prepare(config, seeds) for config in configs]
+    jobs = [job for protocol in protocols for job in protocol.jobs]
+    left = [job for job in jobs if read_results(location_of(job.config)) is None]
+    if len(left) < len(jobs):
+        say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
+    by_parent = {protocol.parent_id: protocol for protocol in protocols}
+    unfinished = Counter(job.parent.run_id for job in left)
+    summaries = {
+        protocol.parent_id: _summarise(protocol)
+        for protocol in protocols
+        if not unfinished[protocol.parent_id]
+    }
+    for job in _run_jobs(left, parallel) if left else ():
+        parent_id = job.parent.run_id
+        unfinished[parent_id] -= 1
+        if not unfinished[parent_id]:
+            summaries[parent_id] = _summarise(by_parent[parent_id])
+    return [summaries[protocol.parent_id] for protocol in protocols]
+
+
+def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
+    description = read_description(config.data)
+    index = read_index(config.data)
+    config = without_effectless(config, index)
+    options = "" if list(seeds) == [config.seed] else f" --seeds {','.join(map(str, seeds))}"
+    parent_id = tracked_parent(config, description, "protocol", PARENT_NAME, options)
+    jobs = []
+    doubts: dict[str, list[str]] = defaultdict(list)
+    for seed in seeds:
+        seeded = replace(config, seed=seed)
+        count = len(split_into_folds(index, config.folds, seed)) if config.folds else 0
+        for fold in range(count) if count else [-1]:
+            name = f"seed {seed}" + (f", fold {fold}" if count else "")
+            one = replace(seeded, fold=fold, run=f"{config.run}/{name.replace(', ', '-')}")
+            one = replace(one, run=one.run.replace(" ", ""))
+            # What can't be trained, or gone on with, is found before anything is.
+            split = split_clips(index, one)
+            read_record(one, description, who_is_held_out(index, split))
+            for doubt in check_training_clips(one, index, split, description.classes):
+                doubts[doubt].append(name)
+            jobs.append(_Job(one, Parent(parent_id, name)))
+    for doubt, names in doubts.items():
+        say(f"warning: {doubt} ({config.run}: {'; '.join(names[:3])}{'; …' * (len(names) > 3)})")
+    return _Protocol(config, jobs)
+
+
+def tracked_parent(
+    config: TrainConfig, description: Description, role: str, file: str, options: str
+) -> str:
+    """The MLflow run above others: that of an earlier start, or a new one → its id."""
+    folder = Folder(location_of(config))
+    if folder.exists(file):
+        record = json.loads(folder.read(file))
+        check_same(record, config, description)
+    else:
+        record = {
+            "config": asdict(config),
+            "classes": description.classes,
+            "data_digest": description.digest,
+            "mlflow_run_id": create_tracked_run(config, description, None, role),
+        }
+        folder.write(file, (json.dumps(record, indent=1) + "\n").encode())
+    run_id = str(record["mlflow_run_id"])
+    # Seeds and values of a sweep are no part of the configuration, and may be more this time.
+    command = f"python -m cfer.train {command_of(config)}{options}"
+    tracking.set_tag(run_id, tracking.COMMAND_TAG, command)
+    return run_id
+
+
+# ---- many runs at once ---------------------------------------------------------------------------
+
+
+def _room(config: TrainConfig, parallel: int, num_jobs: int) -> tuple[int, Placement]:
+    """How many runs at a time, and what each of their workers reserves."""
+    nodes = cluster_nodes()
+    gpus = sum(int(node.gpus) for node in nodes)
+    cpus = sum(node.cpus for node in nodes)
+    on_gpus = config.device != "cpu" and gpus >= config.workers
+    most = (gpus if on_gpus else int(cpus)) // config.workers
+    at_once = max(1, min(parallel or most, num_jobs))
+    return at_once, place_workers(
+        nodes, config.workers * at_once, config.device, config.cpus_per_worker
+    )
+
+
+def _run_jobs(jobs: Sequence[_Job], parallel: int) -> Iterator[_Job]:
+    """Each as it is done. They are Ray tasks, in processes that are used again and again.
+
+    Raises:
+        InputError: at the end, where some failed.
+    """
+    at_once, placement = _room(jobs[0].config, parallel, len(jobs))
+    say(f"{len(jobs)} runs, {at_once} at a time{_forecast(jobs, at_once, placement)}")
+    started = time.monotonic()
+    # A run of several workers reserves for them, and reads its clips, itself.
+    alone = jobs[0].config.workers == 1
+    task = ray.remote(_run_job).options(
+        num_cpus=placement.cpus if alone else 0,
+        num_gpus=1 if placement.use_gpu and alone else 0,
+        max_retries=1,
+    )
+    # Runs that read the same clips in the same way come together, and share their rows.
+    inputs = list(dict.fromkeys((job.config.data, job.config.what) for job in jobs))
+    waiting = sorted(jobs, key=lambda job: inputs.index((job.config.data, job.config.what)))
+    waiting.reverse()
+    rows: dict[tuple[str, Input], ray.ObjectRef] = {}
+    running: dict[ray.ObjectRef, _Job] = {}
+    failed: list[tuple[_Job, str]] = []
+    done = 0
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop()
+            key = (job.config.data, job.config.what)
+            if alone and key not in rows:
+                rows = {key: ray.put(read_all_rows(job.config))}
+            reference = task.remote(
+                replace(
+                    job.config,
+                    data=absolute_location(job.config.data),
+                    storage=absolute_location(job.config.storage),
+                ),
+                job.parent,
+                rows[key] if alone else None,
+                tracking.tracking_uri(),
+                at_once,
+            )
+            running[reference] = job
+        (ended,), _ = ray.wait(list(running))
+        job = running.pop(ended)
+        done += 1
+        try:
+            figures = ray.get(ended).figures
+        except ray.exceptions.RayError as error:
+            failed.append((job, str(error).strip().splitlines()[-1]))
+            say(f"{job.config.run}: failed, and the others go on: {failed[-1][1]}")
+            continue
+        spent = time.monotonic() - started
+        say(
+            f"{done}/{len(jobs)}  {job.config.run}: accuracy {figures['held_out/accuracy']:.3f}, "
+            f"UAR {figures['held_out/uar']:.3f}  ({spent:.0f} s, about "
+            f"{spent / done * (len(jobs) - done):.0f} s left)"
+        )
+        yield job
+    if failed:
+        for parent_id in {job.parent.run_id for job, _ in failed}:
+            tracking.end_run(parent_id, succeeded=False)
+        names = ", ".join(job.config.run for job, _ in failed[:5])
+        raise InputError(
+            f"{len(failed)} of {len(jobs)} runs failed ({names}{', …' if len(failed) > 5 else ''}):"
+            f" {failed[0][1]}; start the same command again to do what is left"
+        )
+
+
+def _forecast(jobs: Sequence[_Job], at_once: int, placement: Placement) -> str:
+    """About how long, where that can be timed here: on this machine's CPUs."""
+    if placement.use_gpu or jobs[0].config.workers > 1:
+        return ""
+    seconds: dict[str, float] = {}
+    for job in jobs:
+        config = job.config
+        if job.parent.run_id not in seconds:
+            split = split_clips(read_index(config.data), config)
+            seconds[job.parent.run_id] = SECONDS_AROUND_A_RUN + seconds_of_a_run(
+                config, read_description(config.data), len(split.train)
+            )
+    minutes = sum(seconds[job.parent.run_id] for job in jobs) / at_once / 60
+    return f": about {minutes:.0f} minutes" if minutes >= 1 else ": less than a minute"
+
+
+def _run_job(
+    config: TrainConfig,
+    parent: Parent,
+    rows: list[dict[str, Any]] | None,
+    tracking_uri: str,
+    parallel_runs: int,
+) -> Results:
+    tracking.connect(tracking_uri)
+    return run(config, parent, parallel_runs, rows)
+
+
+# ---- what they amount to -------------------------------------------------------------------------
+
+
+def _summarise(protocol: _Protocol) -> Summary:
+    """Mean, deviation and pooled confusion matrix, in the parent run.
+
+    In the mean each run counts the same (of `loso`, each person); in what is pooled, each clip.
+    """
+    runs: dict[str, Results] = {}
+    values: dict[str, list[float]] = defaultdict(list)
+    for job in protocol.jobs:
+        results = read_results(location_of(job.config))
+        assert results is not None, f"{job.config.run} has not ended"
+        runs[job.parent.name] = results
+        tracking.mark_finished(results.mlflow_run_id)
+        for name, value in results.figures.items():
+            values[name].append(value)
+    parent_id = protocol.parent_id
+    summary = Summary(
+        config=protocol.config,
+        runs=runs,
+        mean={name: float(np.mean(each)) for name, each in values.items()},
+        deviation={
+            name: float(np.std(each, ddof=1)) for name, each in values.items() if len(each) > 1
+        },
+        confusion=np.sum([results.confusion for results in runs.values()], axis=0),
+        mlflow_run_id=parent_id,
+    )
+    pooled = recognition(summary.confusion)
+    classes = read_description(protocol.config.data).classes
+    tracker = tracking.Tracker(parent_id)
+    tracker.log_figures(
+        {
+            **summary.mean,
+            **{f"{name}_sd": value for name, value in summary.deviation.items()},
+            **{f"pooled/{name}": value for name, value in pooled.items()},
+            "num_runs": len(runs),
+        },
+        0,
+    )
+    title = f"{protocol.config.run}: pooled over {len(runs)} runs, UAR {pooled['uar']:.3f}"
+    tracker.log_figure(confusion_figure(summary.confusion, classes, title), "confusion.png")
+    tracker.log_table(
+        {"classes": classes, "confusion": summary.confusion.tolist()}, "confusion.json"
+    )
+    tracker.log_table({name: asdict(results) for name, results in runs.items()}, "runs.json")
+    tracking.end_run(parent_id, succeeded=True)
+    return summary
+
+
+def lines_of(summaries: Sequence[Summary]) -> str:
+    lines = []
+    for summary in summaries:
+
+        def figure(name: str, summary: Summary = summary) -> str:
+            if name not in summary.mean:
+                return "-"
+            spread = f" ± {summary.deviation[name]:.3f}" if name in summary.deviation else ""
+            return f"{summary.mean[name]:.3f}{spread}"
+
+        lines.append(
+            f"{summary.config.run}, {len(summary.runs)} runs: accuracy "
+            f"{figure('held_out/accuracy')}, UAR {figure('held_out/uar')}, strict probe on "
+            f"held-out subjects {figure('leakage/linear_held_out')} (chance "
+            f"{figure('leakage/chance_held_out')}), AUC {figure('leakage/auc_held_out')}"
+        )
+        pooled = recognition(summary.confusion)
+        if any(figure(f"held_out/{n}")[:5] != f"{pooled[n]:.3f}" for n in ("accuracy", "uar")):
+            each = "each person" if summary.config.folds == LOSO else "each run"
+            lines.append(
+                f"  In these means {each} counts the same; where each clip does: accuracy "
+                f"{pooled['accuracy']:.3f}, UAR {pooled['uar']:.3f}"
+            )
+    return "\n".join(lines)

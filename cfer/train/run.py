@@ -1,0 +1,517 @@
+"""One training run: Ray Train DDP over Ray Data, or one process; checkpoints; what is logged.
+
+`cfer.train` is the command. A run has a folder `<storage>/<run>` with
+
+    run.json              its configuration and its MLflow run, written when it is started
+    epoch-00012/          the newest checkpoint: both players, both optimisers, the figures so far
+    results.json          the figures of the last epoch; written last, so its presence says "done"
+
+so that a run that was killed goes on from its last complete checkpoint to the result of an
+undisturbed one, and a finished one is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from cfer import tracking
+from cfer.cluster import join_cluster
+from cfer.data.folds import (
+    ClipIndex,
+    Split,
+    read_index,
+    split_by_column,
+    split_by_subject,
+    split_into_folds,
+    who_is_held_out,
+)
+from cfer.data.frames import read_clips
+from cfer.data.shards import Description, read_description
+from cfer.data.storage import Folder, absolute_location, below
+from cfer.errors import InputError, WorkerError
+from cfer.evaluate import command as evaluate
+from cfer.model.card import ModelCard
+from cfer.names import rows_named, says_nothing
+from cfer.outputs import say
+from cfer.train.checkpoint import RESULTS_NAME, Results, newest_checkpoint, read_results
+from cfer.train.config import OPERATIONAL, SHORT_NAMES, TrainConfig, command_of, flag
+from cfer.train.links import WorkersLinkThemselves
+from cfer.train.loop import model_config, train_worker
+from cfer.train.placement import Placement, cluster_nodes, place_workers
+
+RECORD_NAME = "run.json"
+
+
+# Of a run that makes no new checkpoint between them: where workers died, as on machines that are
+# taken away; where all of them live, and the code itself failed.
+MOST_LOSSES = 4
+
+
+MOST_ERRORS = 2
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that this one is nested in, and what it is called there."""
+
+    run_id: str
+    name: str
+
+
+# ---- the driver ----------------------------------------------------------------------------------
+
+
+def run(
+    config: TrainConfig,
+    parent: Parent | None = None,
+    parallel_runs: int = 1,
+    rows: Sequence[dict[str, Any]] | None = None,
+) -> Results:
+    """One run, from the beginning or from its last checkpoint.
+
+    Args:
+        config: of one run: where it has folds, `fold` says which.
+        parent: a run of several folds or seeds that this one is a part of; it then says nothing of
+            its epochs.
+        parallel_runs: how many such runs share this machine.
+        rows: `read_all_rows(config)`, where several runs share them. With these and one worker it
+            trains in this very process (Ray Train's local mode).
+
+    Raises:
+        InputError: a data set, split or request that can't be trained on; a run of this name with
+            other settings, data or classes.
+    """
+    description = read_description(config.data)
+    index = read_index(config.data)
+    split = split_clips(index, config)
+    config = without_effectless(config, index)
+    doubts = check_training_clips(config, index, split, description.classes)
+    location = location_of(config)
+    held_out = who_is_held_out(index, split)
+    record = read_record(config, description, held_out)
+    results = None if record is None else read_results(location)
+    if results is not None:
+        tracking.connect()
+        tracking.mark_finished(results.mlflow_run_id)
+        if parent is None:
+            say(f"run {config.run} is finished already; nothing to do (give another --run)")
+        return results
+
+    join_cluster(for_training=True)
+    # Ray Train looks every 2 s whether its workers have ended.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    placement = place_workers(
+        cluster_nodes(), config.workers, config.device, config.cpus_per_worker
+    )
+    if parent is None:
+        for warning in filter(None, [placement.warning, *doubts]):
+            say(f"warning: {warning}")
+        if index.num_unlabelled:
+            say(f"{index.num_unlabelled} clips without a label are left out")
+        say(
+            f"run {config.run}: {len(split.train)} clips to train on, {len(split.validation)} to "
+            f"validate on, of {len(description.classes)} classes; {config.workers} workers with "
+            f"{placement.cpus:g} CPUs{' and a GPU' if placement.use_gpu else ''} each"
+        )
+
+    tracking.connect()
+    if record is not None and parent is None:
+        found = newest_checkpoint(location)
+        say(
+            "it was started before: "
+            + (
+                "going on from its last checkpoint"
+                if found
+                else "no checkpoint yet, so from the beginning"
+            )
+        )
+    if record is None:
+        record = {
+            "config": asdict(config),
+            "classes": description.classes,
+            "data_digest": description.digest,
+            "held_out": held_out,
+            "mlflow_run_id": create_tracked_run(config, description, parent),
+        }
+        Folder(location).write(RECORD_NAME, (json.dumps(record, indent=1) + "\n").encode())
+
+    run_id = record["mlflow_run_id"]
+    setup = {
+        "run_id": run_id,
+        "tracking_uri": tracking.tracking_uri(),
+        "location": location,
+        "parallel_runs": parallel_runs,
+        "held_out": held_out,
+        "shows_epochs": parent is None,
+    }
+    try:
+        _fit(config, description, index, split, placement, setup, rows)
+    except BaseException:
+        tracking.end_run(run_id, succeeded=False)
+        raise
+    tracking.end_run(run_id, succeeded=True)
+    results = read_results(location)
+    assert results is not None, f"{location}: the run ended without {RESULTS_NAME}"
+    if parent is None:
+        say(_final_lines(results, config))
+    return results
+
+
+def split_clips(index: ClipIndex, config: TrainConfig) -> Split:
+    """Which clips are trained on; a function of the data set and the configuration."""
+    if config.split == "column":
+        split = split_by_column(index)
+        subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
+        shared = {subjects[c] for c in split.train} & {subjects[c] for c in split.validation}
+        if shared - {None}:
+            say(
+                f"warning: --split column: {len(shared - {None})} subjects are on both sides of "
+                "the data set's own split, so its figures are not subject-independent"
+            )
+        return split
+    if config.folds:
+        splits = split_into_folds(index, config.folds, config.seed)
+        if not 0 <= config.fold < len(splits):
+            raise InputError(
+                f"--fold {config.fold}: there are {len(splits)} folds, numbered from 0"
+            )
+        return splits[config.fold]
+    return split_by_subject(
+        index,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        val_subjects=[name for name in config.val_subjects.split(",") if name],
+    )
+
+
+def check_training_clips(
+    config: TrainConfig, index: ClipIndex, split: Split, classes: Sequence[str]
+) -> list[str]:
+    """What is doubtful in the clips that are to be trained on, a line for each.
+
+    Raises:
+        InputError: fewer of them than workers, or all of one class.
+    """
+    count = len(split.train)
+    if count < config.workers:
+        raise InputError(
+            f"--workers {config.workers}: more than there are training clips ({count}); give fewer"
+        )
+    label_of = dict(zip(index.clip_ids, index.labels, strict=True))
+    trained = {label_of[clip_id] for clip_id in split.train}
+    if len(trained) == 1:
+        (only,) = trained
+        raise InputError(
+            f"--data {config.data}: all {count} training clips are {classes[only]} "
+            f"({rows_named(split.train)}), so that a model would always say so; train on clips of "
+            "two classes or more"
+        )
+    doubts = []
+    if count < config.batch_size:
+        doubts.append(
+            f"--batch-size {config.batch_size}: there are {count} training clips, so some are in a "
+            "step more than once"
+        )
+    for label, name in enumerate(classes):
+        held_out = [clip_id for clip_id in split.validation if label_of[clip_id] == label]
+        if label not in trained:
+            doubts.append(
+                f"no training clip is {name}, so no clip will be recognised as it"
+                + (f": {rows_named(held_out)} can only be wrong" if held_out else "")
+            )
+        elif says_nothing(name):
+            of_it = [clip_id for clip_id in index.clip_ids if label_of[clip_id] == label]
+            doubts.append(f"the class {name!r} ({rows_named(of_it)}) looks like a missing value")
+    return doubts
+
+
+def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
+    """Without options that this data set has no use for, each with a warning.
+
+    Raises:
+        InputError: gradient reversal without subjects.
+    """
+    if config.game == "gradient-reversal" and not any(index.subjects):
+        raise InputError(
+            "--game gradient-reversal: it names the training subjects, and no clip has one; add a "
+            "`subject` column to the manifest and extract again, or use --game min-min"
+        )
+    if config.apex_weight and not index.num_annotated_apexes:
+        say(
+            f"warning: --mu {config.apex_weight:g} has no effect: no clip has its apex annotated "
+            "(column `apex_frame` of the manifest)"
+        )
+        return replace(config, apex_weight=0.0)
+    return config
+
+
+def location_of(config: TrainConfig) -> str:
+    """The folder of the run, or of the protocol."""
+    return absolute_location(below(config.storage, config.run))
+
+
+def read_record(
+    config: TrainConfig, description: Description, held_out: Sequence[str]
+) -> dict[str, Any] | None:
+    """What an earlier start of the run has noted; None where there was none.
+
+    Raises:
+        InputError: it was started with other settings, data or classes, or other people held out.
+    """
+    folder = Folder(location_of(config))
+    if not folder.exists(RECORD_NAME):
+        return None
+    record: dict[str, Any] = json.loads(folder.read(RECORD_NAME))
+    check_same(record, config, description)
+    # An earlier cfer did not note it; of the cuts that there are, it made folds alone otherwise.
+    noted = record.get("held_out", [] if config.folds else held_out)
+    if noted != list(held_out):
+        raise InputError(
+            f"--run {config.run}: it was started with other people held out, by a cfer that cuts "
+            "the data set in another way; give another --run name"
+        )
+    return record
+
+
+def check_same(record: Mapping[str, Any], config: TrainConfig, description: Description) -> None:
+    """Raises InputError where a run was started with other settings, data or classes."""
+    evaluate.check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
+    given = {**asdict(config), "data set (SHA-256)": description.digest}
+    known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
+    for name, value in given.items():
+        # What `--method` is short for is compared itself.
+        if name not in (*OPERATIONAL, "method") and known.get(name) != value:
+            what = name if " " in name else flag(name)
+            raise InputError(
+                f"--run {config.run}: it was started with {what} {known.get(name)}, and now {what} "
+                f"is {value}; give the same to go on with it, or another --run name"
+            )
+
+
+def create_tracked_run(
+    config: TrainConfig,
+    description: Description,
+    parent: Parent | None,
+    role: str = "run",
+) -> str:
+    """A run in MLflow, with all that one needs to do it again → its id."""
+    parameters = {SHORT_NAMES.get(name, name): value for name, value in asdict(config).items()}
+    parameters |= {
+        "data_digest": description.digest,
+        "identity_network": description.identity["name"],
+        **{f"codec_{name}": value for name, value in description.codec.items()},
+    }
+    return tracking.create_run(
+        config.experiment,
+        # Where runs of several methods are compared, the fold alone does not say which is which.
+        config.run if parent is None else f"{config.run.split('/')[0]}, {parent.name}",
+        parameters,
+        tags={
+            **(
+                {"cfer.role": "fold"}
+                if parent
+                else {
+                    "cfer.role": role,
+                    tracking.COMMAND_TAG: f"python -m cfer.train {command_of(config)}",
+                }
+            ),
+            "cfer.figures": "of the last epoch; no model selection on held-out subjects",
+        },
+        dataset={
+            "name": description.name,
+            "digest": description.digest,
+            "location": absolute_location(config.data),
+        },
+        parent_id=None if parent is None else parent.run_id,
+    )
+
+
+def _fit(
+    config: TrainConfig,
+    description: Description,
+    index: ClipIndex,
+    split: Split,
+    placement: Placement,
+    setup: dict[str, Any],
+    rows: Sequence[dict[str, Any]] | None,
+) -> None:
+    # Read before the workers reserve their CPUs, and dealt in runs of the sorted clips: which
+    # worker has which clip is fixed, none is dropped, and shares differ by one at most.
+    datasets: dict[str, Any] = {}
+    in_process = rows is not None and config.workers == 1
+    by_id = {row["clip_id"]: row for row in rows or []}
+    for side, clip_ids in (("train", split.train), ("validation", split.validation)):
+        if in_process:
+            setup[f"rows-{side}"] = [by_id[clip_id] for clip_id in clip_ids]
+            continue
+        clips = read_clips(config.data, clip_ids, config.what, side == "train").materialize()
+        assert clips.count() == len(clip_ids), f"{clips.count()} of {len(clip_ids)} {side} clips"
+        cuts = _cuts(len(clip_ids), config.workers)
+        shares = clips.split_at_indices(cuts[1:-1]) if config.workers > 1 else [clips]
+        datasets |= {f"{side}-{rank}": share for rank, share in enumerate(shares)}
+    subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
+    setup |= {
+        "config": asdict(config),
+        "classes": description.classes,
+        "identity_dim": int(description.identity["dimension"]),
+        "num_train": len(split.train),
+        "train_subjects": sorted({s for c in split.train if (s := subjects[c]) is not None}),
+        "class_weights": _class_weights(config, index, split, len(description.classes)),
+        "card": ModelCard(
+            classes=tuple(description.classes),
+            size=description.codec["size"],
+            codec=description.codec_settings,
+            window_gops=description.settings["window_gops"],
+            what=config.what,
+            network=model_config(
+                config, len(description.classes), int(description.identity["dimension"])
+            ),
+            origin={
+                "command": f"python -m cfer.train {command_of(config)}",
+                "data_set": description.name,
+                "data_digest": description.digest,
+                "identity_network": description.identity["name"],
+                **tracking.code_version(),
+            },
+        ),
+    }
+    if in_process:
+        # It says at every run that it is one of this kind.
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+    folder = Folder(setup["location"])
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=setup,
+        torch_config=WorkersLinkThemselves(),
+        datasets=datasets,
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=0 if in_process else config.workers,
+            use_gpu=placement.use_gpu,
+            resources_per_worker={
+                "CPU": placement.cpus,
+                **({"GPU": 1} if placement.use_gpu else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as its predecessor
+            name=config.run.replace("/", "-"),
+            storage_path=f"{folder.path}/ray",
+            # Ray would take a name with a `#` or a `?` for a URI.
+            storage_filesystem=folder.filesystem,
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    if in_process:
+        trainer.fit()
+    else:
+        _fit_again_and_again(trainer, setup)
+
+
+def _fit_again_and_again(trainer: TorchTrainer, setup: Mapping[str, Any]) -> None:
+    """Until it is done, as long as it gets on.
+
+    Raises:
+        InputError: of a worker.
+        WorkerError: it does not get on.
+    """
+    checkpoint = newest_checkpoint(setup["location"])
+    failures = 0
+    while True:
+        try:
+            _beside_the_main_thread(trainer.fit)
+            return
+        except ray.train.WorkerGroupError as error:
+            causes = list(error.worker_failures.values())
+            tracebacks = str(error)
+        for cause in causes:
+            if isinstance(cause, InputError):
+                raise cause
+        before, checkpoint = checkpoint, newest_checkpoint(setup["location"])
+        failures = 1 if checkpoint != before else failures + 1
+        lost = any(isinstance(cause, ray.exceptions.RayError) for cause in causes)
+        reason = _last_line(causes[0])
+        if failures >= (MOST_LOSSES if lost else MOST_ERRORS):
+            where = f"after {checkpoint.rsplit('/', 1)[-1]}" if checkpoint else "in its first epoch"
+            failed = WorkerError(f"training failed {failures} times {where}: {reason}")
+            failed.where = f"{tracebacks.strip()}\n"
+            raise failed
+        say(
+            f"{'a worker was lost' if lost else 'a worker failed'} ({reason}); going on from the "
+            f"{'last checkpoint' if checkpoint else 'beginning'}"
+        )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _beside_the_main_thread(work: Callable[[], Any]) -> None:
+    """In the main thread, Ray Train would take Ctrl-C for itself, and end with status 0."""
+    outcome: Future[Any] = Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # for the thread that waits
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    outcome.result()
+
+
+def _cuts(num_clips: int, workers: int) -> list[int]:
+    """Where the shares of the workers begin and end."""
+    return [num_clips * rank // workers for rank in range(workers + 1)]
+
+
+def read_all_rows(config: TrainConfig) -> list[dict[str, Any]]:
+    """Every labelled clip as `cfer.data.frames.read_clips` gives it, for the runs that share the input."""
+    index = read_index(config.data)
+    clips = read_clips(config.data, index.clip_ids, config.what, for_training=True)
+    return list(clips.iter_rows())
+
+
+def _class_weights(
+    config: TrainConfig, index: ClipIndex, split: Split, num_classes: int
+) -> list[float] | None:
+    """Each class's weight, inverse to its clips in training; the mean over these clips is 1."""
+    if config.class_weights == "none":
+        return None
+    labels = dict(zip(index.clip_ids, index.labels, strict=True))
+    counts = np.bincount([labels[c] for c in split.train], minlength=num_classes)
+    present = np.count_nonzero(counts)
+    return [float(counts.sum() / (present * count)) if count else 0.0 for count in counts]
+
+
+def _final_lines(results: Results, config: TrainConfig) -> str:
+    figures = results.figures
+
+    def probe(side: str) -> str:
+        name = f"leakage/linear_{side}"
+        if name not in figures:
+            return "-"
+        return f"{figures[name]:.3f} (chance {figures[f'leakage/chance_{side}']:.3f})"
+
+    return (
+        f"run {config.run}, last epoch, held-out subjects: accuracy "
+        f"{figures['held_out/accuracy']:.3f}, UAR {figures['held_out/uar']:.3f}, macro-F1 "
+        f"{figures['held_out/macro_f1']:.3f}\n"
+        f"  identity in the code: strict probe {probe('train')} on training subjects, "
+        f"{probe('held_out')} on held-out ones; R² {figures.get('leakage/r2', math.nan):.3f}\n"
+        f"  model: runs:/{results.mlflow_run_id}/{tracking.MODEL_NAME}"
+    )

@@ -1,0 +1,1 @@
+"""Frames of videos with their times, and the face in them."""
