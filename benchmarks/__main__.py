@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     codec.add_argument("--max-frames", type=int, default=120, help="of each clip (120)")
     extract = command("extract", "videos to shards / decoding and encoding alone", 112, 3)
     extract.add_argument("--gop-span", type=int, default=24, help="frames it stands for (24)")
-    extract.add_argument("--quantiser", type=int, default=4, help="1 is the finest (4)")
+    extract.add_argument("--quantizer", type=int, default=4, help="1 is the finest (4)")
     extract.add_argument("videos", nargs="+", type=Path, help="videos with a face in each")
     train = command("train", "training steps / the same on tensors in memory")
     train.add_argument("--clips", type=int, default=320, help="of an epoch (320)")
@@ -221,7 +221,7 @@ def _measured(options: argparse.Namespace) -> Measurement:
     from benchmarks import extract
 
     videos = options.videos[:1] if options.quick else options.videos
-    settings = CodecSettings(options.gop_size, options.quantiser, gop_span=options.gop_span)
+    settings = CodecSettings(options.gop_size, options.quantizer, gop_span=options.gop_span)
     return extract.measure(videos, options.size, settings, options.rounds)
 
 

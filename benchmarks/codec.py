@@ -122,7 +122,7 @@ def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int)
         " bytes",
         "a residual as Zstandard": f"{len(pa.compress(raw, codec='zstd')) / count:,.0f} bytes",
         "a residual raw": f"{len(raw) / count:,.0f} bytes",
-        "mean |residual| of luma": f"{loudness:.2f} grey levels",
+        "mean |residual| of luma": f"{loudness:.2f} gray levels",
         "intra macroblocks": f"{np.mean([r.intra_fraction for r in residuals]):.6f}",
         "saturated samples": f"{np.mean([r.saturated_fraction for r in residuals]):.6f}",
     }

@@ -30,7 +30,7 @@ from cfer.codec import Bitstream, CodecSettings
 from cfer.codec.containers import open_input, video_stream
 from cfer.data.shards import Clip, shard_name, write_shard
 from cfer.errors import InputError
-from cfer.model.face_embedder import embed_clip, open_recogniser
+from cfer.model.face_embedder import embed_clip, open_face_embedder
 from cfer.video.faces import FaceDetector, FaceWindow, Square, face_clip
 
 READ, FACES, ENCODE = "decode and crop", "find the face", "encode"
@@ -84,7 +84,7 @@ class Stages:
         torch.set_num_threads(1)
         self._size, self._settings, self._window_frames = size, settings, window_frames
         self._detector = _ClockedDetector()
-        self._recogniser = open_recogniser("dlib", None, "cpu")
+        self._embedder = open_face_embedder("dlib", None, "cpu")
 
     def extract(self, videos: Sequence[Path], folder: Path, clock: Clock) -> Extracted:
         """Write the videos' clips as one shard into the folder.
@@ -125,7 +125,7 @@ class Stages:
             intra = float(np.mean([r.intra_fraction for r in residuals]))
             saturated = float(np.mean([r.saturated_fraction for r in residuals]))
         with clock.stage(IDENTITY):
-            identity = embed_clip(self._recogniser, bitstream)
+            identity = embed_clip(self._embedder, bitstream)
         return Clip(
             clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
             split=None, num_frames=len(window.pictures), fps=float(bitstream.fps),
@@ -202,8 +202,8 @@ def _decode_and_encode(path: Path, size: int, settings: CodecSettings) -> int:
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width = encoder.height = size
     encoder.pix_fmt, encoder.gop_size, encoder.thread_count = "yuv420p", settings.gop_size, 1
-    quantiser = str(settings.quantiser)
-    encoder.options = {"qmin": quantiser, "qmax": quantiser, "bf": "0"}
+    quantizer = str(settings.quantizer)
+    encoder.options = {"qmin": quantizer, "qmax": quantizer, "bf": "0"}
     with open(path, "rb") as file, open_input(file) as container:
         stream = video_stream(container)
         assert stream is not None

@@ -73,10 +73,10 @@ def _brighter(factor: float) -> Callable[[np.ndarray], np.ndarray]:
 
 def _coarser(factor: float) -> Callable[[CodecSettings], CodecSettings]:
     def coarsen(codec: CodecSettings) -> CodecSettings:
-        if codec.quantiser is None:
+        if codec.quantizer is None:
             assert codec.bit_rate is not None
             return replace(codec, bit_rate=max(round(codec.bit_rate / factor), 1000))
-        return replace(codec, quantiser=min(max(round(codec.quantiser * factor), 1), 31))
+        return replace(codec, quantizer=min(max(round(codec.quantizer * factor), 1), 31))
 
     return coarsen
 
@@ -89,8 +89,8 @@ CHANGES = (
     Change("mirrored", picture=lambda picture: np.ascontiguousarray(picture[:, ::-1])),
     Change("darker, × 0.8", picture=_brighter(0.8)),
     Change("brighter, × 1.2", picture=_brighter(1.2)),
-    Change("quantiser halved", codec=_coarser(0.5)),
-    Change("quantiser doubled", codec=_coarser(2)),
+    Change("quantizer halved", codec=_coarser(0.5)),
+    Change("quantizer doubled", codec=_coarser(2)),
     Change(f"H.264, CRF {H264_CRF}, before", is_compressed=True),
     Change("half a window later", is_later=True),
 )

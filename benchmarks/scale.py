@@ -146,7 +146,7 @@ def run_job(
         *("--videos", str(manifest), "--out", str(shards), "--identity", "dlib"),
         *("--actors", str(workers), "--clips-per-shard", str(clips_per_shard)),
         *("--size", str(SIZE), "--gop-size", str(SETTINGS.gop_size)),
-        *("--gop-span", str(SETTINGS.span), "--quantiser", str(SETTINGS.quantiser)),
+        *("--gop-span", str(SETTINGS.span), "--quantizer", str(SETTINGS.quantizer)),
         *("--window-gops", str(WINDOW_GOPS)),
     ]
 

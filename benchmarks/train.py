@@ -31,9 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.measure import Measurement, Ratio, Spread, Work, side_by_side
 from cfer.data.inputs import APEX_SIZE
 from cfer.errors import InputError
-from cfer.model.game import PLAYERS, Weights, optimiser_of, play_turn
-from cfer.model.network import Recogniser
-from cfer.train.batches import BatchMaker, Rows, Standardisation
+from cfer.model.game import PLAYERS, Weights, optimizer_of, play_turn
+from cfer.model.network import ExpressionNet
+from cfer.train.batches import BatchMaker, LoadedClips, Standardization
 from cfer.train.config import TrainConfig
 from cfer.train.loop import model_config, turn_on_noise
 
@@ -57,7 +57,7 @@ def measure(
     draws = torch.Generator().manual_seed(0)
     shape = (num_clips, 1, config.what.num_planes, side // 2, side // 2)
     planes = torch.randint(96, 160, shape, generator=draws, dtype=torch.uint8).numpy()
-    rows = Rows(
+    rows = LoadedClips(
         frames=list(planes),
         labels=torch.arange(num_clips) % NUM_CLASSES,
         z_I=torch.randn(num_clips, IDENTITY_DIM, generator=draws),
@@ -67,15 +67,15 @@ def measure(
         clip_ids=[str(n) for n in range(num_clips)],
         bytes_read=torch.zeros(num_clips, dtype=torch.int64),
     )
-    unscaled = Standardisation(torch.zeros(IDENTITY_DIM), torch.ones(IDENTITY_DIM))
+    unscaled = Standardization(torch.zeros(IDENTITY_DIM), torch.ones(IDENTITY_DIM))
     maker = BatchMaker(rows, config.what, unscaled, device)
     num_steps = num_clips // config.batch_size
     if num_steps < 1:
         raise InputError(f"--clips {num_clips}: give at least a batch, {config.batch_size}")
     network = model_config(config, NUM_CLASSES, IDENTITY_DIM)
-    recogniser = Recogniser(network, with_apex=False).to(device)
+    network = ExpressionNet(network, with_apex=False).to(device)
     player = PLAYERS[config.game](config.code_dim, IDENTITY_DIM, NUM_SUBJECTS).to(device)
-    optimisers = [optimiser_of(part, lr=1e-4) for part in (recogniser, player)]
+    optimizers = [optimizer_of(part, lr=1e-4) for part in (network, player)]
     weights = Weights(config.identity_weight)
     steps = config.estimator_steps
 
@@ -94,7 +94,7 @@ def measure(
 
     def play(batches) -> int:  # type: ignore[no-untyped-def]
         for batch in batches:
-            play_turn(recogniser, player, optimisers[0], optimisers[1], batch, weights, steps)
+            play_turn(network, player, optimizers[0], optimizers[1], batch, weights, steps)
         _wait_for(device)
         return num_steps * config.batch_size
 

@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         "look",
         help="one picture of what the method sees of a video",
         description="Draw one GOP: I-frame, residuals, motion vectors, block types, bytes of each "
-        "frame, and where the recogniser looked.",
+        "frame, and where the recognizer looked.",
     )
     look_.add_argument("source", help="a video, a folder of numbered pictures, or of shards")
     look_.add_argument("picture", type=Path, help="the PNG to write")
@@ -194,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=24,
         help="frames of the video that a GOP stands for; as many as --gop-size: every one (24)",
     )
-    encode_.add_argument("--quantiser", type=int, default=4, help="1 (finest) to 31 (4)")
+    encode_.add_argument("--quantizer", type=int, default=4, help="1 (finest) to 31 (4)")
     encode_.add_argument("--no-motion-search", action="store_true", help="all vectors zero")
     encode_.set_defaults(command=encode)
 
@@ -443,7 +443,7 @@ def encode(arguments: argparse.Namespace) -> int:
     settings = CodecSettings(
         gop_size=arguments.gop_size,
         gop_span=arguments.gop_span,
-        quantiser=arguments.quantiser,
+        quantizer=arguments.quantizer,
         motion_search=not arguments.no_motion_search,
     )
     bitstream = face_bitstream(arguments.video, arguments.size, settings)
@@ -512,7 +512,7 @@ def demo(arguments: argparse.Namespace) -> int:
     minutes = (time.monotonic() - started) / 60
     print(
         f"\n== Done in {minutes:.1f} minutes. Chance is {1 / DEMO_CLASSES:.2f}. Look next at:\n"
-        f"  {out}/residuals.png                          what the recogniser sees\n"
+        f"  {out}/residuals.png                          what the recognizer sees\n"
         f"  cd {out} && mlflow ui --backend-store-uri sqlite:///mlflow.db\n"
         "                                              curves, confusion matrix, the model\n"
         f"  cd {out} && cfer predict YOUR_VIDEO --model demo\n"

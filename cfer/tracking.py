@@ -50,7 +50,7 @@ from cfer.model.network import Predictor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cfer.evaluate.metrics import Predictions
+    from cfer.evaluate.metrics import ScoredClips
 
 COMMAND_TAG = "cfer.command"  # what one types to do a run again
 MODEL_NAME = "model"
@@ -259,7 +259,7 @@ class Tracker:
         """A JSON file."""
         self._client.log_dict(self.run_id, dict(table), name)
 
-    def log_predictions(self, train: Predictions, held_out: Predictions) -> None:
+    def log_predictions(self, train: ScoredClips, held_out: ScoredClips) -> None:
         """`train.npz` and `held_out.npz`: labels, logits, codes, subjects and ids of the clips."""
         with tempfile.TemporaryDirectory() as folder:
             for name, clips in (("train", train), ("held_out", held_out)):
@@ -314,7 +314,7 @@ class NoTracker(Tracker):
     def log_table(self, table: Mapping[str, Any], name: str) -> None:
         pass
 
-    def log_predictions(self, train: Predictions, held_out: Predictions) -> None:
+    def log_predictions(self, train: ScoredClips, held_out: ScoredClips) -> None:
         pass
 
     def log_model(self, predictor: Predictor, card: ModelCard) -> None:

@@ -27,7 +27,7 @@ from cfer.data.inputs import apex_picture
 from cfer.data.shards import Clip, Failure, write_shard
 from cfer.data.storage import Folder, StorageError, local_copy
 from cfer.errors import InputError
-from cfer.model.face_embedder import embed_clip, open_recogniser
+from cfer.model.face_embedder import embed_clip, open_face_embedder
 from cfer.names import printable
 from cfer.video.faces import FaceDetector, FaceWindow, face_clip
 from cfer.video.pictures import ClipError
@@ -45,23 +45,23 @@ log = logging.getLogger("extract")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExtractionSettings:
     """What decides the content of the shards. The comment of each field is its help text."""
 
     size: int = 112  # side of the face crop, pixels, even
     gop_size: int = 3  # frames from one I-frame to the next, at least 2
     gop_span: int = 24  # frames of the video that a GOP stands for: gop_size of them are encoded
-    quantiser: int | None = None  # fixed, 1 (finest) to 31; None is 4, unless there is a bit_rate
-    bit_rate: int | None = None  # bits per second, in place of a quantiser
+    quantizer: int | None = None  # fixed, 1 (finest) to 31; None is 4, unless there is a bit_rate
+    bit_rate: int | None = None  # bits per second, in place of a quantizer
     motion_search: bool = True
-    identity: str = "auto"  # frozen face recogniser; auto: FaceNet if its weights can be had
+    identity: str = "auto"  # frozen face network; auto: FaceNet if its weights can be had
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
     clips_per_shard: int | None = None  # None: as many as make a shard of some megabytes
 
     def __post_init__(self) -> None:
-        if self.quantiser is None and self.bit_rate is None:
+        if self.quantizer is None and self.bit_rate is None:
             # Given or not, it is one setting: settings are compared, and are part of digests.
-            object.__setattr__(self, "quantiser", 4)
+            object.__setattr__(self, "quantizer", 4)
         if self.size < 32 or self.size % 2:
             raise InputError(f"--size {self.size}: give an even number of pixels, 32 or more")
         if self.gop_size < 2:
@@ -82,7 +82,7 @@ class Settings:
     @property
     def codec(self) -> CodecSettings:
         return CodecSettings(
-            self.gop_size, self.quantiser, self.bit_rate, self.motion_search, self.gop_span
+            self.gop_size, self.quantizer, self.bit_rate, self.motion_search, self.gop_span
         )
 
     @property
@@ -100,7 +100,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def extract_clip(
-    entry: Entry, settings: Settings, classes: Sequence[str], detector: FaceDetector
+    entry: Entry, settings: ExtractionSettings, classes: Sequence[str], detector: FaceDetector
 ) -> tuple[list[Clip], list[Failure]]:
     """A clip's rows (several, where it was cut into windows), without their identity yet, and what
     failed of it.
@@ -151,7 +151,7 @@ def _clip(
     entry: Entry,
     clip_id: str,
     window: FaceWindow,
-    settings: Settings,
+    settings: ExtractionSettings,
     classes: Sequence[str],
 ) -> Clip:
     codec = settings.codec
@@ -203,7 +203,9 @@ def _failure(clip_id: str, source: str, error: Exception) -> Failure:
 class ClipActor:
     """Turns the sources of one planned shard at a time into clips without their identity."""
 
-    def __init__(self, out: str, settings: Settings, classes: Sequence[str], job: str) -> None:
+    def __init__(
+        self, out: str, settings: ExtractionSettings, classes: Sequence[str], job: str
+    ) -> None:
         self.out, self.settings, self.classes, self.job = out, settings, classes, job
         self.detector = FaceDetector()
         _use_one_thread()
@@ -231,16 +233,16 @@ class ShardActor:
     def __init__(
         self,
         out: str,
-        settings: Settings,
+        settings: ExtractionSettings,
         weights: Path | None,
         weights_sha256: str,
         device: str,
         job: str,
     ) -> None:
         self.out, self.job = out, job
-        self.recogniser = open_recogniser(settings.identity, weights, device)
+        self.embedder = open_face_embedder(settings.identity, weights, device)
         _use_one_thread()
-        if self.recogniser.weights_sha256 != weights_sha256:
+        if self.embedder.weights_sha256 != weights_sha256:
             raise InputError(
                 f"--identity {settings.identity}: this node has other weights than the job's; "
                 "remove them there, or give --identity-weights on a shared disk"
@@ -254,7 +256,7 @@ class ShardActor:
         for clip in pickle.loads(row["clips"]):
             try:
                 bitstream = Bitstream(clip.bitstream, clip.clip_id)
-                clips.append(replace(clip, identity=embed_clip(self.recogniser, bitstream)))
+                clips.append(replace(clip, identity=embed_clip(self.embedder, bitstream)))
             except Exception as error:  # one bad clip must not end the job
                 log.exception("%s: unexpected error", clip.clip_id)
                 failures.append(_failure(clip.clip_id, clip.source, error))
@@ -297,7 +299,7 @@ class _Attempt:
 class _ChildProcess:
     """Makes clips in a process of its own, so that it is known which one crashes."""
 
-    def __init__(self, settings: Settings, classes: Sequence[str]) -> None:
+    def __init__(self, settings: ExtractionSettings, classes: Sequence[str]) -> None:
         self._arguments = (settings, classes)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection
@@ -355,7 +357,7 @@ class _ChildProcess:
 
 
 def _extract_clips_in_child(
-    connection: Connection, settings: Settings, classes: Sequence[str]
+    connection: Connection, settings: ExtractionSettings, classes: Sequence[str]
 ) -> None:
     detector = FaceDetector()
     _use_one_thread()

@@ -45,7 +45,7 @@ SEARCH_PROTOCOL: dict[str, Any] = {"folds": "5"}
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A line of a table: a name, how its clips are encoded, how it is trained."""
 
     name: str
@@ -60,37 +60,37 @@ EVERY_FRAME = ("--gop-size", "24")
 NO_SEARCH = ("--no-motion-search",)
 
 OPPONENTS = [
-    *(Row(name, (), (("method", name),)) for name in METHODS if "direct" not in name),
-    Row("no-motion-search", NO_SEARCH, (CROSS_ENTROPY,)),
-    Row("no-motion-search+min-min", NO_SEARCH, (MIN_MIN,)),
-    Row("every-frame", EVERY_FRAME, (CROSS_ENTROPY,)),
-    Row("every-frame+min-min", EVERY_FRAME, (MIN_MIN,)),
-    Row("every-frame+difference", EVERY_FRAME, (("method", "frame-difference"),)),
-    *(Row(name, EVERY_FRAME, (("method", name),)) for name in METHODS if "direct" in name),
+    *(TableRow(name, (), (("method", name),)) for name in METHODS if "direct" not in name),
+    TableRow("no-motion-search", NO_SEARCH, (CROSS_ENTROPY,)),
+    TableRow("no-motion-search+min-min", NO_SEARCH, (MIN_MIN,)),
+    TableRow("every-frame", EVERY_FRAME, (CROSS_ENTROPY,)),
+    TableRow("every-frame+min-min", EVERY_FRAME, (MIN_MIN,)),
+    TableRow("every-frame+difference", EVERY_FRAME, (("method", "frame-difference"),)),
+    *(TableRow(name, EVERY_FRAME, (("method", name),)) for name in METHODS if "direct" in name),
 ]
 
 # Each changes one thing of the recommended recipe; the first is the recipe itself.
 SEARCH = [
-    Row("recommended", (), (CROSS_ENTROPY,)),
-    *(Row(f"gop-size {n}", ("--gop-size", str(n)), (CROSS_ENTROPY,)) for n in (2, 6, 24)),
-    Row("gop-span 12", ("--gop-span", "12"), (CROSS_ENTROPY,)),
-    *(Row(f"quantiser {q}", ("--quantiser", str(q)), (CROSS_ENTROPY,)) for q in (2, 6, 10)),
-    *(Row(f"size {n}", ("--size", str(n)), (CROSS_ENTROPY,)) for n in (64, 160)),
-    Row("planes luma", (), (CROSS_ENTROPY, ("planes", "luma"))),
-    Row("frames 4", ("--gop-size", "6"), (CROSS_ENTROPY, ("frames", "4"))),
-    Row(
+    TableRow("recommended", (), (CROSS_ENTROPY,)),
+    *(TableRow(f"gop-size {n}", ("--gop-size", str(n)), (CROSS_ENTROPY,)) for n in (2, 6, 24)),
+    TableRow("gop-span 12", ("--gop-span", "12"), (CROSS_ENTROPY,)),
+    *(TableRow(f"quantizer {q}", ("--quantizer", str(q)), (CROSS_ENTROPY,)) for q in (2, 6, 10)),
+    *(TableRow(f"size {n}", ("--size", str(n)), (CROSS_ENTROPY,)) for n in (64, 160)),
+    TableRow("planes luma", (), (CROSS_ENTROPY, ("planes", "luma"))),
+    TableRow("frames 4", ("--gop-size", "6"), (CROSS_ENTROPY, ("frames", "4"))),
+    TableRow(
         "frames 4 pooling max",
         ("--gop-size", "6"),
         (CROSS_ENTROPY, ("frames", "4"), ("pooling", "max")),
     ),
-    Row("gain-jitter 0", (), (CROSS_ENTROPY, ("gain_jitter", 0.0))),
-    Row("shift-pixels 8", (), (CROSS_ENTROPY, ("shift_pixels", 8))),
-    Row("width 8", (), (CROSS_ENTROPY, ("width", 8))),
-    Row("width 32", (), (CROSS_ENTROPY, ("width", 32))),
-    Row("lambda 0.3", (), (MIN_MIN, ("identity_weight", 0.3))),
-    Row("lambda 1", (), (MIN_MIN, ("identity_weight", 1.0))),
-    Row("lambda 5", (), (MIN_MIN, ("identity_weight", 5.0))),
-    Row(
+    TableRow("gain-jitter 0", (), (CROSS_ENTROPY, ("gain_jitter", 0.0))),
+    TableRow("shift-pixels 8", (), (CROSS_ENTROPY, ("shift_pixels", 8))),
+    TableRow("width 8", (), (CROSS_ENTROPY, ("width", 8))),
+    TableRow("width 32", (), (CROSS_ENTROPY, ("width", 32))),
+    TableRow("lambda 0.3", (), (MIN_MIN, ("identity_weight", 0.3))),
+    TableRow("lambda 1", (), (MIN_MIN, ("identity_weight", 1.0))),
+    TableRow("lambda 5", (), (MIN_MIN, ("identity_weight", 5.0))),
+    TableRow(
         "lambda 5 estimator-steps 5",
         (),
         (MIN_MIN, ("identity_weight", 5.0), ("estimator_steps", 5)),
@@ -98,7 +98,7 @@ SEARCH = [
 ]
 
 
-def data_rows(rows: Sequence[Row], index: ClipIndex) -> list[Row]:
+def data_rows(rows: Sequence[TableRow], index: ClipIndex) -> list[TableRow]:
     """The rows that this data set can be trained for; the others are named with their reason."""
     kept = []
     for row in rows:
@@ -109,13 +109,13 @@ def data_rows(rows: Sequence[Row], index: ClipIndex) -> list[Row]:
         if settings.get("apex_weight") and not index.num_annotated_apexes:
             reason = "no clip has its apex annotated"
         if reason:
-            _say(f"left out: {row.name} ({reason})")
+            say(f"left out: {row.name} ({reason})")
         else:
             kept.append(row)
     return kept
 
 
-def chosen_rows(rows: Sequence[Row], names: str | None) -> list[Row]:
+def chosen_rows(rows: Sequence[TableRow], names: str | None) -> list[TableRow]:
     """The rows of these names, commas between; all, where none is given. Raises InputError."""
     if names is None:
         return list(rows)
@@ -144,7 +144,7 @@ def unpacked(root: Path, out: Path) -> Path:
         done = out / f".{archive.name}.done"
         if done.exists():
             continue
-        _say(f"unpacking {archive.name}")
+        say(f"unpacking {archive.name}")
         try:
             with zipfile.ZipFile(archive) as file:
                 for name in file.namelist():
@@ -195,7 +195,7 @@ def benchmark(options: argparse.Namespace) -> Path:
     settings, seeds = settings_of(options)
     rows = chosen_rows(SEARCH if options.search else OPPONENTS, options.rows)
     encodings = list(dict.fromkeys(row.codec for row in rows))
-    _say(
+    say(
         f"{len(encodings)} ways of encoding to extract, then up to {len(rows)} rows to train; each "
         "says how long it takes when it begins"
     )
@@ -210,7 +210,7 @@ def benchmark(options: argparse.Namespace) -> Path:
         )
     train_all(configs, seeds, options.parallel)
     page = report.write(experiment, out / ("report-search" if options.search else "report"))
-    _say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {page}")
+    say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {page}")
     return page
 
 
@@ -235,7 +235,7 @@ def _extracted(
     """The shards of one way of encoding."""
     name = "-".join(part.lstrip("-") for part in ("shards", *codec))
     arguments = [*source, "--out", str(out / name), *codec, "--identity", options.identity]
-    _say("extract " + " ".join(arguments))
+    say("extract " + " ".join(arguments))
     if extract.main([*arguments, "--max-failures", str(options.max_failures)]):
         raise InputError(
             f"{out / name}/failures.csv: more clips failed than --max-failures "
@@ -261,14 +261,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subjects", type=int, help=f"people to draw ({NUM_SUBJECTS})")
     parser.add_argument("--seeds", help="of the protocol, commas between")
     parser.add_argument("--epochs", type=int, help="of each run")
-    parser.add_argument("--identity", default="auto", help="frozen face recogniser (auto)")
+    parser.add_argument("--identity", default="auto", help="frozen face recognizer (auto)")
     parser.add_argument("--experiment", help="MLflow experiment (benchmark-DATASET)")
     parser.add_argument("--parallel", type=int, default=0, help="runs at a time (as many as fit)")
     parser.add_argument("--max-failures", type=int, default=0, help="clips that may fail (0)")
     return parser
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

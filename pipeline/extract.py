@@ -5,7 +5,7 @@
     ray job submit --working-dir . -- python pipeline/extract.py --videos … --out …
 
 Per clip: find the face, cut one fixed square, encode it at a fixed GOP, and embed an I-frame of the
-bitstream by a frozen face recogniser; I-frames and residuals stay in the bitstream. The unit of
+bitstream by a frozen face network; I-frames and residuals stay in the bitstream. The unit of
 work is a shard: the next clips of the sorted manifest, as many as make some megabytes by what their
 sources have (`cfer.data.shards.cut_into_shards`), so the plan follows from the sources and the settings
 alone. It goes through two pools of actors: *clip actors* decode, find the face and encode, on CPUs;
@@ -60,11 +60,11 @@ from cfer.data.shards import (
 )
 from cfer.data.storage import Folder, StorageError, absolute_location, folder_of, is_uri
 from cfer.errors import InputError, exit_with_message
-from cfer.model.face_embedder import NAMES, Recogniser, open_recogniser
+from cfer.model.face_embedder import NAMES, FaceEmbedder, open_face_embedder
 from cfer.names import printable
 from cfer.video import faces
 from cfer.video.pictures import is_numbered_picture, picture_order
-from pipeline.actors import PRESETS, ClipActor, Settings, ShardActor
+from pipeline.actors import PRESETS, ClipActor, ExtractionSettings, ShardActor
 from pipeline.datasets import layout
 from pipeline.manifest import Entry, class_names, read_manifest
 
@@ -94,7 +94,10 @@ class PlannedShard:
 
 
 def plan_shards(
-    entries: Sequence[Entry], settings: Settings, classes: Sequence[str], weights_sha256: str
+    entries: Sequence[Entry],
+    settings: ExtractionSettings,
+    classes: Sequence[str],
+    weights_sha256: str,
 ) -> list[PlannedShard]:
     """Cut the sorted manifest into shards. Reads every source once, for its digest.
 
@@ -123,7 +126,7 @@ def plan_shards(
     return planned
 
 
-def _cut(source_bytes: Sequence[int], settings: Settings) -> list[range]:
+def _cut(source_bytes: Sequence[int], settings: ExtractionSettings) -> list[range]:
     """Which clips, by their numbers, make up each shard."""
     step, count = settings.clips_per_shard, len(source_bytes)
     if step is not None:
@@ -253,7 +256,7 @@ def extract(
     entries: Sequence[Entry],
     names: list[str],
     out: str,
-    settings: Settings,
+    settings: ExtractionSettings,
     *,
     weights: Path | None = None,
     num_actors: int | None = None,
@@ -273,15 +276,15 @@ def extract(
     if settings.identity == "auto" and before is not None:
         # What auto took the first time stays, even if the network has come back since.
         settings = _with_identity(settings, before["settings"]["identity"])
-    recogniser = open_recogniser(settings.identity, weights, "cpu")
-    settings = _with_identity(settings, recogniser.name)
+    embedder = open_face_embedder(settings.identity, weights, "cpu")
+    settings = _with_identity(settings, embedder.name)
     plan = {
         "settings": asdict(settings),
         "classes": names,
-        "weights_sha256": recogniser.weights_sha256,
+        "weights_sha256": embedder.weights_sha256,
     }
     _check_same_plan(out, plan)
-    planned = plan_shards(entries, settings, names, recogniser.weights_sha256)
+    planned = plan_shards(entries, settings, names, embedder.weights_sha256)
     done = {s.index: shard_is_done(out, s.index, s.digest) for s in planned}
     receipts = [receipt for receipt in done.values() if receipt is not None]
     left = [shard for shard in planned if done[shard.index] is None]
@@ -302,7 +305,7 @@ def extract(
         )
         num_new_frames = 0
         if left:
-            _run(left, out, settings, names, weights, recogniser, num_actors, use_gpu)
+            _run(left, out, settings, names, weights, embedder, num_actors, use_gpu)
             for shard in left:
                 # Its hash was taken as it was written: no shard comes back through this process.
                 receipt = read_receipt(out, shard.index)
@@ -311,17 +314,17 @@ def extract(
                 receipts.append(receipt)
                 num_new_frames += receipt.frames
         receipts.sort(key=lambda receipt: receipt.index)
-        write_description(out, _description(entries, settings, names, recogniser, receipts))
+        write_description(out, _description(entries, settings, names, embedder, receipts))
     return read_description(out), num_new_frames
 
 
 def _run(
     left: Sequence[PlannedShard],
     out: str,
-    settings: Settings,
+    settings: ExtractionSettings,
     classes: Sequence[str],
     weights: Path | None,
-    recogniser: Recogniser,
+    embedder: FaceEmbedder,
     num_actors: int | None,
     use_gpu: bool,
 ) -> None:
@@ -350,7 +353,7 @@ def _run(
                 "out": where,
                 "settings": settings,
                 "weights": None if weights is None else weights.resolve(),
-                "weights_sha256": recogniser.weights_sha256,
+                "weights_sha256": embedder.weights_sha256,
                 "device": "cuda" if use_gpu else "cpu",
                 "job": job,
             },
@@ -444,8 +447,8 @@ def _with_progress(
             yield receipt
 
 
-def _with_identity(settings: Settings, name: str) -> Settings:
-    return Settings(**{**asdict(settings), "identity": name})
+def _with_identity(settings: ExtractionSettings, name: str) -> ExtractionSettings:
+    return ExtractionSettings(**{**asdict(settings), "identity": name})
 
 
 def _is_described(out: str, receipts: Sequence[Receipt]) -> bool:
@@ -466,9 +469,9 @@ def _remove_leftovers(folder: Folder, num_shards: int) -> None:
 
 def _description(
     entries: Sequence[Entry],
-    settings: Settings,
+    settings: ExtractionSettings,
     classes: list[str],
-    recogniser: Recogniser,
+    embedder: FaceEmbedder,
     receipts: list[Receipt],
 ) -> Description:
     codec = settings.codec
@@ -478,9 +481,9 @@ def _description(
         classes=classes,
         codec={"size": settings.size, **asdict(codec)},
         identity={
-            "name": recogniser.name,
-            "dimension": recogniser.dimension,
-            "weights_sha256": recogniser.weights_sha256,
+            "name": embedder.name,
+            "dimension": embedder.dimension,
+            "weights_sha256": embedder.weights_sha256,
         },
         settings={
             "window_gops": settings.window_gops,
@@ -542,15 +545,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="frames of the video that a GOP stands for; as many as --gop-size: every one (24)",
     )
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--quantiser", type=int, help="fixed, 1 (finest) to 31 (4)")
-    rate.add_argument("--bit-rate", type=int, help="bits per second, in place of a quantiser")
+    rate.add_argument("--quantizer", type=int, help="fixed, 1 (finest) to 31 (4)")
+    rate.add_argument("--bit-rate", type=int, help="bits per second, in place of a quantizer")
     parser.add_argument(
         "--no-motion-search",
         dest="motion_search",
         action="store_false",
         help="all motion vectors zero: residuals hold the whole change",
     )
-    parser.add_argument("--identity", choices=NAMES, help="frozen face recogniser (auto)")
+    parser.add_argument("--identity", choices=NAMES, help="frozen face network (auto)")
     parser.add_argument("--identity-weights", type=Path, help="file of FaceNet's weights")
     parser.add_argument(
         "--window-gops", type=int, help="cut longer clips into windows of this many GOPs (20)"
@@ -570,12 +573,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    given = {f.name: getattr(arguments, f.name) for f in fields(Settings)}
+def settings_of(arguments: argparse.Namespace) -> ExtractionSettings:
+    given = {f.name: getattr(arguments, f.name) for f in fields(ExtractionSettings)}
     if given["motion_search"]:
         given["motion_search"] = None  # the default, or the preset's
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Settings(**{**PRESETS.get(arguments.preset, {}), **chosen})
+    return ExtractionSettings(**{**PRESETS.get(arguments.preset, {}), **chosen})
 
 
 def clips_of(arguments: argparse.Namespace) -> tuple[list[Entry], list[str]]:

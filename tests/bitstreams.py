@@ -157,7 +157,7 @@ def direct_residuals(bitstream: Bitstream) -> dict[int, Residual]:
 def luma_on_flat_reference(bitstream: Bitstream, number: int, gray_level: int):
     """A P-frame's luma decoded on a flat reference of another level, and that level."""
     flat = np.full((bitstream.height, bitstream.width, 3), gray_level, np.uint8)
-    other = encode([flat], CodecSettings(quantiser=1), bitstream.fps)
+    other = encode([flat], CodecSettings(quantizer=1), bitstream.fps)
     decoder = av.CodecContext.create("mpeg4", "r")
     decoder.thread_count = 1
     frames = []

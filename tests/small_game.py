@@ -15,7 +15,7 @@ from cfer.model.game import (
     identity_term,
     play_turn,
 )
-from cfer.model.network import ModelConfig, Recogniser
+from cfer.model.network import ExpressionNet, ModelConfig
 
 IDENTITY_DIM = 12
 CONFIG = ModelConfig(num_classes=3, identity_dim=IDENTITY_DIM, width=4, code_dim=8)
@@ -23,11 +23,11 @@ NUM_CLIPS = 8
 NUM_SUBJECTS = 4
 
 
-def players(with_apex: bool = True, game: str = "min-min") -> tuple[Recogniser, Player]:
+def players(with_apex: bool = True, game: str = "min-min") -> tuple[ExpressionNet, Player]:
     torch.manual_seed(0)
-    recogniser = Recogniser(CONFIG, with_apex)
+    network = ExpressionNet(CONFIG, with_apex)
     player = PLAYERS[game](CONFIG.code_dim, IDENTITY_DIM, NUM_SUBJECTS)
-    return recogniser.double(), player.double()
+    return network.double(), player.double()
 
 
 def make_batch(start: int = 0, stop: int = NUM_CLIPS) -> Batch:
@@ -62,37 +62,37 @@ def assert_same(first: list, second: list) -> None:
         assert (a is None and b is None) or torch.equal(a, b)
 
 
-def assert_players_leave_each_other_alone(recogniser: nn.Module, estimator: nn.Module) -> None:
+def assert_players_leave_each_other_alone(network: nn.Module, estimator: nn.Module) -> None:
     batch = make_batch()
-    optimiser = torch.optim.SGD(estimator.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(estimator.parameters(), lr=0.1)
 
     # Gradients of an earlier step are there, and must survive the other player's turn.
-    z_R, logits, apex = recogniser(batch.planes, batch.mask, batch.z_I)
+    z_R, logits, apex = network(batch.planes, batch.mask, batch.z_I)
     (logits.sum() + apex.sum()).backward()
-    before, before_gradients = parameters(recogniser), gradients(recogniser)
+    before, before_gradients = parameters(network), gradients(network)
     assert all(g is not None for g in before_gradients)
     theta = parameters(estimator)
-    z_R, logits, apex = recogniser(batch.planes, batch.mask, batch.z_I)
-    estimator_turn(estimator, optimiser, z_R, batch, num_steps=2)
-    assert_same(before, parameters(recogniser))
-    assert_same(before_gradients, gradients(recogniser))
+    z_R, logits, apex = network(batch.planes, batch.mask, batch.z_I)
+    estimator_turn(estimator, optimizer, z_R, batch, num_steps=2)
+    assert_same(before, parameters(network))
+    assert_same(before_gradients, gradients(network))
     assert not any(torch.equal(a, b) for a, b in zip(theta, parameters(estimator), strict=True))
 
     theta, theta_gradients = parameters(estimator), gradients(estimator)
-    recogniser.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=True)
     bound = identity_term(estimator, z_R, batch)
     (bound + 0 * logits.sum() + 0 * apex.sum()).backward()
     assert_same(theta, parameters(estimator))
     assert_same(theta_gradients, gradients(estimator))
-    bare = recogniser.module if hasattr(recogniser, "module") else recogniser
+    bare = network.module if hasattr(network, "module") else network
     for parameter in bare.encoder.parameters():
         assert float(parameter.grad.abs().max()) > 0  # through q into z_R
 
 
-def play(recogniser: nn.Module, estimator: nn.Module, batch: Batch, turns: int = 2) -> dict:
+def play(network: nn.Module, estimator: nn.Module, batch: Batch, turns: int = 2) -> dict:
     weights = Weights(identity=2.0, apex=0.5, label_smoothing=0.1)
-    first = torch.optim.SGD(recogniser.parameters(), lr=0.05, momentum=0.9)
+    first = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     second = torch.optim.SGD(estimator.parameters(), lr=0.05, momentum=0.9)
     for _ in range(turns):
-        terms = play_turn(recogniser, estimator, first, second, batch, weights, 2)
+        terms = play_turn(network, estimator, first, second, batch, weights, 2)
     return terms

@@ -4,7 +4,7 @@ It needs PyAV and NumPy alone.
 """
 
 from cfer.codec.bitstream import MOTION_VECTOR_DTYPE, Bitstream, Gop, Residual, read_gops, residuals
-from cfer.codec.encode import CodecSettings, encode
+from cfer.codec.encode import CodecSettings, encode, spelled_as_now
 from cfer.codec.mpeg4 import GRAY, MACROBLOCK, CodecError
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "encode",
     "read_gops",
     "residuals",
+    "spelled_as_now",
 ]

@@ -82,7 +82,7 @@ class Residual:
     @property
     def motion_vectors(self) -> np.ndarray:
         """The frame's vectors, a structured array of FFmpeg's AVMotionVector: `dst_x`, `dst_y` the
-        block's centre, `w`, `h` its size, `motion_x / motion_scale` and `motion_y / motion_scale`
+        block's center, `w`, `h` its size, `motion_x / motion_scale` and `motion_y / motion_scale`
         samples from the block to its reference. Intra blocks have none."""
         if isinstance(self.motion, np.ndarray):
             return self.motion

@@ -6,9 +6,10 @@ bitstream = encode(pictures, CodecSettings(gop_size=12), fps=25)
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.error
@@ -35,14 +36,14 @@ class CodecSettings:
         gop_span: how many frames of the video a GOP stands for, at least `gop_size`: its first one,
             its last one, and others evenly between are encoded; what is left at the end, where it
             is less than half of that, belongs to the GOP before it. None: every frame is encoded.
-        quantiser: fixed quantiser, 1 (finest) to 31; exclusive with `bit_rate`.
-        bit_rate: bits per second; exclusive with `quantiser`.
+        quantizer: fixed quantizer, 1 (finest) to 31; exclusive with `bit_rate`.
+        bit_rate: bits per second; exclusive with `quantizer`.
         motion_search: False makes every motion vector zero: the accumulated residual is then the
             whole change since the I-frame.
     """
 
     gop_size: int = 12
-    quantiser: int | None = 2
+    quantizer: int | None = 2
     bit_rate: int | None = None
     motion_search: bool = True
     gop_span: int | None = None
@@ -55,12 +56,12 @@ class CodecSettings:
                 f"GOP span {self.span}: a GOP of {self.gop_size} frames stands for as many of the "
                 "video, or for more"
             )
-        if (self.quantiser is None) == (self.bit_rate is None):
+        if (self.quantizer is None) == (self.bit_rate is None):
             raise CodecError(
-                f"quantiser {self.quantiser} and bit rate {self.bit_rate}: give exactly one of them"
+                f"quantizer {self.quantizer} and bit rate {self.bit_rate}: give exactly one of them"
             )
-        if self.quantiser is not None and not 1 <= self.quantiser <= 31:
-            raise CodecError(f"quantiser {self.quantiser}: must be from 1 (finest) to 31")
+        if self.quantizer is not None and not 1 <= self.quantizer <= 31:
+            raise CodecError(f"quantizer {self.quantizer}: must be from 1 (finest) to 31")
         if self.bit_rate is not None and self.bit_rate < 1000:
             raise CodecError(f"bit rate {self.bit_rate}: must be at least 1000 bits per second")
 
@@ -89,6 +90,11 @@ class CodecSettings:
     def encoded_fps(self, fps: Fraction) -> Fraction:
         """Frames per second of what is encoded, of a video of `fps`."""
         return fps * self.gop_size / self.span
+
+
+def spelled_as_now(codec: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier cfer has stored, by today's names: `quantizer` was `quantiser`."""
+    return {"quantizer" if name == "quantiser" else name: codec[name] for name in codec}
 
 
 def encode(
@@ -122,9 +128,9 @@ def encode(
         # The encoder must not write its version into the stream.
         "flags": "+bitexact",
     }
-    if settings.quantiser is not None:
+    if settings.quantizer is not None:
         # `global_quality` is ignored without a flag that PyAV does not pass on.
-        options |= {"qmin": str(settings.quantiser), "qmax": str(settings.quantiser)}
+        options |= {"qmin": str(settings.quantizer), "qmax": str(settings.quantizer)}
     if not settings.motion_search:
         options["motion_est"] = "zero"
     output = io.BytesIO()

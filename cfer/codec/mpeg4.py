@@ -1,4 +1,4 @@
-"""MPEG-4 Part 2 (ISO/IEC 14496-2), bit by bit: the layer header, and the grey picture for it."""
+"""MPEG-4 Part 2 (ISO/IEC 14496-2), bit by bit: the layer header, and the gray picture for it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class VideoObjectLayer:
             raise ValueError("it has sprites (global motion compensation)")
         if bits.take(1):
             raise ValueError("its samples are not of 8 bits")
-        if bits.take(1):  # MPEG quantisation, perhaps with matrices
+        if bits.take(1):  # MPEG quantization, perhaps with matrices
             for _ in range(2):
                 if bits.take(1):
                     for _ in range(64):
@@ -108,7 +108,7 @@ class VideoObjectLayer:
             bits.take(1)  # quarter-sample vectors
         if not bits.take(1):
             raise ValueError("it has complexity estimation")
-        bits.take(1)  # resynchronisation markers
+        bits.take(1)  # resynchronization markers
         if bits.take(1):
             raise ValueError("its data are partitioned")
         if version != 1:
@@ -140,7 +140,7 @@ def gray_vop(layer: VideoObjectLayer) -> bytes:
     bits.append("000")  # the DC is always written with the DC table
     if layer.interlaced:
         bits.append("10")  # top field first; no alternate scan
-    bits.append("00001")  # quantiser 1: DC in steps of 8
+    bits.append("00001")  # quantizer 1: DC in steps of 8
     # Intra with no coefficient ("1"), no AC prediction ("0"), no luma coefficient ("0011"),
     # [frame DCT], then a DC difference of size 0 for four luma and two chroma blocks.
     macroblock = "1" + "0" + "0011" + "0" * layer.interlaced + "011" * 4 + "11" * 2

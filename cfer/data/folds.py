@@ -22,14 +22,14 @@ LOSO = "loso"
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """Who and what is in a data set: one entry per labelled clip, in the order of the shards."""
+    """Who and what is in a data set: one entry per labeled clip, in the order of the shards."""
 
     clip_ids: list[str]
     subjects: list[str | None]
     labels: list[int]
     splits: list[str | None]
     num_annotated_apexes: int
-    num_unlabelled: int
+    num_unlabeled: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_index(directory: str) -> ClipIndex:
     """Read the small columns of every shard.
 
     Raises:
-        InputError: not a complete data set, one without a labelled clip, or one subject or class
+        InputError: not a complete data set, one without a labeled clip, or one subject or class
             under two names.
     """
     names = ["clip_id", "subject", "label", "split", "apex_frame", "num_frames", "gop_size"]
@@ -55,14 +55,14 @@ def read_index(directory: str) -> ClipIndex:
         for path in description.shard_paths(folder)
     ]
     rows = pa.concat_tables(tables).to_pylist() if tables else []
-    labelled = [row for row in rows if row["label"] is not None]
-    if not labelled:
+    labeled = [row for row in rows if row["label"] is not None]
+    if not labeled:
         raise InputError(
             f"{directory}: none of its {len(rows)} clips has a label; "
             "extract from a manifest with a `label` column"
         )
     # A clip begins with an I-frame, and its second frame is a P-frame where a GOP has two.
-    still = [row["clip_id"] for row in labelled if min(row["num_frames"], row["gop_size"]) < 2]
+    still = [row["clip_id"] for row in labeled if min(row["num_frames"], row["gop_size"]) < 2]
     if still:
         raise InputError(
             f"{directory}: {len(still)} clips have no P-frame, so no residual ({still[0]}, …); "
@@ -72,15 +72,15 @@ def read_index(directory: str) -> ClipIndex:
         [(row["subject"], row["clip_id"]) for row in rows if row["subject"] is not None], directory
     )
     check_labels(
-        [(description.classes[row["label"]], row["clip_id"]) for row in labelled], directory
+        [(description.classes[row["label"]], row["clip_id"]) for row in labeled], directory
     )
     return ClipIndex(
-        clip_ids=[row["clip_id"] for row in labelled],
-        subjects=[row["subject"] for row in labelled],
-        labels=[row["label"] for row in labelled],
-        splits=[row["split"] for row in labelled],
-        num_annotated_apexes=sum(row["apex_frame"] is not None for row in labelled),
-        num_unlabelled=len(rows) - len(labelled),
+        clip_ids=[row["clip_id"] for row in labeled],
+        subjects=[row["subject"] for row in labeled],
+        labels=[row["label"] for row in labeled],
+        splits=[row["split"] for row in labeled],
+        num_annotated_apexes=sum(row["apex_frame"] is not None for row in labeled),
+        num_unlabeled=len(rows) - len(labeled),
     )
 
 
@@ -171,7 +171,7 @@ def _people(index: ClipIndex) -> list[str]:
     missing = sum(subject is None for subject in index.subjects)
     if missing:
         raise InputError(
-            f"--data: {missing} of {len(index.clip_ids)} labelled clips have no subject, so no "
+            f"--data: {missing} of {len(index.clip_ids)} labeled clips have no subject, so no "
             "subject can be held out; add a `subject` column to the manifest and extract again, or "
             "use `--split column` with a `split` column of `train` and `validation`"
         )

@@ -24,14 +24,14 @@ from cfer.data.storage import Folder
 COLUMNS = ("clip_id", "subject", "label", "bitstream", "identity", "apex")
 
 
-def read_clips(
+def frames_of_clips(
     directory: str, clip_ids: Sequence[str], what: Input, for_training: bool
 ) -> ray.data.Dataset:
     """A lazy Ray Data set of these clips, in the order of the shards, one row each.
 
     A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes; all P-frames
     where training draws N of them anew each epoch, else only those that `what` selects),
-    `num_planes` and `side` (C and S/2), `z_I` (the clip's identity, not standardised; the mean,
+    `num_planes` and `side` (C and S/2), `z_I` (the clip's identity, not standardized; the mean,
     where it has several), `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the
     packets that `what` gives to the decoder).
     """
@@ -90,6 +90,6 @@ def _chosen(row: dict[str, Any], what: Input, all_frames: bool) -> dict[str, Any
 
 
 def unpack_frames(record: Mapping[str, Any]) -> np.ndarray:
-    """The frames of a row of `read_clips`: read-only uint8 (P, C, S/2, S/2)."""
+    """The frames of a row of `frames_of_clips`: read-only uint8 (P, C, S/2, S/2)."""
     shape = (-1, int(record["num_planes"]), int(record["side"]), int(record["side"]))
     return np.frombuffer(record["frames"], np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""What a recogniser sees of a clip: which frames of its bitstream, as which planes.
+"""What a recognizer sees of a clip: which frames of its bitstream, as which planes.
 
 The input of the method is `accumulated` (or `direct`) residuals. The others are the opponents that
 they are compared with, read out of the same bitstream:
@@ -10,7 +10,7 @@ they are compared with, read out of the same bitstream:
     pictures             decoded pictures: what everybody else uses
     difference           decoded picture less the clip's first one
 
-Every kind is uint8 planes (T, C, S/2, S/2) with 128 = zero (of a picture: mid-grey), so that
+Every kind is uint8 planes (T, C, S/2, S/2) with 128 = zero (of a picture: mid-gray), so that
 one encoder takes them all. Training and prediction read them by the same function.
 """
 
@@ -57,7 +57,7 @@ def select_frames(
     rule: FrameRule,
     generator: np.random.Generator | None = None,
 ) -> list[int]:
-    """The P-frames of a clip that the recogniser looks at.
+    """The P-frames of a clip that the recognizer looks at.
 
     Args:
         i_frame_numbers: the clip's I-frames, ascending.
@@ -137,7 +137,7 @@ class Input:
 
     @property
     def gain(self) -> float:
-        """Brings planes in [-1, 1) to the scale that a network's initialisation expects.
+        """Brings planes in [-1, 1) to the scale that a network's initialization expects.
 
         Changes are small (well under 1 % of the range on most samples); pictures are not.
         """

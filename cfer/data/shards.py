@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cfer.codec import Bitstream, CodecError, CodecSettings
+from cfer.codec import Bitstream, CodecError, CodecSettings, spelled_as_now
 from cfer.codec.containers import COARSE_TICKS_PER_SECOND
 from cfer.data.inputs import APEX_SIZE
 from cfer.data.storage import Folder
@@ -179,8 +179,8 @@ class Description:
     Attributes:
         name: the data set's name.
         classes: class names; a row's `label` indexes them.
-        codec: `size`, `gop_size`, `quantiser` or `bit_rate`, `motion_search`.
-        identity: `name`, `dimension`, `weights_sha256` of the frozen recogniser.
+        codec: `size`, `gop_size`, `quantizer` or `bit_rate`, `motion_search`.
+        identity: `name`, `dimension`, `weights_sha256` of the frozen embedder.
         settings: the other settings of the extraction.
         shards: the completion record of every shard, in order.
         software: versions of what wrote it.
@@ -301,7 +301,7 @@ def write_shard(
     """Write a shard, then its completion record; each appears whole or not at all.
 
     The same clips give the same bytes. `digest` names the work (sources and settings): a later run
-    that plans the same work recognises it by this.
+    that plans the same work recognizes it by this.
     """
     table = pa.Table.from_pylist([_row(clip) for clip in clips], schema=SCHEMA)
     buffer = io.BytesIO()
@@ -424,7 +424,9 @@ def read_description(directory: str | Path) -> Description:
         values = json.loads(folder.read(DESCRIPTION_NAME))
         version = values["schema_version"]
         if version == SCHEMA_VERSION:
-            return Description(**{**values, "shards": [_receipt(r) for r in values["shards"]]})
+            receipts = [_receipt(receipt) for receipt in values["shards"]]
+            codec = spelled_as_now(values["codec"])
+            return Description(**{**values, "codec": codec, "shards": receipts})
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{name}: not a data-set description ({error}); extract again") from error
     raise InputError(

@@ -28,7 +28,7 @@ NO_LABEL = -1
 class Item(TypedDict):
     """One clip.
 
-    `planes`: uint8 (T, C, S/2, S/2), what the recogniser sees (`cfer.data.inputs`), 128 = no change;
+    `planes`: uint8 (T, C, S/2, S/2), what the recognizer sees (`cfer.data.inputs`), 128 = no change;
     `label`: index into `classes`, -1 where the clip has none; `identity`: float32 (D,), mean of the
     I-frames' embeddings; `subject`: empty where it isn't known; `clip_id`.
     """

@@ -1,4 +1,4 @@
-"""What a recogniser is worth: recognition on held-out subjects, and how much identity its code has.
+"""What a recognizer is worth: recognition on held-out subjects, and how much identity its code has.
 
 python -m cfer.evaluate.command EXPERIMENT          # table of its finished runs
 python -m cfer.evaluate.command RUN                 # one of them: recall of each class, leakage
@@ -23,7 +23,7 @@ from cfer.predict.recognizer import Recognizer
 # module, and one of them, once, draws and fits probes.
 if TYPE_CHECKING:
     pass
-from cfer.evaluate.metrics import Predictions, recognition
+from cfer.evaluate.metrics import ScoredClips, recognition
 from cfer.evaluate.probes import leakage
 
 TABLE_METRICS = {
@@ -73,7 +73,7 @@ def summary_table(runs: Sequence[Run]) -> str:
     )
 
 
-def run_report(one: Run, clips: tuple[Predictions, Predictions] | None) -> str:
+def run_report(one: Run, clips: tuple[ScoredClips, ScoredClips] | None) -> str:
     """Recognition, recall of each class, and leakage of one run, in lines.
 
     The leakage is computed anew where the run's predictions are given (train, held-out).
@@ -119,13 +119,13 @@ def run_report(one: Run, clips: tuple[Predictions, Predictions] | None) -> str:
     return "\n".join(lines)
 
 
-def _stored_predictions(one: Run) -> tuple[Predictions, Predictions] | None:
+def _stored_predictions(one: Run) -> tuple[ScoredClips, ScoredClips] | None:
     """Of a single run, train and held-out; a parent of several has none of its own."""
     folder = tracking.download(one, tracking.PREDICTIONS_NAME)
     if folder is None or not folder.is_dir():
         return None
     train, held_out = (
-        Predictions.of_arrays(np.load(folder / f"{name}.npz")) for name in ("train", "held_out")
+        ScoredClips.of_arrays(np.load(folder / f"{name}.npz")) for name in ("train", "held_out")
     )
     return train, held_out
 
@@ -141,7 +141,7 @@ def check_classes(model: str, known: Sequence[str], data: str, given: Sequence[s
 
 
 def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
-    """A stored model on every labelled clip of a data set → confusion matrix and class names.
+    """A stored model on every labeled clip of a data set → confusion matrix and class names.
 
     Raises:
         InputError: another number of pixels, another encoding, or other classes; scores that are
@@ -150,7 +150,7 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     # Nothing else here needs Ray, which takes a second to import.
     from cfer.cluster import join_cluster
     from cfer.data.folds import read_index
-    from cfer.data.frames import read_clips, unpack_frames
+    from cfer.data.frames import frames_of_clips, unpack_frames
 
     recognizer = Recognizer.from_pretrained(model)
     known = recognizer.card
@@ -169,7 +169,7 @@ def evaluate_on(model: str, data: str) -> tuple[np.ndarray, list[str]]:
     index = read_index(data)
     join_cluster(for_training=False)
     confusion = np.zeros((len(known.classes),) * 2, np.int64)
-    for row in read_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
+    for row in frames_of_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
         probabilities = recognizer.probabilities(unpack_frames(row)[None])
         if not np.isfinite(probabilities).all():
             raise NotFinite(
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         help="evaluate the run's stored model on this data set; it "
-        "counts every labelled clip, so give one it was not trained on",
+        "counts every labeled clip, so give one it was not trained on",
     )
     options = parser.parse_args(arguments)
     tracking.connect()

@@ -11,11 +11,11 @@ import numpy as np
 # module, and one of them, once, draws and fits probes.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from cfer.evaluate.metrics import Predictions
+from cfer.evaluate.metrics import ScoredClips
 
 
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Rows are normalised to recall for the colour; the cells show counts."""
+    """Rows are normalized to recall for the color; the cells show counts."""
     from matplotlib.figure import Figure
 
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -27,8 +27,8 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     for row, column in np.ndindex(*confusion.shape):
-        colour = "white" if share[row, column] > 0.5 else "black"
-        axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour)
+        color = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     return figure
 
@@ -53,10 +53,10 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def embedding_figure(clips: Predictions, classes: Sequence[str]) -> Figure:
-    """z_R in two dimensions (t-SNE), coloured by expression beside the same coloured by subject.
+def embedding_figure(clips: ScoredClips, classes: Sequence[str]) -> Figure:
+    """z_R in two dimensions (t-SNE), colored by expression beside the same colored by subject.
 
-    Clusters of the left picture's colours and none of the right one's are what one hopes for.
+    Clusters of the left picture's colors and none of the right one's are what one hopes for.
     """
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
@@ -72,22 +72,22 @@ def embedding_figure(clips: Predictions, classes: Sequence[str]) -> Figure:
         flat = np.zeros((len(scaled), 2))
     people = sorted({subject or "unknown" for subject in clips.subjects})
     numbers = np.array([people.index(subject or "unknown") for subject in clips.subjects])
-    for axes, title, colours, names in (
-        (all_axes[0], "coloured by expression", clips.labels, list(classes)),
-        (all_axes[1], f"coloured by subject ({len(people)} of them)", numbers, people),
+    for axes, title, colors, names in (
+        (all_axes[0], "colored by expression", clips.labels, list(classes)),
+        (all_axes[1], f"colored by subject ({len(people)} of them)", numbers, people),
     ):
         axes.set(title=title, xticks=[], yticks=[])
         for number, name in enumerate(names):
-            chosen = colours == number
-            colour = _COLOURS[number % len(_COLOURS)]
-            mark = "os^Dv*P"[number // len(_COLOURS) % 7]
-            axes.scatter(*flat[chosen].T, s=18, color=colour, marker=mark, label=name)
+            chosen = colors == number
+            color = _COLORS[number % len(_COLORS)]
+            mark = "os^Dv*P"[number // len(_COLORS) % 7]
+            axes.scatter(*flat[chosen].T, s=18, color=color, marker=mark, label=name)
     all_axes[0].legend(fontsize="small", loc="best")
     figure.suptitle("expression code z_R of the held-out clips")
     return figure
 
 
-_COLOURS = (
+_COLORS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#000000",
 )  # fmt: skip
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Predictions:
-    """N clips as the recogniser sees them.
+class ScoredClips:
+    """N clips as the recognizer sees them.
 
     Attributes:
         labels: int (N,).
         logits: float (N, C).
         z_R: float (N, code_dim).
-        z_I: float (N, d), standardised.
+        z_I: float (N, d), standardized.
         subjects: N names, None where unknown.
         clip_ids: N.
 
@@ -59,17 +59,17 @@ class Predictions:
         }
 
     @staticmethod
-    def of_arrays(arrays: Mapping[str, np.ndarray]) -> Predictions:
+    def of_arrays(arrays: Mapping[str, np.ndarray]) -> ScoredClips:
         """What `arrays` gave, again."""
         numbers = {name: np.asarray(arrays[name]) for name in ("labels", "logits", "z_R", "z_I")}
-        return Predictions(
+        return ScoredClips(
             **numbers,
             subjects=[str(name) or None for name in arrays["subjects"]],
             clip_ids=[str(name) for name in arrays["clip_ids"]],
         )
 
     @staticmethod
-    def concatenate(parts: Sequence[Predictions]) -> Predictions:
+    def concatenate(parts: Sequence[ScoredClips]) -> ScoredClips:
         """In the order of the clip ids, so that it does not depend on who had which clips."""
         clip_ids = [clip_id for part in parts for clip_id in part.clip_ids]
         subjects = [subject for part in parts for subject in part.subjects]
@@ -78,7 +78,7 @@ class Predictions:
             name: np.concatenate([getattr(part, name) for part in parts])[order]
             for name in ("labels", "logits", "z_R", "z_I")
         }
-        return Predictions(
+        return ScoredClips(
             **arrays,
             subjects=[subjects[i] for i in order],
             clip_ids=[clip_ids[i] for i in order],

@@ -2,7 +2,7 @@
 
   * strict subject probe: a logistic regression that names the subject from z_R, trained on clips of
     some classes and tested on the other classes, so that it can't use the expression;
-  * the same with the nearest neighbour (cosine) in place of the regression;
+  * the same with the nearest neighbor (cosine) in place of the regression;
   * AUC of the cosine between two clips' codes for "same subject", across classes; 0.5 is chance;
   * vCLUB by an estimator that is fitted anew, the same for every method;
   * R² of a ridge regression from z_R to z_I, cross-validated with each subject in one fold.
@@ -23,7 +23,7 @@ import numpy as np
 # module, and one of them, once, draws and fits probes.
 if TYPE_CHECKING:
     pass
-from cfer.evaluate.metrics import Predictions
+from cfer.evaluate.metrics import ScoredClips
 
 NUM_CLASS_SPLITS = 10
 
@@ -93,11 +93,11 @@ def same_subject_auc(codes: np.ndarray, people: np.ndarray, classes: np.ndarray)
         codes, people, classes: (N, code_dim), (N,), (N,). What is held of the N² pairs is those of
             the same subject, and a block of the others at a time.
     """
-    centred = codes.astype(np.float64)
+    centered = codes.astype(np.float64)
     for name in np.unique(classes):
-        centred[classes == name] -= centred[classes == name].mean(0)
-    std = centred.std(0)
-    scaled = centred / np.where(std > 1e-6, std, 1)
+        centered[classes == name] -= centered[classes == name].mean(0)
+    std = centered.std(0)
+    scaled = centered / np.where(std > 1e-6, std, 1)
     scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
     numbers = np.unique(people, return_inverse=True)[1]
     rows_at_a_time = max(1, PAIRS_AT_A_TIME // len(codes))
@@ -146,11 +146,11 @@ def identity_r2(z_R: np.ndarray, z_I: np.ndarray, subjects: Sequence[str | None]
     return 1 - residual / total
 
 
-def fitted_vclub(train: Predictions, validation: Predictions) -> float:
+def fitted_vclub(train: ScoredClips, validation: ScoredClips) -> float:
     """vCLUB of the held-out clips, nats per dimension, by a q fitted anew to the training clips.
 
     The same estimator for every method, whatever it was trained against: a Gaussian whose mean is a
-    ridge regression of the standardised code (strength by leave-one-out) and whose variance is that
+    ridge regression of the standardized code (strength by leave-one-out) and whose variance is that
     of its errors. A small network in its place learns so few clips by heart, and then says more of
     itself than of the code.
 
@@ -179,13 +179,13 @@ def _ridge() -> Any:
     return RidgeCV(alphas=np.logspace(-1, 5, 13))
 
 
-def leakage(train: Predictions, validation: Predictions, seed: int) -> dict[str, float]:
+def leakage(train: ScoredClips, validation: ScoredClips, seed: int) -> dict[str, float]:
     """All of it by name: `leakage/linear_train`, `leakage/auc_held_out`, `leakage/r2`, …"""
     figures = {}
     for side, clips in (("train", train), ("held_out", validation)):
         for name, value in subject_probes(clips.z_R, clips.subjects, clips.labels, seed).items():
             figures[f"leakage/{name}_{side}"] = value
-    both = Predictions.concatenate([train, validation])
+    both = ScoredClips.concatenate([train, validation])
     figures["leakage/r2"] = identity_r2(both.z_R, both.z_I, both.subjects)
     figures["leakage/vclub"] = fitted_vclub(train, validation)
     return figures

@@ -23,7 +23,7 @@ from mlflow.entities import Run
 
 from cfer import tracking
 from cfer.errors import InputError
-from cfer.evaluate.significance import Row, difference
+from cfer.evaluate.significance import MethodResults, difference
 
 REFERENCE_METHOD = "cross-entropy"
 
@@ -38,7 +38,7 @@ PICTURES_OF_A_RUN = {
 }
 
 
-def _against(row: Row, reference: Row, metric: str) -> str:
+def _against(row: MethodResults, reference: MethodResults, metric: str) -> str:
     try:
         found = None if row is reference else difference(row, reference, metric)
     except InputError:
@@ -50,7 +50,7 @@ def _against(row: Row, reference: Row, metric: str) -> str:
     return f"{change:+.3f}".replace("-", "−") + f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
 
 
-def _not_compared(table: Sequence[Row], reference: Row) -> list[str]:
+def _not_compared(table: Sequence[MethodResults], reference: MethodResults) -> list[str]:
     """Why rows are not comparable to the reference, a line for each."""
     lines = []
     for row in table:
@@ -61,7 +61,7 @@ def _not_compared(table: Sequence[Row], reference: Row) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def read_rows(experiment: str) -> list[Row]:
+def read_rows(experiment: str) -> list[MethodResults]:
     """The finished protocols of an experiment, oldest first.
 
     Raises:
@@ -82,7 +82,7 @@ def read_rows(experiment: str) -> list[Row]:
             continue
         runs = json.loads(file.read_text())
         rows.append(
-            Row(
+            MethodResults(
                 run.info.run_name or run.info.run_id,
                 run,
                 {name: results["figures"] for name, results in runs.items()},
@@ -123,7 +123,7 @@ def write(experiment: str, out: Path) -> Path:
     return page
 
 
-def _page(experiment: str, rows: Sequence[Row], out: Path) -> str:
+def _page(experiment: str, rows: Sequence[MethodResults], out: Path) -> str:
     named = [row for row in rows if row.name in REFERENCE_NAMES]
     alike = [row for row in rows if row.run.data.params.get("method") == REFERENCE_METHOD]
     reference = [*named, *alike, *rows][0]
@@ -157,7 +157,7 @@ def _role(run: Run) -> str:
     return str(run.data.tags.get("cfer.role"))
 
 
-def _about(row: Row) -> str:
+def _about(row: MethodResults) -> str:
     params, tags = row.run.data.params, row.run.data.tags
     inputs = row.run.inputs.dataset_inputs if row.run.inputs else []
     data = json.loads(inputs[0].dataset.source).get("uri", "") if inputs else ""
@@ -178,7 +178,7 @@ def _about(row: Row) -> str:
     )
 
 
-def _recognition_table(table: Sequence[Row], reference: Row) -> list[str]:
+def _recognition_table(table: Sequence[MethodResults], reference: MethodResults) -> list[str]:
     head = ["method", "accuracy", "UAR", "accuracy by clip", "UAR by clip"]
     head += [f"accuracy − {reference.name}", "parameters", "bytes/clip"]
     body = [
@@ -196,7 +196,7 @@ def _recognition_table(table: Sequence[Row], reference: Row) -> list[str]:
     return _table(head, body)
 
 
-def _identity_table(table: Sequence[Row], reference: Row) -> list[str]:
+def _identity_table(table: Sequence[MethodResults], reference: MethodResults) -> list[str]:
     head = [
         "method",
         "AUC, held-out",
@@ -225,14 +225,14 @@ def _identity_table(table: Sequence[Row], reference: Row) -> list[str]:
     return _table(head, body)
 
 
-def _legend(reference: Row) -> list[str]:
+def _legend(reference: MethodResults) -> list[str]:
     return [
         '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across classes '
         "(0.5 is chance); the strict probe is a linear classifier that names the subject, trained "
         "on some classes and tested on others (chance, the share of who has most clips: "
         f"{reference.mean('leakage/chance_held_out', 3)} on held-out subjects, "
         f"{reference.mean('leakage/chance_train', 3)} on training subjects); "
-        "1-NN has the same chance; R² of a ridge regression to the face recogniser's embedding "
+        "1-NN has the same chance; R² of a ridge regression to the face recognizer's embedding "
         "(0 or less: nothing); vCLUB in nats per dimension, by an estimator fitted anew. Lower is "
         "less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
         "*p*: corrected resampled t-test, run by run, not corrected for the number of rows; where "
@@ -249,7 +249,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _commands(table: Sequence[Row]) -> list[str]:
+def _commands(table: Sequence[MethodResults]) -> list[str]:
     lines = ["| method | command | commit |", "|---|---|---|"]
     for row in table:
         tags = row.run.data.tags
@@ -259,10 +259,10 @@ def _commands(table: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _pictured(rows: Sequence[Row], reference: Row) -> list[Row]:
+def _pictured(rows: Sequence[MethodResults], reference: MethodResults) -> list[MethodResults]:
     """The reference, the game, and the best other in accuracy: a page of all is not read."""
 
-    def accuracy(row: Row) -> float:
+    def accuracy(row: MethodResults) -> float:
         return float(np.mean([f["held_out/accuracy"] for f in row.figures.values()]))
 
     games = [row for row in rows if row.run.data.params.get("method") == "min-min"][:1]

@@ -17,7 +17,7 @@ from cfer.errors import InputError
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodResults:
     """A protocol of the experiment.
 
     Attributes:
@@ -46,7 +46,9 @@ class Row:
         return f"{np.mean(values):,.{digits}f}".replace("-", "−") if values else "–"
 
 
-def difference(row: Row, reference: Row, metric: str) -> tuple[float, float, int] | None:
+def difference(
+    row: MethodResults, reference: MethodResults, metric: str
+) -> tuple[float, float, int] | None:
     """Mean difference over the runs that both have, its p value, and how many these are.
 
     None where fewer than two runs of one name have the figure. The variance is that of Nadeau and
@@ -75,7 +77,7 @@ def difference(row: Row, reference: Row, metric: str) -> tuple[float, float, int
     return float(changes.mean()), float(p), len(changes)
 
 
-def _check_paired(row: Row, reference: Row, name: str) -> None:
+def _check_paired(row: MethodResults, reference: MethodResults, name: str) -> None:
     for one in (row, reference):
         if not one.held_out[name]:
             raise InputError(

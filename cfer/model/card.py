@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from cfer.codec import CodecSettings
+from cfer.codec import CodecSettings, spelled_as_now
 from cfer.data.inputs import Input
 from cfer.errors import InputError, NotFinite
 from cfer.model.network import MOST, ModelConfig, Predictor
@@ -96,6 +96,8 @@ class ModelCard:
                     f"model card: format {version}, and this cfer reads {FORMAT_VERSION}; use the "
                     "cfer that wrote it, or a newer one"
                 )
+            if isinstance(values.get("codec"), dict):
+                values["codec"] = spelled_as_now(values["codec"])
             card = _CARD.validate_json(json.dumps(values), strict=True)
         except pydantic.ValidationError as error:
             (first, *_) = error.errors()

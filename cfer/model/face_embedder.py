@@ -1,7 +1,7 @@
-"""Frozen face recognisers: a picture of a face in, a vector that says who it is out.
+"""Frozen face networks: a picture of a face in, a vector that says who it is out.
 
-    recogniser = open_recogniser("dlib")
-    recogniser.embed(pictures)          # RGB, uint8 (S, S, 3) each → float32 (N, 128)
+    embedder = open_face_embedder("dlib")
+    embedder.embed(pictures)          # RGB, uint8 (S, S, 3) each → float32 (N, 128)
 
 - `facenet`, `facenet-casia`: InceptionResnetV1 of facenet-pytorch (after Schroff et al., "FaceNet",
   CVPR 2015), trained on VGGFace2 or CASIA-WebFace. The first one's weights are downloaded on first
@@ -52,8 +52,8 @@ DLIB_PICTURE_SIZE = 320
 DLIB_FACE = (0.20, 0.26, 0.80, 0.86)
 
 
-class Recogniser(Protocol):
-    """A frozen face recogniser.
+class FaceEmbedder(Protocol):
+    """A frozen face network.
 
     Attributes:
         name: facenet, facenet-casia or dlib.
@@ -73,10 +73,10 @@ class Recogniser(Protocol):
         ...
 
 
-def open_recogniser(
+def open_face_embedder(
     name: str, weights: str | Path | None = None, device: str = "cpu"
-) -> Recogniser:
-    """Load a recogniser, and download its weights where they are missing.
+) -> FaceEmbedder:
+    """Load a embedder, and download its weights where they are missing.
 
     Args:
         name: facenet, facenet-casia, dlib, or auto.
@@ -87,22 +87,22 @@ def open_recogniser(
         InputError: an unknown name, weights that cannot be downloaded, or a file that holds none.
     """
     if name not in NAMES:
-        raise InputError(f"identity {name}: there is no such recogniser; use {', '.join(NAMES)}")
+        raise InputError(f"identity {name}: there is no such embedder; use {', '.join(NAMES)}")
     if name == "auto":
         name = _choose(weights)
     if name == "dlib":
-        return DlibRecogniser(weights)
+        return DlibEmbedder(weights)
     path = Path(weights) if weights is not None else facenet_weights(name)
-    return FaceNetRecogniser(name, path, device)
+    return FaceNetEmbedder(name, path, device)
 
 
-def embed_clip(recogniser: Recogniser, bitstream: Bitstream) -> np.ndarray:
+def embed_clip(embedder: FaceEmbedder, bitstream: Bitstream) -> np.ndarray:
     """A clip's identity: the embedding of the middle one of its I-frames, float32 (1, D).
 
     One face stays one person for a clip, and an embedding takes longer than everything else that
     is done to a GOP (`python -m benchmarks extract`).
     """
-    return recogniser.embed([bitstream.i_frame(len(bitstream.gops) // 2)])
+    return embedder.embed([bitstream.i_frame(len(bitstream.gops) // 2)])
 
 
 def _choose(weights: str | Path | None) -> str:
@@ -111,12 +111,12 @@ def _choose(weights: str | Path | None) -> str:
     try:
         facenet_weights("facenet")
     except InputError as error:
-        log.warning("dlib's face recogniser is used in place of FaceNet, since: %s", error)
+        log.warning("dlib's face network is used in place of FaceNet, since: %s", error)
         return "dlib"
     return "facenet"
 
 
-class FaceNetRecogniser:
+class FaceNetEmbedder:
     """InceptionResnetV1; see the module. Who uses dlib does not load PyTorch."""
 
     dimension = 512
@@ -159,7 +159,7 @@ class FaceNetRecogniser:
         return np.concatenate(batches).astype(np.float32)
 
 
-class DlibRecogniser:
+class DlibEmbedder:
     """dlib's ResNet with its own alignment by five landmarks.
 
     Where dlib's detector does not find the face again in the crop, the landmarks are looked for
@@ -181,7 +181,7 @@ class DlibRecogniser:
             self._network = dlib.face_recognition_model_v1(str(network))
         except RuntimeError as error:
             raise InputError(
-                f"{network}: not the weights of dlib's face recogniser; give the file "
+                f"{network}: not the weights of dlib's face network; give the file "
                 f"{DLIB_NETWORK}, or leave --identity-weights away"
             ) from error
 

@@ -1,20 +1,20 @@
-"""One turn of the game between the estimator and the recogniser.
+"""One turn of the game between the estimator and the network.
 
     player 1 (estimator):   min_θ      − E_p(z_R,z_I)[ log q_θ(z_I | z_R) ]
-    player 2 (recogniser):  min_{E,C}  CE(C(z_R), y) + λ · vCLUB + μ · L_apex
+    player 2 (network):  min_{E,C}  CE(C(z_R), y) + λ · vCLUB + μ · L_apex
 
-Both minimise: there is no saddle point and no discriminator. vCLUB bounds I(z_R; z_I) from above
+Both minimize: there is no saddle point and no discriminator. vCLUB bounds I(z_R; z_I) from above
 only while q_θ is close to the true conditional, so player 1 moves first. Each player's step leaves
 the other's parameters and gradients alone: player 1 sees z_R detached, and player 2 sees θ as
 constants, through which the gradient still flows into z_R.
 
 The games that it is compared with have the same turns, and another player 1 (`PLAYERS`):
 
-    min-max             player 1 maximises the Donsker–Varadhan bound, player 2 minimises it
+    min-max             player 1 maximizes the Donsker–Varadhan bound, player 2 minimizes it
     gradient-reversal   player 1 names the training subject (Ganin & Lempitsky, "Unsupervised Domain
                         Adaptation by Backpropagation", ICML 2015); it needs identity labels
 
-λ weighs the *mean* of vCLUB over the dimensions of z_I, so that it means the same for a recogniser
+λ weighs the *mean* of vCLUB over the dimensions of z_I, so that it means the same for a network
 of 128 dimensions and one of 512; of the other two games it weighs nats. Every expectation of the
 min-min game is over the global batch of all DDP workers.
 """
@@ -52,7 +52,7 @@ class Batch:
         planes: float (N, T, C, S/2, S/2), of `cfer.data.inputs`.
         mask: bool (N, T), True where there is a frame.
         labels: int64 (N,).
-        z_I: float (N, d), standardised.
+        z_I: float (N, d), standardized.
         subjects: int64 (N,), a number for each training subject; -1 where unknown.
         apex: float (N, 3, 32, 32) in [0, 1]; anything where `has_apex` is False.
         has_apex: bool (N,).
@@ -81,13 +81,13 @@ class Weights:
 
 
 class Player(nn.Module):
-    """Player 1. Called with `for_recogniser=False` it gives what it minimises itself, with True
-    what player 2 minimises, times λ; each is the mean over this worker's clips, a scalar.
+    """Player 1. Called with `for_network=False` it gives what it minimizes itself, with True
+    what player 2 minimizes, times λ; each is the mean over this worker's clips, a scalar.
 
     Both are in one `forward`, since DDP and `functional_call` know no other method.
     """
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_recogniser: bool) -> Tensor:
+    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_network: bool) -> Tensor:
         raise NotImplementedError
 
 
@@ -99,9 +99,9 @@ class MinMin(Player):
         super().__init__()
         self.q = IdentityEstimator(code_dim, identity_dim)
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_recogniser: bool) -> Tensor:
+    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_network: bool) -> Tensor:
         mean, log_variance = self.q(z_R)
-        if for_recogniser:
+        if for_network:
             return vclub(mean, log_variance, z_I, identity_moments(z_I)).mean()
         return -log_likelihood(mean, log_variance, z_I).mean()
 
@@ -114,10 +114,10 @@ class MinMax(Player):
         super().__init__()
         self.statistics = StatisticsNetwork(code_dim, identity_dim)
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_recogniser: bool) -> Tensor:
+    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_network: bool) -> Tensor:
         statistics = self.statistics(z_R, z_I)
         bound = donsker_varadhan(statistics) if len(z_R) > 1 else 0 * statistics.sum()
-        return bound if for_recogniser else -bound
+        return bound if for_network else -bound
 
 
 class GradientReversal(Player):
@@ -130,11 +130,11 @@ class GradientReversal(Player):
             nn.Linear(code_dim, 128), nn.ReLU(), nn.Linear(128, max(num_subjects, 1))
         )
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_recogniser: bool) -> Tensor:
+    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_network: bool) -> Tensor:
         known = subjects != UNKNOWN_SUBJECT
         each = F.cross_entropy(self.name(z_R), subjects.clamp(min=0), reduction="none")
         loss = (each * known).sum() / known.sum().clamp(min=1)
-        return -loss if for_recogniser else loss
+        return -loss if for_network else loss
 
 
 PLAYERS: dict[str, type[MinMin] | type[MinMax] | type[GradientReversal]] = {
@@ -144,7 +144,7 @@ PLAYERS: dict[str, type[MinMin] | type[MinMax] | type[GradientReversal]] = {
 }
 
 
-def optimiser_of(
+def optimizer_of(
     module: nn.Module, lr: float = 1e-3, weight_decay: float = 0.01
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, ICLR 2019) for one of the players.
@@ -162,16 +162,16 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor, whose: str) -> None:
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, whose: str) -> None:
     """One step down a player's loss. A collective operation under DDP.
 
     Raises:
         NotFinite: the loss, or its gradient, on any DDP worker: on all of them, and before anything
             is updated with it.
     """
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     length = get_total_norm([p.grad for p in parameters if p.grad is not None])
     is_finite = torch.isfinite(loss.detach()) & torch.isfinite(length)
     if _world_size() > 1:
@@ -181,12 +181,12 @@ def _step(optimiser: torch.optim.Optimizer, loss: Tensor, whose: str) -> None:
         is_finite = everywhere > 0
     if not is_finite:
         raise NotFinite(f"{whose} loss, or its gradient, is not a finite number")
-    optimiser.step()
+    optimizer.step()
 
 
 def estimator_turn(
     player: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     z_R: Tensor,
     batch: Batch,
     num_steps: int,
@@ -201,20 +201,20 @@ def estimator_turn(
     """
     codes = z_R.detach()
     for _ in range(num_steps):
-        loss = player(codes, batch.z_I, batch.subjects, for_recogniser=False)
-        _step(optimiser, loss, "player 1's")
+        loss = player(codes, batch.z_I, batch.subjects, for_network=False)
+        _step(optimizer, loss, "player 1's")
     return loss.detach()
 
 
 def identity_term(player: nn.Module, z_R: Tensor, batch: Batch) -> Tensor:
-    """What player 2 minimises of the identity, a scalar: vCLUB per dimension in the min-min game.
+    """What player 2 minimizes of the identity, a scalar: vCLUB per dimension in the min-min game.
 
     θ is a constant here; the gradient reaches z_R only. A collective operation under DDP.
     """
     bare = _bare(player)
     constants = {name: parameter.detach() for name, parameter in bare.named_parameters()}
     arguments = (z_R, batch.z_I, batch.subjects)
-    term: Tensor = functional_call(bare, constants, arguments, {"for_recogniser": True})
+    term: Tensor = functional_call(bare, constants, arguments, {"for_network": True})
     return term
 
 
@@ -247,10 +247,10 @@ def expression_error(logits: Tensor, labels: Tensor, weights: Weights) -> Tensor
 
 
 def play_turn(
-    recogniser: nn.Module,
+    network: nn.Module,
     player: nn.Module,
-    recogniser_optimiser: torch.optim.Optimizer,
-    player_optimiser: torch.optim.Optimizer,
+    network_optimizer: torch.optim.Optimizer,
+    player_optimizer: torch.optim.Optimizer,
     batch: Batch,
     weights: Weights,
     num_estimator_steps: int,
@@ -261,7 +261,7 @@ def play_turn(
     player 2.
 
     Args:
-        recogniser: a `cfer.model.network.Recogniser`, bare or in DDP; one with an apex decoder iff μ > 0.
+        network: a `cfer.model.network.ExpressionNet`, bare or in DDP; one with an apex decoder iff μ > 0.
         player: one of `PLAYERS`, bare or in DDP.
         batch: of the same number of clips on every DDP worker.
 
@@ -273,8 +273,8 @@ def play_turn(
     Raises:
         NotFinite: a loss or gradient, on all DDP workers alike, before the player is updated.
     """
-    z_R, logits, rebuilt = recogniser(batch.planes, batch.mask, batch.z_I)
-    estimator_loss = estimator_turn(player, player_optimiser, z_R, batch, num_estimator_steps)
+    z_R, logits, rebuilt = network(batch.planes, batch.mask, batch.z_I)
+    estimator_loss = estimator_turn(player, player_optimizer, z_R, batch, num_estimator_steps)
 
     cross_entropy = expression_error(logits, batch.labels, weights)
     term = identity_term(player, z_R if weights.identity else z_R.detach(), batch)
@@ -284,7 +284,7 @@ def play_turn(
         error = apex_error(rebuilt, batch.apex, batch.has_apex)
         loss = loss + weights.apex * error
         terms["apex_error"] = error.detach()
-    _step(recogniser_optimiser, loss, "player 2's")
+    _step(network_optimizer, loss, "player 2's")
     return {
         "loss": loss.detach(),
         "cross_entropy": cross_entropy.detach(),

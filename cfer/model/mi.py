@@ -13,7 +13,7 @@ the information is −½·log(1−ρ²), and vCLUB with the true conditional is 
 
 Beside it stands what it is compared with, the Donsker–Varadhan lower bound of a min-max game
 (Belghazi et al., "Mutual Information Neural Estimation", ICML 2018), which an estimator has to
-*maximise*:
+*maximize*:
 
     DV = E_p(z_R,z_I)[T(z_R, z_I)] − log E_p(z_R)p(z_I)[exp T(z_R, z_I)]  ≤  I(z_R; z_I)
 """
@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# |log-variance| stays below this. z_I is standardised, so a variance above 1 explains nothing, and
+# |log-variance| stays below this. z_I is standardized, so a variance above 1 explains nothing, and
 # one below e^-6 only says that a batch was learnt by heart.
 LOG_VARIANCE_BOUND = 6.0
 
@@ -36,7 +36,7 @@ class IdentityEstimator(nn.Module):
 
     Args:
         code_dim: dimension of z_R.
-        identity_dim: dimension d of z_I, standardised per dimension.
+        identity_dim: dimension d of z_I, standardized per dimension.
         hidden_dim: width of the one hidden layer of each of the two networks.
     """
 
@@ -81,7 +81,7 @@ def vclub(
     """vCLUB of each pair and dimension, in nats: float (N, d); its mean is the bound per dimension.
 
     The marginal term is the mean over *all* z_I that `moments` was taken of, without building the
-    pairs: E_j[(z_j − m)²] = E[z²] − 2m·E[z] + m². The normalising terms of the two Gaussians are
+    pairs: E_j[(z_j − m)²] = E[z²] − 2m·E[z] + m². The normalizing terms of the two Gaussians are
     the same and cancel. Averaged over N (and over DDP workers with batches of equal size) this is
     the all-pairs bound of the global batch.
 

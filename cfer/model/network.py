@@ -1,7 +1,7 @@
-"""The recogniser: a clip's planes → expression code z_R → classes; and the decoder of the apex.
+"""The network: a clip's planes → expression code z_R → classes; and the decoder of the apex.
 
 Nothing is resampled on the way in: `cfer.data.inputs` makes the luma's 2×2 samples four planes at S/2,
-where U and V already are. The networks normalise by GroupNorm: with BatchNorm the statistics of
+where U and V already are. The networks normalize by GroupNorm: with BatchNorm the statistics of
 each DDP worker's own batch would make N workers differ from one with the N-fold batch.
 """
 
@@ -26,11 +26,11 @@ GRID = 4  # a crop is aligned with the face: where something moves is kept to a 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What fixes a recogniser: the shape of its weights, and what it does besides.
+    """What fixes a network: the shape of its weights, and what it does besides.
 
     Attributes:
         num_classes: expressions.
-        identity_dim: dimension of z_I (the frozen face recogniser's).
+        identity_dim: dimension of z_I (the frozen face network's).
         num_planes, gain: of the input, `cfer.data.inputs.Input`.
         width: channels of the stem and of the first of three stages; each later one has twice as
             many.
@@ -144,7 +144,7 @@ class ApexDecoder(nn.Module):
         return torch.sigmoid(self.grow(start))
 
 
-class Recogniser(nn.Module):
+class ExpressionNet(nn.Module):
     """Player 2: encoder E, classifier C and, where `with_apex`, the apex decoder."""
 
     def __init__(self, config: ModelConfig, with_apex: bool) -> None:
@@ -159,7 +159,7 @@ class Recogniser(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """→ z_R (N, code_dim), logits (N, num_classes), apex (N, 3, 32, 32) or None.
 
-        z_I float (N, d), standardised, reaches nothing but the apex.
+        z_I float (N, d), standardized, reaches nothing but the apex.
         """
         z_R = self.encoder(planes, mask)
         apex = None if self.apex_decoder is None else self.apex_decoder(z_R, z_I)
@@ -178,11 +178,11 @@ class Predictor(nn.Module):
         self.classifier = nn.Linear(config.code_dim, config.num_classes)
 
     @classmethod
-    def of(cls, recogniser: Recogniser, config: ModelConfig) -> Predictor:
-        """A copy of a trained recogniser's E and C, on the CPU, in evaluation mode."""
+    def of(cls, network: ExpressionNet, config: ModelConfig) -> Predictor:
+        """A copy of a trained network's E and C, on the CPU, in evaluation mode."""
         predictor = cls(config)
-        predictor.encoder.load_state_dict(recogniser.encoder.state_dict())
-        predictor.classifier.load_state_dict(recogniser.classifier.state_dict())
+        predictor.encoder.load_state_dict(network.encoder.state_dict())
+        predictor.classifier.load_state_dict(network.classifier.state_dict())
         return predictor.eval()
 
     def forward(self, planes: Tensor) -> Tensor:

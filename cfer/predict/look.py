@@ -1,7 +1,7 @@
 """One picture that explains the method on a clip of one's own: `cfer look VIDEO PICTURE.png`.
 
 What one GOP holds (I-frame, direct and accumulated residuals, motion vectors, block types, bytes of
-each frame), and what a recogniser makes of it (probabilities, and where it looked). What is shown
+each frame), and what a recognizer makes of it (probabilities, and where it looked). What is shown
 is computed by functions of their own, which return arrays: `frame_bytes`, `movements`,
 `movements_since_i_frame`, `block_types`, `class_activation`, `activation_picture`.
 """
@@ -54,7 +54,7 @@ def frame_bytes(bitstream: Bitstream, gop: int) -> np.ndarray:
 def movements(residual: Residual) -> np.ndarray:
     """How the blocks of a P-frame moved since the frame before it: float32 (blocks, 4), pixels.
 
-    A row is the block's centre (x, y) and its movement (dx, dy), to the right and downwards: from
+    A row is the block's center (x, y) and its movement (dx, dy), to the right and downwards: from
     the place in the frame before that the block is predicted from. Intra blocks have no row.
     """
     vectors = residual.motion_vectors
@@ -274,7 +274,7 @@ class _Shown:
         return self.direct(position) if kind == "direct" else self.accumulated[0][position]
 
     def limit(self, kind: str) -> int:
-        """The residual's size at the colours' end: beyond it are 1 % of the samples."""
+        """The residual's size at the colors' end: beyond it are 1 % of the samples."""
         sizes = [np.abs(_signed(self.residual(kind, position))) for position in self.positions]
         return max(int(np.percentile(sizes, 99)), 8)
 
@@ -473,9 +473,9 @@ class _Page:
         return axes
 
 
-def _frame(axes: Axes, colour: str, width: float) -> None:
+def _frame(axes: Axes, color: str, width: float) -> None:
     for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=width)
+        spine.set(color=color, linewidth=width)
 
 
 def _draw(shown: _Shown) -> Figure:
@@ -538,7 +538,7 @@ def _draw_title(page: _Page, shown: _Shown) -> None:
     if shown.activation is not None:
         label = shown.card.classes[shown.activation.target]
         title += f"  →  {label}, {shown.activation.probabilities.max():.0%}"
-        told = f"The recogniser is given {SEEN[shown.card.what.kind]}, and nothing else."
+        told = f"The recognizer is given {SEEN[shown.card.what.kind]}, and nothing else."
     page.text(MARGIN, 0.3, title, min(18, 1500 / len(title)), weight="bold")
     page.text(
         MARGIN,
@@ -586,8 +586,8 @@ def _draw_bytes(page: _Page, shown: _Shown, box: _Box) -> None:
     count = len(shown.sizes) - 1
     page.heading(box, "Bytes per frame")
     axes = page.axes(_Box(box.left + 0.48, box.top + 0.02, box.width - 0.48, box.height - 0.62))
-    colours = [APPEARANCE, *[CHANGE] * count]
-    axes.bar(range(count + 1), shown.sizes, color=colours, width=0.8 if count < 80 else 1.0)
+    colors = [APPEARANCE, *[CHANGE] * count]
+    axes.bar(range(count + 1), shown.sizes, color=colors, width=0.8 if count < 80 else 1.0)
     axes.set_xlim(-0.7, count + 0.7)
     _plain(axes)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -650,7 +650,7 @@ def _draw_residual(
         axes.text(
             0.5,
             0.025,
-            "the recogniser sees this",
+            "the recognizer sees this",
             transform=axes.transAxes,
             ha="center",
             fontsize=9.5,
@@ -741,15 +741,15 @@ def _draw_types(page: _Page, shown: _Shown, box: _Box) -> None:
     page.legend(
         box,
         [
-            Patch(color=colour, label=f"{np.count_nonzero(types == kind)}  {words}")
-            for kind, (colour, words) in TYPES.items()
+            Patch(color=color, label=f"{np.count_nonzero(types == kind)}  {words}")
+            for kind, (color, words) in TYPES.items()
         ],
     )
 
 
 def _draw_activation(page: _Page, shown: _Shown, activation: ClassActivation, box: _Box) -> None:
     label = shown.card.classes[activation.target]
-    page.heading(box, "Where the recogniser looked")
+    page.heading(box, "Where the recognizer looked")
     # Of several frames, the one that says most for the class.
     place = int(activation.contributions.sum((1, 2)).argmax())
     frame = shown.frames[place]
@@ -780,8 +780,8 @@ def _draw_probabilities(page: _Page, shown: _Shown, activation: ClassActivation,
     names = shown.card.classes
     height = max(box.height, 2.2)
     axes = page.axes(_Box(box.left + 0.85, box.top, box.width - 1.3, height))
-    colours = [HEAT if n == activation.target else EDGE for n in range(len(names))]
-    bars = axes.barh(range(len(names)), activation.probabilities, color=colours, height=0.62)
+    colors = [HEAT if n == activation.target else EDGE for n in range(len(names))]
+    bars = axes.barh(range(len(names)), activation.probabilities, color=colors, height=0.62)
     axes.bar_label(bars, [f"{p:.1%}" for p in activation.probabilities], padding=4, fontsize=10)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)

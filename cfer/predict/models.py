@@ -77,7 +77,7 @@ def describe(name: str) -> str:
     predictor, card = open_model(name)
     codec = card.codec
     quality = (
-        f"quantiser {codec.quantiser}" if codec.bit_rate is None else f"{codec.bit_rate} bit/s"
+        f"quantizer {codec.quantizer}" if codec.bit_rate is None else f"{codec.bit_rate} bit/s"
     )
     lines = [
         f"model      {name}",

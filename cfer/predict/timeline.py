@@ -1,6 +1,6 @@
 """Predictions over time, for people and for programs: JSON, CSV, a plot, the video with labels.
 
-cfer predict VIDEO --json --csv windows.csv --plot timeline.png --annotate labelled.mp4
+cfer predict VIDEO --json --csv windows.csv --plot timeline.png --annotate labeled.mp4
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def write_csv(path: Path, predictions: Sequence[Prediction], classes: Sequence[s
             writer.writerow([printable(p.source), *span, p.face, p.label or "", *values])
 
 
-def colours(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A colour for each class, RGB in [0, 1]; the same in every picture."""
+def colors(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """A color for each class, RGB in [0, 1]; the same in every picture."""
     import matplotlib
 
     table = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ def _thumbnail(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def _draw_probabilities(axes: Any, windows: Sequence[Prediction], classes: Sequence[str]) -> None:
     """Steps: a window's probabilities hold for the whole of it. Gaps where there is no face."""
-    for name, colour in colours(classes).items():
+    for name, color in colors(classes).items():
         times: list[float] = []
         values: list[float] = []
         for p in windows:
@@ -142,7 +142,7 @@ def _draw_probabilities(axes: Any, windows: Sequence[Prediction], classes: Seque
                 times, values = [*times, times[-1]], [*values, float("nan")]
             times += [p.start_seconds, p.end_seconds]
             values += [p.probabilities[name]] * 2
-        axes.plot(times, values, color=colour, label=name, linewidth=2)
+        axes.plot(times, values, color=color, label=name, linewidth=2)
 
 
 # ---- annotated video -----------------------------------------------------------------------------
@@ -163,8 +163,7 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
         raise InputError(f"--annotate {out}: that is the video itself; give another file")
     classes = next((list(p.probabilities) for p in predictions if p.label), [])
     palette = {
-        name: tuple(round(255 * part) for part in colour)
-        for name, colour in colours(classes).items()
+        name: tuple(round(255 * part) for part in color) for name, color in colors(classes).items()
     }
     pictures = open_pictures(source)
     times = pictures.times()
@@ -251,8 +250,8 @@ def _draw(
             palette[name],
             -1,
         )
-        colour = (255, 255, 255) if name == p.label else (170, 170, 170)
-        _text(canvas, name, x + pad, base + line - 4 * unit, 0.4 * unit, colour)
+        color = (255, 255, 255) if name == p.label else (170, 170, 170)
+        _text(canvas, name, x + pad, base + line - 4 * unit, 0.4 * unit, color)
     title = p.label if p.face <= 1 else f"{p.face}: {p.label}"
     if p.square is not None:
         size, base = 0.7 * unit, max(top, 24 * unit)
@@ -264,7 +263,7 @@ def _draw(
 
 
 def _text(
-    canvas: np.ndarray, text: str, x: float, y: float, size: float, colour: tuple[int, ...]
+    canvas: np.ndarray, text: str, x: float, y: float, size: float, color: tuple[int, ...]
 ) -> None:
     at, thickness = (round(x), round(y)), max(round(1.6 * size), 1)
-    cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, thickness, cv2.LINE_AA)
+    cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, color, thickness, cv2.LINE_AA)

@@ -22,13 +22,13 @@ from cfer.model.network import scale_planes
 
 
 @dataclass
-class Rows:
+class LoadedClips:
     """The clips that one worker keeps in memory.
 
     Attributes:
         frames: of each clip, uint8 (P, C, S/2, S/2).
         labels: int64 (N,).
-        z_I: float32 (N, d), not standardised.
+        z_I: float32 (N, d), not standardized.
         apex: float32 (N, 3, 32, 32) in [0, 1]; zeros where `has_apex` is False.
         has_apex: bool (N,).
         subjects, clip_ids: N each.
@@ -48,14 +48,14 @@ class Rows:
         return len(self.frames)
 
 
-def load_rows(records: Sequence[dict[str, Any]], identity_dim: int) -> Rows:
-    """Rows of `read_clips` → memory. No record gives no rows."""
+def load_clips(records: Sequence[dict[str, Any]], identity_dim: int) -> LoadedClips:
+    """Rows of `frames_of_clips` → memory. No record gives no rows."""
     apex = np.zeros((len(records), APEX_SIZE, APEX_SIZE, 3), np.uint8)
     for position, record in enumerate(records):
         if record["apex"] is not None:
             apex[position] = np.frombuffer(record["apex"], np.uint8).reshape(apex.shape[1:])
     z_I = np.array([record["z_I"] for record in records], np.float32).reshape(-1, identity_dim)
-    return Rows(
+    return LoadedClips(
         frames=[unpack_frames(record) for record in records],
         labels=torch.tensor([int(record["label"]) for record in records], dtype=torch.int64),
         z_I=torch.from_numpy(z_I),
@@ -68,18 +68,18 @@ def load_rows(records: Sequence[dict[str, Any]], identity_dim: int) -> Rows:
 
 
 @dataclass(frozen=True)
-class Standardisation:
+class Standardization:
     """Mean and standard deviation of z_I per dimension, (d,), over the training clips."""
 
     mean: Tensor
     std: Tensor
 
     @staticmethod
-    def of(total: Tensor, total_squares: Tensor, count: float) -> Standardisation:
+    def of(total: Tensor, total_squares: Tensor, count: float) -> Standardization:
         """From float64 sums over all workers. A dimension that never varies is left unscaled."""
         mean = total / count
         std = (total_squares / count - mean**2).clamp(min=0).sqrt()
-        return Standardisation(
+        return Standardization(
             mean.float(), torch.where(std > 1e-6, std, torch.ones_like(std)).float()
         )
 
@@ -94,7 +94,7 @@ class Augmentation:
     Attributes:
         flip_probability: of a horizontal flip.
         max_shift_pixels: largest shift in each direction, in pixels of the crop (even); what comes
-            in from outside is zero residual, or mid-grey.
+            in from outside is zero residual, or mid-gray.
         gain_jitter: the planes are multiplied by up to exp(±this).
     """
 
@@ -150,15 +150,15 @@ class BatchMaker:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: LoadedClips,
         what: Input,
-        standardise: Standardisation,
+        standardize: Standardization,
         device: torch.device,
         training_subjects: Sequence[str] = (),
     ) -> None:
         self.rows = rows
         self.what = what
-        self.standardise = standardise
+        self.standardize = standardize
         self.device = device
         numbers = {subject: number for number, subject in enumerate(training_subjects)}
         self.subjects = torch.tensor(
@@ -209,7 +209,7 @@ class BatchMaker:
             planes=planes,
             mask=mask.to(self.device),
             labels=self.rows.labels[index].to(self.device),
-            z_I=self.standardise(self.rows.z_I[index].to(self.device)),
+            z_I=self.standardize(self.rows.z_I[index].to(self.device)),
             subjects=self.subjects[index].to(self.device),
             apex=self.rows.apex[index].to(self.device),
             has_apex=self.rows.has_apex[index].to(self.device),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cfer.data.storage import Folder
 from cfer.errors import InputError, NotFinite
-from cfer.train.batches import Standardisation
+from cfer.train.batches import Standardization
 
 STATE_NAME = "state.pt"
 
@@ -61,15 +61,15 @@ def _save(
     stateful: Mapping[str, Any],
     history: list[dict[str, float]],
     spent_seconds: float,
-    standardise: Standardisation,
+    standardize: Standardization,
 ) -> None:
     """Write a checkpoint, then its seal; then remove the one before."""
     state = {
         **{name: part.state_dict() for name, part in stateful.items()},
         "history": history,
         "spent_seconds": spent_seconds,
-        "z_I_mean": standardise.mean,
-        "z_I_std": standardise.std,
+        "z_I_mean": standardize.mean,
+        "z_I_std": standardize.std,
         "config": setup["config"],
         "classes": setup["classes"],
         "mlflow_run_id": setup["run_id"],

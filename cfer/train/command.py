@@ -1,4 +1,4 @@
-"""Train recognisers on the shards of a data set: one run, or a protocol of many.
+"""Train recognizers on the shards of a data set: one run, or a protocol of many.
 
     python -m cfer.train --data SHARDS --run first --method min-min         # the game, one split
     python -m cfer.train --data SHARDS --protocol ck+ --method min-min      # ten folds, one parent

@@ -78,7 +78,7 @@ class TrainConfig:
     identity_weight: float = 0.0  # λ: weight of the identity term; 0: cross-entropy alone
     apex_weight: float = 0.0  # μ: weight of rebuilding the annotated apex picture
     label_smoothing: float = 0.1  # share of the target spread over all classes, in [0, 1)
-    input: str = "accumulated"  # what the recogniser sees (see cfer.data.inputs)
+    input: str = "accumulated"  # what the recognizer sees (see cfer.data.inputs)
     planes: str = "yuv"  # of it; or luma alone
     frames: str = "last"  # `last` P-frame of each GOP, or a number of P-frames per clip
     width: int = 16  # channels of the encoder's first stage

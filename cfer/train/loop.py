@@ -28,12 +28,12 @@ from cfer.data.shards import Description
 from cfer.data.storage import Folder
 from cfer.errors import NotFinite
 from cfer.evaluate.figures import confusion_figure, curves_figure, embedding_figure
-from cfer.evaluate.metrics import Predictions, confusion_matrix, cross_entropy, recalls, recognition
+from cfer.evaluate.metrics import ScoredClips, confusion_matrix, cross_entropy, recalls, recognition
 from cfer.evaluate.probes import leakage
-from cfer.model.game import PLAYERS, Batch, Weights, optimiser_of, play_turn
-from cfer.model.network import ModelConfig, Predictor, Recogniser
+from cfer.model.game import PLAYERS, Batch, Weights, optimizer_of, play_turn
+from cfer.model.network import ExpressionNet, ModelConfig, Predictor
 from cfer.outputs import say
-from cfer.train.batches import BatchMaker, Rows, Standardisation, load_rows
+from cfer.train.batches import BatchMaker, LoadedClips, Standardization, load_clips
 from cfer.train.checkpoint import (
     RESULTS_NAME,
     Results,
@@ -74,9 +74,9 @@ def _train(setup: dict[str, Any]) -> None:
     tracker = tracking.Tracker(setup["run_id"]) if rank == 0 else tracking.NoTracker()
     train_rows = _share("train", rank, setup)
     val_rows = _share("validation", rank, setup)
-    standardise = _standardisation(train_rows, device)
-    train_clips = BatchMaker(train_rows, config.what, standardise, device, setup["train_subjects"])
-    val_clips = BatchMaker(val_rows, config.what, standardise, device)
+    standardize = _standardization(train_rows, device)
+    train_clips = BatchMaker(train_rows, config.what, standardize, device, setup["train_subjects"])
+    val_clips = BatchMaker(val_rows, config.what, standardize, device)
     weights = Weights(
         config.identity_weight,
         config.apex_weight,
@@ -89,18 +89,18 @@ def _train(setup: dict[str, Any]) -> None:
     num_steps = math.ceil(setup["num_train"] / config.batch_size)
 
     identity_dim = setup["identity_dim"]
-    recogniser = Recogniser(setup["card"].network, config.apex_weight > 0)
+    network = ExpressionNet(setup["card"].network, config.apex_weight > 0)
     num_subjects = len(setup["train_subjects"])
     player = PLAYERS[config.game](config.code_dim, identity_dim, num_subjects)
-    wrapped_recogniser = prepare_model(recogniser)
+    wrapped_network = prepare_model(network)
     wrapped_player = prepare_model(player)
-    optimiser = optimiser_of(recogniser, config.lr, config.weight_decay)
-    player_optimiser = optimiser_of(player, config.estimator_lr)
+    optimizer = optimizer_of(network, config.lr, config.weight_decay)
+    player_optimizer = optimizer_of(player, config.estimator_lr)
     stateful = {
-        "recogniser": recogniser,
+        "network": network,
         "player": player,
-        "recogniser_optimiser": optimiser,
-        "player_optimiser": player_optimiser,
+        "network_optimizer": optimizer,
+        "player_optimizer": player_optimizer,
     }
     history, spent_seconds = _restore(setup["location"], stateful, device)
 
@@ -112,7 +112,7 @@ def _train(setup: dict[str, Any]) -> None:
         torch.manual_seed(
             int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0])
         )
-        wrapped_recogniser.train()
+        wrapped_network.train()
         sums: dict[str, Tensor] = {}
         batches = train_clips.training_epoch(
             num_steps, batch_size, config.augmentation, config.seed, epoch, rank
@@ -120,13 +120,13 @@ def _train(setup: dict[str, Any]) -> None:
         step = epoch * num_steps
         try:
             for step, batch in enumerate(batches, start=epoch * num_steps):
-                for group in optimiser.param_groups:
+                for group in optimizer.param_groups:
                     group["lr"] = config.lr * _schedule(step, total_steps)
                 terms = play_turn(
-                    wrapped_recogniser,
+                    wrapped_network,
                     wrapped_player,
-                    optimiser,
-                    player_optimiser,
+                    optimizer,
+                    player_optimizer,
                     batch,
                     weights,
                     config.estimator_steps,
@@ -134,32 +134,32 @@ def _train(setup: dict[str, Any]) -> None:
                 for name, value in terms.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + value
             _check_finite({name: part.state_dict() for name, part in stateful.items()})
-            validation = _gather(predict(recogniser, val_clips, config.batch_size))
+            validation = _gather(predict(network, val_clips, config.batch_size))
         except NotFinite as error:
             raise _stopped(error, config, step, num_steps, setup["location"]) from error
         figures = _mean_over_workers(sums, num_steps, num_steps * batch_size)
         figures |= _validation_figures(validation, len(setup["classes"]))
-        figures["time/learning_rate"] = optimiser.param_groups[0]["lr"]
+        figures["time/learning_rate"] = optimizer.param_groups[0]["lr"]
         figures["time/epoch_seconds"] = time.perf_counter() - started
         history.append(figures)
         spent_seconds += figures["time/epoch_seconds"]
         if rank == 0:
             # An epoch that MLflow has is in a checkpoint: it is not trained and logged again.
-            _save(setup, stateful, history, spent_seconds, standardise)
+            _save(setup, stateful, history, spent_seconds, standardize)
             tracker.log_epoch(figures, epoch + 1)
             if setup["shows_epochs"]:
                 say(_progress_line(len(history), figures, config, spent_seconds))
 
-    training = _gather(predict(recogniser, train_clips, config.batch_size))
-    validation = _gather(predict(recogniser, val_clips, config.batch_size))
+    training = _gather(predict(network, train_clips, config.batch_size))
+    validation = _gather(predict(network, val_clips, config.batch_size))
     bytes_read = _all_reduce(train_rows.bytes_read.sum() + val_rows.bytes_read.sum())
     if rank == 0:
         num_clips = len(training.labels) + len(validation.labels)
-        encoder_size = sum(p.numel() for p in recogniser.encoder.parameters())
-        classifier_size = sum(p.numel() for p in recogniser.classifier.parameters())
+        encoder_size = sum(p.numel() for p in network.encoder.parameters())
+        classifier_size = sum(p.numel() for p in network.classifier.parameters())
         _finish(
             tracker,
-            recogniser,
+            network,
             training,
             validation,
             history,
@@ -213,7 +213,7 @@ def turn_on_noise(
         num_clips, num_frames, side: of its one batch, (num_clips, num_frames, C, side, side).
         wrap: what is done to the two players, such as DDP.
     """
-    recogniser = Recogniser(model_config(config, num_classes, identity_dim), config.apex_weight > 0)
+    network = ExpressionNet(model_config(config, num_classes, identity_dim), config.apex_weight > 0)
     player = PLAYERS[config.game](config.code_dim, identity_dim, 2)
     batch = Batch(
         planes=torch.randn(num_clips, num_frames, config.what.num_planes, side, side) / 10,
@@ -226,10 +226,10 @@ def turn_on_noise(
     )
     return partial(
         play_turn,
-        wrap(recogniser),
+        wrap(network),
         wrap(player),
-        optimiser_of(recogniser),
-        optimiser_of(player),
+        optimizer_of(network),
+        optimizer_of(player),
         batch,
         Weights(config.identity_weight, config.apex_weight),
         config.estimator_steps,
@@ -249,11 +249,11 @@ def model_config(config: TrainConfig, num_classes: int, identity_dim: int) -> Mo
     )
 
 
-def _share(side: str, rank: int, setup: Mapping[str, Any]) -> Rows:
+def _share(side: str, rank: int, setup: Mapping[str, Any]) -> LoadedClips:
     rows = setup.get(f"rows-{side}")
     if rows is None:
         rows = list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows())
-    return load_rows(rows, setup["identity_dim"])
+    return load_clips(rows, setup["identity_dim"])
 
 
 def _all_reduce(values: Tensor) -> Tensor:
@@ -262,12 +262,12 @@ def _all_reduce(values: Tensor) -> Tensor:
     return values
 
 
-def _standardisation(rows: Rows, device: torch.device) -> Standardisation:
+def _standardization(rows: LoadedClips, device: torch.device) -> Standardization:
     z_I = rows.z_I.double().to(device)
     count = torch.tensor([len(rows)], dtype=torch.float64, device=device)
     sums = _all_reduce(torch.cat([z_I.sum(0), (z_I**2).sum(0), count]))
     total, total_squares = sums[:-1].chunk(2)
-    return Standardisation.of(total.cpu(), total_squares.cpu(), float(sums[-1]))
+    return Standardization.of(total.cpu(), total_squares.cpu(), float(sums[-1]))
 
 
 def _schedule(step: int, total_steps: int) -> float:
@@ -307,19 +307,19 @@ def _mean_over_workers(
 
 
 @torch.no_grad()
-def predict(recogniser: Recogniser, clips: BatchMaker, batch_size: int) -> Predictions:
+def predict(network: ExpressionNet, clips: BatchMaker, batch_size: int) -> ScoredClips:
     """This worker's clips, each once and unvaried."""
-    recogniser.eval()
+    network.eval()
     parts: dict[str, list[np.ndarray]] = {"labels": [], "logits": [], "z_R": [], "z_I": []}
     for batch in clips.in_order(batch_size):
-        z_R, logits, _ = recogniser(batch.planes, batch.mask, batch.z_I)
+        z_R, logits, _ = network(batch.planes, batch.mask, batch.z_I)
         values = {"labels": batch.labels, "logits": logits, "z_R": z_R, "z_I": batch.z_I}
         for name, value in values.items():
             parts[name].append(value.cpu().numpy())
     widths = {
         "labels": (),
-        "logits": (recogniser.classifier.out_features,),
-        "z_R": (recogniser.classifier.in_features,),
+        "logits": (network.classifier.out_features,),
+        "z_R": (network.classifier.in_features,),
         "z_I": (clips.rows.z_I.shape[1],),
     }
     arrays = {
@@ -327,21 +327,21 @@ def predict(recogniser: Recogniser, clips: BatchMaker, batch_size: int) -> Predi
         for name, values in parts.items()
     }
     arrays["labels"] = arrays["labels"].astype(np.int64)
-    return Predictions(
+    return ScoredClips(
         **arrays, subjects=list(clips.rows.subjects), clip_ids=list(clips.rows.clip_ids)
     )
 
 
-def _gather(share: Predictions) -> Predictions:
+def _gather(share: ScoredClips) -> ScoredClips:
     """Every worker's clips on every worker: nothing dropped, nothing twice."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return Predictions.concatenate([share])
+        return ScoredClips.concatenate([share])
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, share)
-    return Predictions.concatenate(parts)
+    return ScoredClips.concatenate(parts)
 
 
-def _validation_figures(validation: Predictions, num_classes: int) -> dict[str, float]:
+def _validation_figures(validation: ScoredClips, num_classes: int) -> dict[str, float]:
     predicted = validation.logits.argmax(1)
     confusion = confusion_matrix(validation.labels, predicted, num_classes)
     figures = {
@@ -368,9 +368,9 @@ def _progress_line(
 
 def _finish(
     tracker: tracking.Tracker,
-    recogniser: Recogniser,
-    training: Predictions,
-    validation: Predictions,
+    network: ExpressionNet,
+    training: ScoredClips,
+    validation: ScoredClips,
     history: Sequence[Mapping[str, float]],
     cost: Mapping[str, float],
     setup: Mapping[str, Any],
@@ -393,7 +393,7 @@ def _finish(
     tracker.log_predictions(training, validation)
     kept = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
     card = replace(setup["card"], figures=kept)
-    tracker.log_model(Predictor.of(recogniser, card.network), card)
+    tracker.log_model(Predictor.of(network, card.network), card)
     results = Results(
         kept,
         confusion.tolist(),

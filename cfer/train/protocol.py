@@ -131,7 +131,7 @@ def _train_all(
     by_parent = {protocol.parent_id: protocol for protocol in protocols}
     unfinished = Counter(job.parent.run_id for job in left)
     summaries = {
-        protocol.parent_id: _summarise(protocol)
+        protocol.parent_id: _summarize(protocol)
         for protocol in protocols
         if not unfinished[protocol.parent_id]
     }
@@ -139,7 +139,7 @@ def _train_all(
         parent_id = job.parent.run_id
         unfinished[parent_id] -= 1
         if not unfinished[parent_id]:
-            summaries[parent_id] = _summarise(by_parent[parent_id])
+            summaries[parent_id] = _summarize(by_parent[parent_id])
     return [summaries[protocol.parent_id] for protocol in protocols]
 
 
@@ -306,7 +306,7 @@ def _run_job(
 # ---- what they amount to -------------------------------------------------------------------------
 
 
-def _summarise(protocol: _Protocol) -> Summary:
+def _summarize(protocol: _Protocol) -> Summary:
     """Mean, deviation and pooled confusion matrix, in the parent run.
 
     In the mean each run counts the same (of `loso`, each person); in what is pooled, each clip.

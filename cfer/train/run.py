@@ -3,7 +3,7 @@
 `cfer.train` is the command. A run has a folder `<storage>/<run>` with
 
     run.json              its configuration and its MLflow run, written when it is started
-    epoch-00012/          the newest checkpoint: both players, both optimisers, the figures so far
+    epoch-00012/          the newest checkpoint: both players, both optimizers, the figures so far
     results.json          the figures of the last epoch; written last, so its presence says "done"
 
 so that a run that was killed goes on from its last complete checkpoint to the result of an
@@ -39,7 +39,7 @@ from cfer.data.folds import (
     split_into_folds,
     who_is_held_out,
 )
-from cfer.data.frames import read_clips
+from cfer.data.frames import frames_of_clips
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location, below
 from cfer.errors import InputError, WorkerError
@@ -120,8 +120,8 @@ def run(
     if parent is None:
         for warning in filter(None, [placement.warning, *doubts]):
             say(f"warning: {warning}")
-        if index.num_unlabelled:
-            say(f"{index.num_unlabelled} clips without a label are left out")
+        if index.num_unlabeled:
+            say(f"{index.num_unlabeled} clips without a label are left out")
         say(
             f"run {config.run}: {len(split.train)} clips to train on, {len(split.validation)} to "
             f"validate on, of {len(description.classes)} classes; {config.workers} workers with "
@@ -230,7 +230,7 @@ def check_training_clips(
         held_out = [clip_id for clip_id in split.validation if label_of[clip_id] == label]
         if label not in trained:
             doubts.append(
-                f"no training clip is {name}, so no clip will be recognised as it"
+                f"no training clip is {name}, so no clip will be recognized as it"
                 + (f": {rows_named(held_out)} can only be wrong" if held_out else "")
             )
         elif says_nothing(name):
@@ -358,7 +358,7 @@ def _fit(
         if in_process:
             setup[f"rows-{side}"] = [by_id[clip_id] for clip_id in clip_ids]
             continue
-        clips = read_clips(config.data, clip_ids, config.what, side == "train").materialize()
+        clips = frames_of_clips(config.data, clip_ids, config.what, side == "train").materialize()
         assert clips.count() == len(clip_ids), f"{clips.count()} of {len(clip_ids)} {side} clips"
         cuts = _cuts(len(clip_ids), config.workers)
         shares = clips.split_at_indices(cuts[1:-1]) if config.workers > 1 else [clips]
@@ -480,9 +480,9 @@ def _cuts(num_clips: int, workers: int) -> list[int]:
 
 
 def read_all_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    """Every labelled clip as `cfer.data.frames.read_clips` gives it, for the runs that share the input."""
+    """Every labeled clip as `cfer.data.frames.frames_of_clips` gives it, for the runs that share the input."""
     index = read_index(config.data)
-    clips = read_clips(config.data, index.clip_ids, config.what, for_training=True)
+    clips = frames_of_clips(config.data, index.clip_ids, config.what, for_training=True)
     return list(clips.iter_rows())
 
 

@@ -8,7 +8,7 @@ face would put motion into the residuals that the face did not make. The rule:
 2. Faces of different frames that overlap are one person. A person seen in less than half as many
    frames as the one seen most often is dropped.
 3. The largest person is taken; among those within `SAME_SIZE` of the largest area, the one nearest
-   to the picture's centre.
+   to the picture's center.
 4. That person's median box, its longer side grown by `MARGIN`, is the square. Where it leaves the
    picture, the picture's edge is repeated.
 

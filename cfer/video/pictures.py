@@ -439,7 +439,7 @@ def _is_of_16_bits(file: Path) -> bool:
 
 
 def _samples_of_16_bits(file: Path) -> np.ndarray:
-    """RGB, uint16 (H, W, 3). Pillow would give 8 bits of a picture in colour."""
+    """RGB, uint16 (H, W, 3). Pillow would give 8 bits of a picture in color."""
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     read = cv2.imdecode(np.fromfile(file, np.uint8), flags)
     if read is None:

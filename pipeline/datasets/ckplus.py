@@ -54,7 +54,7 @@ ROOT/
 
 
 def read(root: Path) -> list[Entry]:
-    """The labelled sequences.
+    """The labeled sequences.
 
     Raises:
         InputError: not this layout, a label without its pictures, or a subject twice.
@@ -96,7 +96,7 @@ def read(root: Path) -> list[Entry]:
     if labels:
         names = ", ".join(sorted(labels)[:10]) + (", …" if len(labels) > 10 else "")
         raise InputError(
-            f"{images}: no pictures of {len(labels)} labelled sequences: {names}; copy them again, "
+            f"{images}: no pictures of {len(labels)} labeled sequences: {names}; copy them again, "
             f"or remove their labels from {emotion}"
         )
     left_out(without_label, "sequences without an emotion label")

@@ -8,7 +8,7 @@ fall-off (after Waters, "A muscle model for animating three-dimensional facial e
 SIGGRAPH 1987). The pulls move everything on the face: skin texture, brows, lips, lids, creases.
 Eyes, mouth and creases are drawn anew in every frame, hair and glasses only follow the head.
 
-What is a person's own: shape, colours, texture, how far, how quickly and how evenly each unit
+What is a person's own: shape, colors, texture, how far, how quickly and how evenly each unit
 moves, a habit that accompanies every expression, how deep the creases get, and the resting face,
 which may look sad, angry or amused. What is a clip's own: light, background, clothes, place and
 size of the head, head motion, flicker, noise, blinks. So neither the background nor a single
@@ -60,7 +60,7 @@ MOODS: tuple[dict[int, float], ...] = (
 )
 
 SKIN_TONES = ((247, 219, 200), (233, 194, 166), (210, 163, 128), (170, 118, 84), (116, 75, 53))
-HAIR_COLOURS = (
+HAIR_COLORS = (
     (28, 24, 24),
     (58, 38, 28),
     (96, 62, 38),
@@ -69,18 +69,18 @@ HAIR_COLOURS = (
     (150, 66, 34),
     (165, 162, 160),
 )
-IRIS_COLOURS = ((70, 45, 28), (104, 70, 38), (92, 104, 58), (86, 122, 150), (110, 130, 138))
+IRIS_COLORS = ((70, 45, 28), (104, 70, 38), (92, 104, 58), (86, 122, 150), (110, 130, 138))
 HAIR_STYLES = ("bald", "buzz", "short", "parted", "fringe", "long", "curly", "receding")
 GLASSES = ("none", "none", "none", "round", "square", "half")
 BEARDS = ("none", "none", "none", "stubble", "moustache", "goatee", "full")
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Paint = Sequence[float] | np.ndarray | float
 Tint = Callable[[np.ndarray, Paint, float], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class DrawingSettings:
     """What decides a clip's pixels beside the subject and the expression.
 
     `picture_size` in pixels; `difficulty` from 0 (easy) over 1 (hard) upwards scales head motion,
@@ -114,7 +114,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Identity:
-    """One person. Lengths in half face widths, colours RGB 0..255, `*_z` standard normal scores.
+    """One person. Lengths in half face widths, colors RGB 0..255, `*_z` standard normal scores.
 
     Arrays over action units are in the order of `ACTION_UNITS`.
     """
@@ -146,14 +146,14 @@ class Identity:
     mouth_curve: float
     upper_lip: float
     lower_lip: float
-    # Colours
-    skin: Colour
+    # Colors
+    skin: Color
     blush: float
-    lip: Colour
-    hair: Colour
-    brow: Colour
-    iris: Colour
-    glasses_colour: Colour
+    lip: Color
+    hair: Color
+    brow: Color
+    iris: Color
+    glasses_color: Color
     # What one has or has not
     hair_style: str
     hair_volume: float
@@ -190,12 +190,12 @@ class Identity:
         skin *= 1 + rng.normal(0, 0.025, 3)
         dark = tone / (len(SKIN_TONES) - 1)
         weights = np.array([4, 4, 3 - 2 * dark, 2 - 1.6 * dark, 2 - 1.9 * dark, 1 - 0.9 * dark, 1])
-        hair = np.array(HAIR_COLOURS[rng.choice(len(HAIR_COLOURS), p=weights / weights.sum())])
+        hair = np.array(HAIR_COLORS[rng.choice(len(HAIR_COLORS), p=weights / weights.sum())])
         hair = np.clip(hair * (1 + rng.normal(0, 0.1)), 12, 235)
         lipstick = female and rng.random() < 0.45
         natural = skin * np.array([0.86, 0.62, 0.62])
         lip = np.array([u(140, 190), u(30, 80), u(50, 95)]) if lipstick else natural
-        iris = IRIS_COLOURS[0] if rng.random() < dark else IRIS_COLOURS[rng.integers(5)]
+        iris = IRIS_COLORS[0] if rng.random() < dark else IRIS_COLORS[rng.integers(5)]
         styles = HAIR_STYLES[2:7] if female else HAIR_STYLES
         return cls(
             cheek_width=u(0.93, 1.04),
@@ -223,15 +223,13 @@ class Identity:
             mouth_curve=rng.normal(0, 0.015),
             upper_lip=u(0.035, 0.085),
             lower_lip=u(0.055, 0.11),
-            skin=_colour(skin),
+            skin=_color(skin),
             blush=u(0.0, 1.0),
-            lip=_colour(lip),
-            hair=_colour(hair),
-            brow=_colour(hair * u(0.5, 0.9)),
-            iris=_colour(np.array(iris) * u(0.85, 1.15)),
-            glasses_colour=_colour(
-                rng.choice(np.array([[25, 22, 22], [80, 45, 25], [120, 25, 35]]))
-            ),
+            lip=_color(lip),
+            hair=_color(hair),
+            brow=_color(hair * u(0.5, 0.9)),
+            iris=_color(np.array(iris) * u(0.85, 1.15)),
+            glasses_color=_color(rng.choice(np.array([[25, 22, 22], [80, 45, 25], [120, 25, 35]]))),
             hair_style=styles[rng.integers(len(styles))],
             hair_volume=u(0.0, 1.0),
             glasses=GLASSES[rng.integers(len(GLASSES))],
@@ -254,7 +252,7 @@ class Identity:
         )
 
 
-def _colour(values: np.ndarray) -> Colour:
+def _color(values: np.ndarray) -> Color:
     red, green, blue = np.clip(values, 0, 255).tolist()
     return (red, green, blue)
 
@@ -264,7 +262,7 @@ def _colour(values: np.ndarray) -> Colour:
 
 
 def activations(
-    identity: Identity, expression: str, settings: Settings, rng: np.random.Generator
+    identity: Identity, expression: str, settings: DrawingSettings, rng: np.random.Generator
 ) -> np.ndarray:
     """How far each action unit is from rest: float32 (frames, units, 2), left and right of picture.
 
@@ -298,7 +296,7 @@ def activations(
     return (rise[:, :, None] * both[None]).astype(np.float32)
 
 
-def resting_units(identity: Identity, settings: Settings) -> np.ndarray:
+def resting_units(identity: Identity, settings: DrawingSettings) -> np.ndarray:
     """The units that are always a little on in this person: float32 (units, 2)."""
     rest = np.zeros((len(ACTION_UNITS), 2), np.float32)
     for unit, value in MOODS[identity.mood].items():
@@ -324,11 +322,11 @@ def _catmull_rom(
 
 @dataclass(frozen=True)
 class Pulls:
-    """Every muscle pull of a face: unit and side (K,), centre and vector (K, 2), reach (K,)."""
+    """Every muscle pull of a face: unit and side (K,), center and vector (K, 2), reach (K,)."""
 
     unit: np.ndarray
     side: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     vector: np.ndarray
     reach: np.ndarray
     is_jaw: np.ndarray
@@ -340,7 +338,7 @@ class Pulls:
         brow, eye, mouth = who.brow_y, who.eye_x, who.mouth_y
         corner = who.mouth_width
         table: list[tuple[int, float, float, float, float, float]] = [
-            # unit, centre x, centre y, displacement x, displacement y, reach
+            # unit, center x, center y, displacement x, displacement y, reach
             (1, who.brow_gap + 0.04, brow, 0.0, -0.17, 0.17),
             (1, who.brow_gap, brow - 0.3, 0.0, -0.05, 0.22),
             (2, eye + 0.24, brow, 0.0, -0.15, 0.17),
@@ -369,7 +367,7 @@ class Pulls:
         return cls(
             unit=np.array([INDEX[int(unit)] for unit in rows[:, 0]]),
             side=np.tile([0, 1], len(table)),
-            centre=np.stack([rows[:, 1] * sign, rows[:, 2]], axis=1).astype(np.float32),
+            center=np.stack([rows[:, 1] * sign, rows[:, 2]], axis=1).astype(np.float32),
             vector=np.stack([rows[:, 3] * sign, rows[:, 4]], axis=1).astype(np.float32),
             reach=rows[:, 5].astype(np.float32),
             is_jaw=np.isin(rows[:, 0], (26, 27)),
@@ -387,7 +385,7 @@ class Pulls:
         on = weight > 1e-3
         if not on.any():
             return np.zeros_like(points)
-        away = points[:, None, :] - self.centre[None, on]
+        away = points[:, None, :] - self.center[None, on]
         fall = np.exp(-np.square(away).sum(axis=2) / (2 * np.square(self.reach[on])))
         fall *= weight[on]
         if jaw is None:
@@ -427,18 +425,18 @@ def _fixed(points: np.ndarray) -> np.ndarray:
     return np.round(points * (1 << SHIFT)).astype(np.int32)
 
 
-def fill(picture: np.ndarray, points: np.ndarray, colour: Paint) -> None:
-    cv2.fillPoly(picture, [_fixed(points)], _scalar(colour), cv2.LINE_AA, SHIFT)
+def fill(picture: np.ndarray, points: np.ndarray, color: Paint) -> None:
+    cv2.fillPoly(picture, [_fixed(points)], _scalar(color), cv2.LINE_AA, SHIFT)
 
 
-def stroke(picture: np.ndarray, points: np.ndarray, colour: Paint, width: float) -> None:
+def stroke(picture: np.ndarray, points: np.ndarray, color: Paint, width: float) -> None:
     cv2.polylines(
-        picture, [_fixed(points)], False, _scalar(colour), max(1, round(width)), cv2.LINE_AA, SHIFT
+        picture, [_fixed(points)], False, _scalar(color), max(1, round(width)), cv2.LINE_AA, SHIFT
     )
 
 
-def _scalar(colour: Paint) -> tuple[float, ...]:
-    return (float(colour),) if isinstance(colour, (int, float)) else tuple(map(float, colour))
+def _scalar(color: Paint) -> tuple[float, ...]:
+    return (float(color),) if isinstance(color, (int, float)) else tuple(map(float, color))
 
 
 def fractal_noise(
@@ -556,7 +554,7 @@ def shading(canvas: Canvas, who: Identity, light: np.ndarray) -> tuple[np.ndarra
 
 @lru_cache(maxsize=2)
 def skin_of(who: Identity, per_unit: float) -> np.ndarray:
-    """The colours of the face in an even light, brows, nose and beard included: float32 (H, W, 3).
+    """The colors of the face in an even light, brows, nose and beard included: float32 (H, W, 3).
 
     A person's own, whatever the clip, hence kept for the next one.
     """
@@ -569,10 +567,10 @@ def skin_of(who: Identity, per_unit: float) -> np.ndarray:
         1 + mottle + cv2.GaussianBlur(pores, (0, 0), 0.8) * 2
     )[..., None].astype(np.float32)
 
-    def tint(mask: np.ndarray, colour: Paint, share: float) -> None:
+    def tint(mask: np.ndarray, color: Paint, share: float) -> None:
         nonlocal albedo
         weight = (mask * share)[..., None]
-        albedo = albedo * (1 - weight) + np.array(colour, np.float32) * weight
+        albedo = albedo * (1 - weight) + np.array(color, np.float32) * weight
 
     red = skin * np.array([1.0, 0.72, 0.7], np.float32)
     tint(canvas.blobs(0.56, 0.42, 0.26, 0.2), red, 0.15 + 0.4 * who.blush)
@@ -582,9 +580,9 @@ def skin_of(who: Identity, per_unit: float) -> np.ndarray:
     dots = np.zeros(canvas.shape, np.uint8)
     for _ in range(who.num_freckles):
         at = np.array([rng.normal(0, 0.42), rng.normal(0.3, 0.17)], np.float32)
-        centre = _fixed(canvas.pixels(at))
+        center = _fixed(canvas.pixels(at))
         radius = int(rng.uniform(0.006, 0.015) * canvas.per_unit * (1 << SHIFT))
-        cv2.circle(dots, centre.tolist(), radius, rng.uniform(90, 230), -1, cv2.LINE_AA, SHIFT)
+        cv2.circle(dots, center.tolist(), radius, rng.uniform(90, 230), -1, cv2.LINE_AA, SHIFT)
     tint(dots.astype(np.float32) / 255, skin * np.array([0.66, 0.5, 0.42]), 0.6)
     dots[:] = 0
     for _ in range(who.num_moles):
@@ -752,8 +750,8 @@ def front_layer(canvas: Canvas, who: Identity, light: np.ndarray) -> np.ndarray:
                     np.float32,
                 )
                 radius = int(own.uniform(0.13, 0.22) * canvas.per_unit * (1 << SHIFT))
-                centre = _fixed(canvas.pixels(at)).tolist()
-                cv2.circle(curls, centre, radius, 255.0, -1, cv2.LINE_AA, SHIFT)
+                center = _fixed(canvas.pixels(at)).tolist()
+                cv2.circle(curls, center, radius, 255.0, -1, cv2.LINE_AA, SHIFT)
             hair = np.maximum(hair, curls.astype(np.float32) / 255)
         own = np.random.default_rng(who.texture_seed + 2)
         strands = cv2.resize(
@@ -792,11 +790,11 @@ def _glasses(canvas: Canvas, who: Identity, layer: np.ndarray) -> np.ndarray:
     glint = np.clip(np.sin((canvas.x + canvas.y)[band] * 9), 0.8, 1) - 0.8
     sheen = lens[band].astype(np.float32) / 255 * (0.03 + 0.35 * glint)
     out = layer[band].astype(np.float32)
-    for alpha, colour in (
+    for alpha, color in (
         (sheen, (235, 240, 245)),
-        (rims[band].astype(np.float32) / 255, who.glasses_colour),
+        (rims[band].astype(np.float32) / 255, who.glasses_color),
     ):
-        over = np.array([*colour, 255], np.float32)
+        over = np.array([*color, 255], np.float32)
         out = out * (1 - alpha[..., None]) + over * alpha[..., None]
     layer[band] = np.round(out).astype(np.uint8)
     return layer
@@ -919,7 +917,7 @@ def crease_curves(who: Identity) -> dict[str, list[np.ndarray]]:
 class Pose:
     """Where the head is in a frame: pixels of the drawing, radians, and turns in depth."""
 
-    centre: np.ndarray
+    center: np.ndarray
     unit: float
     angle: float
     yaw: float
@@ -931,7 +929,7 @@ def to_picture(points: np.ndarray, pose: Pose, who: Identity) -> np.ndarray:
     z = depth(points[:, 0], points[:, 1], who)
     turned = points + np.stack([pose.yaw * z, pose.pitch * z], 1)
     c, s = math.cos(pose.angle), math.sin(pose.angle)
-    return pose.centre + pose.unit * (turned @ np.array([[c, s], [-s, c]]))
+    return pose.center + pose.unit * (turned @ np.array([[c, s], [-s, c]]))
 
 
 def sampling_maps(
@@ -949,7 +947,7 @@ def sampling_maps(
     gx, gy = np.meshgrid(
         (np.arange(columns) + 0.5) * step - 0.5, (np.arange(rows) + 0.5) * step - 0.5
     )
-    at = np.stack([gx.ravel(), gy.ravel()], 1) + origin - pose.centre
+    at = np.stack([gx.ravel(), gy.ravel()], 1) + origin - pose.center
     plain = (at @ back.T).astype(np.float32)
     z = depth(plain[:, 0], plain[:, 1], who)
     flat = plain - np.stack([pose.yaw * z, pose.pitch * z], 1).astype(np.float32)
@@ -994,7 +992,7 @@ class Head:
         """Draw the head on `picture` (uint8, in place): `level` (units, 2), `blink` 0..1."""
         size = picture.shape[0]
         reach = pose.unit * np.array([[X_RANGE[0], Y_RANGE[0]], [X_RANGE[1], Y_RANGE[1]]])
-        low, high = np.clip(np.round(pose.centre + reach), 0, size).astype(int)
+        low, high = np.clip(np.round(pose.center + reach), 0, size).astype(int)
         region = picture[low[1] : high[1], low[0] : high[0]]
         rigid, pulled = sampling_maps(
             region.shape[:2], low, pose, self.who, self.canvas, self.pulls, level
@@ -1070,16 +1068,16 @@ class Head:
             ball = np.empty_like(window)
             ball[:] = (226, 221, 216)
             middle = np.array([[who.eye_x + gaze[0] * sign[0], gaze[1] - 0.012]], np.float32)
-            centre = to_picture(middle * sign, pose, who)[0] - low
+            center = to_picture(middle * sign, pose, who)[0] - low
             radius = 0.078 * pose.unit
             circles = (
                 (1.0, np.array(who.iris) * 0.45),
                 (0.86, np.array(who.iris)),
                 (0.45, np.array([12, 10, 10])),
             )
-            for scale, colour in circles:
-                _disc(ball, centre, radius * scale, colour)
-            _disc(ball, centre + np.array([-0.3, -0.35]) * radius, radius * 0.22, (250, 250, 250))
+            for scale, color in circles:
+                _disc(ball, center, radius * scale, color)
+            _disc(ball, center + np.array([-0.3, -0.35]) * radius, radius * 0.22, (250, 250, 250))
             # The upper lid's shadow on the globe.
             stroke(ball, upper, np.array([120, 105, 100]), 0.05 * pose.unit)
             ball = cv2.GaussianBlur(ball, (0, 0), 0.9)
@@ -1138,7 +1136,7 @@ class Head:
             p - low for p in (outer_up, inner_up, inner_down, outer_down)
         )
         drawn = window.copy()
-        colour = np.array(who.lip)
+        color = np.array(who.lip)
         gap = inner_down - inner_up
         if gap[:, 1].max() > 0.015 * pose.unit:
             cavity = np.concatenate([inner_up, inner_down[::-1]])
@@ -1154,11 +1152,11 @@ class Head:
             if gap[:, 1].max() > 0.16 * pose.unit:
                 hump = inner_down[tongue] - gap[tongue] * 0.32 * arc[tongue, None]
                 fill(drawn, np.concatenate([inner_down[tongue], hump[::-1]]), (150, 66, 66))
-        fill(drawn, np.concatenate([outer_up, inner_up[::-1]]), colour * 0.8)
-        fill(drawn, np.concatenate([inner_down, outer_down[::-1]]), colour)
+        fill(drawn, np.concatenate([outer_up, inner_up[::-1]]), color * 0.8)
+        fill(drawn, np.concatenate([inner_down, outer_down[::-1]]), color)
         middle = 0.55 * inner_down + 0.45 * outer_down
-        stroke(drawn, middle[9:22], np.minimum(colour * 1.18 + 8, 255), 0.025 * pose.unit)
-        stroke(drawn, inner_up, colour * 0.38, 0.014 * pose.unit)
+        stroke(drawn, middle[9:22], np.minimum(color * 1.18 + 8, 255), 0.025 * pose.unit)
+        stroke(drawn, inner_up, color * 0.38, 0.014 * pose.unit)
         stroke(
             drawn, outer_down[8:23] + np.array([0, 0.02 * pose.unit]), np.array(who.skin) * 0.72, 2
         )
@@ -1166,9 +1164,9 @@ class Head:
         cv2.addWeighted(drawn, 0.93, window, 0.07, 0, dst=window)
 
 
-def _disc(picture: np.ndarray, centre: np.ndarray, radius: float, colour: Paint) -> None:
-    at = _fixed(centre).tolist()
-    cv2.circle(picture, at, round(radius * (1 << SHIFT)), _scalar(colour), -1, cv2.LINE_AA, SHIFT)
+def _disc(picture: np.ndarray, center: np.ndarray, radius: float, color: Paint) -> None:
+    at = _fixed(center).tolist()
+    cv2.circle(picture, at, round(radius * (1 << SHIFT)), _scalar(color), -1, cv2.LINE_AA, SHIFT)
 
 
 def _bounds(
@@ -1187,7 +1185,7 @@ SUPERSAMPLING = 2
 
 
 def draw_clip(
-    identity: Identity, expression: str, settings: Settings, rng: np.random.Generator
+    identity: Identity, expression: str, settings: DrawingSettings, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], int]:
     """Draw one clip, neutral to apex.
 
@@ -1222,7 +1220,7 @@ def draw_clip(
     for t in range(frames):
         picture = behind.copy()
         pose = Pose(
-            centre=head + unit * 0.04 * d * walk[t, :2],
+            center=head + unit * 0.04 * d * walk[t, :2],
             unit=unit * (1 + 0.016 * d * walk[t, 2]),
             angle=still[0] + 0.028 * d * walk[t, 3],
             yaw=still[1] + 0.04 * d * walk[t, 4],

@@ -4,7 +4,7 @@
     python -m pipeline.datasets.synthetic --measure DIR
 
 The first command writes `DIR/videos/S001/anger_1.mp4` … and `DIR/manifest.csv`; the second reports
-how good the set is: whether MTCNN finds the faces, and whether a face recogniser, and plain pixels
+how good the set is: whether MTCNN finds the faces, and whether a face network, and plain pixels
 beside it, tell the subjects apart.
 
 How a face is drawn is in `drawing.py`. Every clip starts neutral and ends at its apex, as in CK+.
@@ -40,8 +40,8 @@ from cfer.errors import InputError, exit_with_message
 from pipeline.datasets.drawing import (
     DRAWING_VERSION,
     EXPRESSIONS,
+    DrawingSettings,
     Identity,
-    Settings,
     draw_clip,
 )
 
@@ -80,7 +80,7 @@ class Task:
     expression: str
     repetition: int
 
-    def manifest_row(self, directory: Path, settings: Settings) -> dict[str, str | int]:
+    def manifest_row(self, directory: Path, settings: DrawingSettings) -> dict[str, str | int]:
         return {
             "path": self.path.relative_to(directory).as_posix(),
             "clip_id": f"{subject_name(self.subject)}_{self.path.stem}",
@@ -94,7 +94,7 @@ class Task:
 def write_video(path: Path, pictures: Sequence[np.ndarray]) -> None:
     """Write RGB uint8 pictures as a visually lossless video; the file appears whole or not at all.
 
-    H.264 at constant rate factor 12 where this PyAV has x264, otherwise MPEG-4 at quantiser 2.
+    H.264 at constant rate factor 12 where this PyAV has x264, otherwise MPEG-4 at quantizer 2.
     One thread, so that the same pictures give the same bytes.
     """
     height, width = pictures[0].shape[:2]
@@ -114,7 +114,7 @@ def write_video(path: Path, pictures: Sequence[np.ndarray]) -> None:
     os.replace(temporary, path)
 
 
-def draw_task(task: Task, settings: Settings) -> int:
+def draw_task(task: Task, settings: DrawingSettings) -> int:
     """Draw one clip and write its video; returns the number of frames."""
     pictures, _ = draw_clip(
         identity_of(settings.seed, task.subject),
@@ -135,7 +135,7 @@ def _start_worker() -> None:
 def draw_dataset(
     directory: str | Path,
     subjects: int = 60,
-    settings: Settings | None = None,
+    settings: DrawingSettings | None = None,
     classes: Sequence[str] = EXPRESSIONS,
     clips_per_class: int = 1,
     workers: int = 1,
@@ -146,7 +146,7 @@ def draw_dataset(
     set can grow by subjects, classes or clips. Raises `InputError` for a folder that was drawn
     with other settings, and for numbers or classes that can't be drawn.
     """
-    settings = settings or Settings()
+    settings = settings or DrawingSettings()
     directory = Path(directory)
     for option, value in (
         ("--subjects", subjects),
@@ -195,7 +195,7 @@ def draw_dataset(
     return directory / "manifest.csv"
 
 
-def _draw_all(tasks: Sequence[Task], settings: Settings, workers: int) -> Iterator[int]:
+def _draw_all(tasks: Sequence[Task], settings: DrawingSettings, workers: int) -> Iterator[int]:
     workers = min(workers, len(tasks))
     if workers <= 1:
         yield from (draw_task(task, settings) for task in tasks)
@@ -222,7 +222,7 @@ def _progress(counts: Iterator[int], total: int) -> Iterator[int]:
         yield count
 
 
-def _claim_directory(directory: Path, settings: Settings) -> None:
+def _claim_directory(directory: Path, settings: DrawingSettings) -> None:
     """Make the folder these settings' own, or raise `InputError` where it is another's."""
     record = directory / "settings.json"
     mine = {"drawing_version": DRAWING_VERSION, **asdict(settings)}
@@ -306,7 +306,7 @@ class Verification:
         )
 
 
-def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
+def measure(directory: str | Path, embedder_name: str = "dlib") -> str:
     """Measure a drawn set, and say it in a few lines.
 
     Raises `InputError` where there is no set, or where one subject or one clip each leaves nothing
@@ -325,7 +325,7 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
             "compare; draw two or more subjects with two or more clips each"
         )
     # Heavy, and of no use to the processes that draw.
-    from cfer.model.face_embedder import open_recogniser
+    from cfer.model.face_embedder import open_face_embedder
     from cfer.video.faces import FaceDetector, crop
     from cfer.video.pictures import open_pictures
 
@@ -340,7 +340,7 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
         if squares:
             crops.append(crop(pictures[0], squares[0], 160))
             kept.append(row["subject"])
-    codes = open_recogniser(recogniser_name, None, "cpu").embed(crops)
+    codes = open_face_embedder(embedder_name, None, "cpu").embed(crops)
     plain = [cv2.resize(c, (24, 24), interpolation=cv2.INTER_AREA).ravel() for c in crops]
     lines = [
         f"{directory}: {len(rows)} clips of {len(set(subjects))} subjects",
@@ -348,7 +348,7 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
         "first, middle and last of each clip",
         "same subject or not, from the first frames' face crops:",
     ]
-    for name, code in ((recogniser_name, codes), ("24×24 pixels", np.array(plain, np.float64))):
+    for name, code in ((embedder_name, codes), ("24×24 pixels", np.array(plain, np.float64))):
         result = Verification.of(code, kept)
         lines.append(
             f"  {name:<13} 1-NN {result.nearest:.3f} (chance {result.chance:.3f})  "
@@ -356,7 +356,7 @@ def measure(directory: str | Path, recogniser_name: str = "dlib") -> str:
         )
     cv2.setNumThreads(1)
     start = time.monotonic()
-    settings = Settings()
+    settings = DrawingSettings()
     for expression in EXPRESSIONS:
         draw_clip(identity_of(0, 0), expression, settings, clip_generator(0, 0, expression, 0))
     speed = settings.frames * len(EXPRESSIONS) / (time.monotonic() - start)
@@ -374,7 +374,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    defaults = Settings()
+    defaults = DrawingSettings()
     parser = Parser(
         prog="python -m pipeline.datasets.synthetic",
         description="Draw a data set of faces as video, or measure one.",
@@ -384,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--measure", metavar="DIR", help="measure the set in this folder")
     parser.add_argument(
         "--identity", default="dlib", choices=("dlib", "facenet"),
-        help="the face recogniser that measures (%(default)s)",
+        help="the face network that measures (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--subjects", type=int, default=60, help="number of people (%(default)s)")
     parser.add_argument(
@@ -411,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.measure:
         print(measure(options.measure, options.identity))
         return 0
-    settings = Settings(
+    settings = DrawingSettings(
         frames=options.frames,
         picture_size=options.picture_size,
         difficulty=options.difficulty,

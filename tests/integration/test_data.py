@@ -11,10 +11,10 @@ import torch
 from cfer.codec import Bitstream
 from cfer.data import shards
 from cfer.data.folds import read_index
-from cfer.data.frames import read_clips
+from cfer.data.frames import frames_of_clips
 from cfer.data.inputs import Input, to_planes
 from cfer.model.network import scale_planes
-from cfer.train.batches import Augmentation, BatchMaker, Standardisation, load_rows
+from cfer.train.batches import Augmentation, BatchMaker, Standardization, load_clips
 
 NO_CHANGE = Augmentation(flip_probability=0, max_shift_pixels=0, gain_jitter=0)
 
@@ -27,10 +27,10 @@ def test_rows_through_ray_data_are_those_of_the_shards(
     assert len(index.clip_ids) == 10
     assert index.num_annotated_apexes == 10
     wanted = index.clip_ids[1:9:3]
-    rows = read_clips(directory, wanted, Input(), for_training=True).take_all()
+    rows = frames_of_clips(directory, wanted, Input(), for_training=True).take_all()
     assert [row["clip_id"] for row in rows] == wanted
-    clips = {clip.clip_id: clip for clip in shards.read_clips(directory)}
-    memory = load_rows(rows, clips[wanted[0]].identity.shape[1])
+    clips = {clip.clip_id: clip for clip in shards.frames_of_clips(directory)}
+    memory = load_clips(rows, clips[wanted[0]].identity.shape[1])
     for position, clip_id in enumerate(wanted):
         clip = clips[clip_id]
         bitstream = Bitstream(clip.bitstream, clip_id)
@@ -48,14 +48,14 @@ def test_rows_through_ray_data_are_those_of_the_shards(
 
     # Drawn anew each epoch, so all are kept; for validation only the evenly spaced ones.
     what = Input(frames=3)
-    all_frames = load_rows(read_clips(directory, wanted[:2], what, True).take_all(), 128)
+    all_frames = load_clips(frames_of_clips(directory, wanted[:2], what, True).take_all(), 128)
     assert len(all_frames.frames[0]) == clips[wanted[0]].num_frames - 2, "two are I-frames"
-    three = load_rows(read_clips(directory, wanted[:2], what, False).take_all(), 128)
+    three = load_clips(frames_of_clips(directory, wanted[:2], what, False).take_all(), 128)
     assert three.frames[0].shape[0] == 3
     # In training's own look at its clips they are the same three.
-    standardise = Standardisation.of(torch.zeros(128), torch.ones(128), 1)
+    standardize = Standardization.of(torch.zeros(128), torch.ones(128), 1)
     for rows_of in (all_frames, three):
-        (batch,) = BatchMaker(rows_of, what, standardise, torch.device("cpu")).in_order(2)
+        (batch,) = BatchMaker(rows_of, what, standardize, torch.device("cpu")).in_order(2)
         expected = scale_planes(torch.from_numpy(three.frames[0].copy()))
         torch.testing.assert_close(batch.planes[0], expected)
 
@@ -66,11 +66,11 @@ def test_epochs_are_a_function_of_seed_epoch_and_rank(
     directory = str(drawn_shards)
     index = read_index(directory)
     what = Input(frames=4)
-    records = read_clips(directory, index.clip_ids, what, for_training=True).take_all()
-    rows = load_rows(records, 128)
+    records = frames_of_clips(directory, index.clip_ids, what, for_training=True).take_all()
+    rows = load_clips(records, 128)
     total = rows.z_I.double()
-    standardise = Standardisation.of(total.sum(0), (total**2).sum(0), len(rows))
-    maker = BatchMaker(rows, what, standardise, torch.device("cpu"), ["S002", "S001"])
+    standardize = Standardization.of(total.sum(0), (total**2).sum(0), len(rows))
+    maker = BatchMaker(rows, what, standardize, torch.device("cpu"), ["S002", "S001"])
 
     def epoch(*key: int) -> list:
         return list(maker.training_epoch(3, 4, Augmentation(), *key))
@@ -98,6 +98,6 @@ def test_epochs_are_a_function_of_seed_epoch_and_rank(
     assert numbers.tolist() == [{"S001": 1, "S002": 0}.get(s or "", -1) for s in rows.subjects]
 
     whole = torch.cat([batch.z_I for batch in maker.in_order(4)])
-    torch.testing.assert_close(whole, standardise(rows.z_I))
+    torch.testing.assert_close(whole, standardize(rows.z_I))
     torch.testing.assert_close(whole.mean(0), torch.zeros(128), atol=1e-4, rtol=0)
     torch.testing.assert_close(whole.std(0, correction=0), torch.ones(128), atol=1e-3, rtol=0)

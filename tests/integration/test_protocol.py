@@ -23,7 +23,7 @@ from cfer.data.shards import read_description
 from cfer.errors import InputError
 from cfer.evaluate import command as evaluate
 from cfer.evaluate import report
-from cfer.evaluate.metrics import Predictions
+from cfer.evaluate.metrics import ScoredClips
 from cfer.train.checkpoint import SEAL_NAME, STATE_NAME, Results, read_results
 from cfer.train.command import main
 
@@ -189,7 +189,7 @@ def test_no_subject_is_on_both_sides_of_a_fold(client: MlflowClient, swept: Swep
             continue
         folder = Path(client.download_artifacts(run.info.run_id, "predictions"))
         train, held_out = (
-            Predictions.of_arrays(np.load(folder / f"{side}.npz")) for side in ("train", "held_out")
+            ScoredClips.of_arrays(np.load(folder / f"{side}.npz")) for side in ("train", "held_out")
         )
         assert not set(train.subjects) & set(held_out.subjects)
         assert len(set(train.clip_ids) | set(held_out.clip_ids)) == 10

@@ -88,7 +88,7 @@ def test_nothing_listens_beyond_loopback(server: tuple[int, psutil.Process]) -> 
     assert not {(address, which) for address, which in found if not is_loopback(address)}
 
 
-def test_the_answer_is_the_recognisers(port: int, video: Path) -> None:
+def test_the_answer_is_the_recognizers(port: int, video: Path) -> None:
     status, body = ask(port, "/predict?window_gops=1", video.read_bytes(), TOKEN)
     assert status == 200, body
     told = json.loads(body)

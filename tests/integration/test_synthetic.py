@@ -6,12 +6,12 @@ from pathlib import Path
 
 from helpers import run_module
 
-from pipeline.datasets.drawing import Settings
+from pipeline.datasets.drawing import DrawingSettings
 from pipeline.datasets.synthetic import draw_dataset
 
 
 def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:
-    settings = Settings(picture_size=64, difficulty=0.3)
+    settings = DrawingSettings(picture_size=64, difficulty=0.3)
     draw_dataset(tmp_path / "one", 2, settings, ["happiness", "surprise"])
     done = run_module(
         *("pipeline.datasets.synthetic", "--out", str(tmp_path / "two"), "--subjects", "2"),

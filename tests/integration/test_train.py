@@ -283,7 +283,7 @@ def test_killed_and_started_again_ends_as_undisturbed(
     assert len(undisturbed["history"]) == len(resumed["history"]) == trained.epochs
     # Down to the seconds that they took: these epochs were not done again.
     np.testing.assert_equal(resumed["history"][: len(done_before)], done_before)
-    for part in ("recogniser", "player"):
+    for part in ("network", "player"):
         for name, weights in undisturbed[part].items():
             assert torch.equal(weights, resumed[part][name]), f"{part}.{name}"
     for first, second in zip(undisturbed["history"], resumed["history"], strict=True):
@@ -323,7 +323,7 @@ def test_more_workers_than_cores_and_the_owners_split_without_subjects(
     arguments = ["--data", str(data), "--run", "split", *SMALL, "--epochs", "2", "--mu", "1"]
     arguments += ["--class-weights", "balanced", "--frames", "2", "--workers", "3"]
     arguments += ["--batch-size", "3"]
-    with pytest.raises(InputError, match=r"8 of 8 labelled clips have no subject.*--split col"):
+    with pytest.raises(InputError, match=r"8 of 8 labeled clips have no subject.*--split col"):
         main(arguments)
     assert os.listdir(here) == ["shards"]
     assert main([*arguments, "--split", "column"]) == 0

@@ -93,7 +93,7 @@ def test_frame_rate_given_by_hand_wins(tmp_path):
 
 
 def quarters() -> np.ndarray:
-    """Each quarter of another grey, so that no two of its eight orientations are the same."""
+    """Each quarter of another gray, so that no two of its eight orientations are the same."""
     picture = np.zeros((64, 96, 3), np.uint8)
     picture[:32, :48], picture[:32, 48:], picture[32:, :48] = 255, 170, 85
     return picture
@@ -268,13 +268,13 @@ def test_samples_of_a_camera_are_as_bright_as_they_were(tmp_path, bits, shift):
     dark = np.arange(64, dtype=np.uint16).reshape(8, 8) << shift
     bright = dark.copy()
     bright[0, 0] = (1 << bits) - 1
-    colour = np.stack([bright, dark, dark], axis=2)
-    for number, picture in enumerate((dark, bright, colour[:, :, ::-1])):
+    color = np.stack([bright, dark, dark], axis=2)
+    for number, picture in enumerate((dark, bright, color[:, :, ::-1])):
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
     shown = list(open_pictures(tmp_path))
     for picture, expected in zip(shown[:2], (dark, bright), strict=True):
         assert np.array_equal(picture, np.stack([expected >> shift] * 3, axis=2))
-    assert np.array_equal(shown[2], colour >> shift)
+    assert np.array_equal(shown[2], color >> shift)
     assert all(picture.dtype == np.uint8 for picture in shown)
     whole = (tmp_path / "2.png").read_bytes()
     (tmp_path / "2.png").write_bytes(whole[:-30])

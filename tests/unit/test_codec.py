@@ -75,7 +75,7 @@ def test_one_sample_off_by_one_is_seen(plane):
 def test_known_translation_is_the_motion_vector():
     big = moving_texture(1, 200, 300)[0]
     pictures = [big[40 : 40 + 96, 80 - 3 * t : 80 - 3 * t + 128] for t in range(5)]
-    bitstream = encode(pictures, CodecSettings(quantiser=1), 25)
+    bitstream = encode(pictures, CodecSettings(quantizer=1), 25)
     vectors = bitstream.direct_residual(2).motion_vectors
     inner = vectors[(vectors["dst_x"] > 24) & (vectors["dst_x"] < 104)]
     # The picture moves 3 samples to the right a frame: a block finds its reference on the left.
@@ -160,7 +160,7 @@ def test_saturation_is_counted():
     black, white = (np.full((32, 32, 3), level, np.uint8) for level in (0, 255))
     half = black.copy()
     half[:, 16:] = 255
-    bitstream = encode([black, half], CodecSettings(quantiser=1, motion_search=False), 25)
+    bitstream = encode([black, half], CodecSettings(quantizer=1, motion_search=False), 25)
     residual = bitstream.direct_residual(1)
     # 219 levels of luma do not fit +127, in half of the luma: a third of all the samples.
     assert residual.saturated_fraction == pytest.approx(1 / 3)
@@ -313,7 +313,7 @@ def test_packed_is_planar_yuv():
 
 
 def test_a_still_picture_has_no_residual():
-    bitstream = encode([moving_texture(1)[0]] * 4, CodecSettings(quantiser=1), 25)
+    bitstream = encode([moving_texture(1)[0]] * 4, CodecSettings(quantizer=1), 25)
     assert np.abs(bitstream.accumulated_residuals(0)[-1].y.astype(int) - GRAY).max() <= 3
 
 
@@ -339,7 +339,7 @@ def test_a_frame_that_is_not_coded_has_a_zero_residual():
 def test_bit_rate():
     pictures = moving_texture(50)
     sizes = [
-        len(encode(pictures, CodecSettings(quantiser=None, bit_rate=rate), 25).data)
+        len(encode(pictures, CodecSettings(quantizer=None, bit_rate=rate), 25).data)
         for rate in (30_000, 300_000)
     ]
     assert sizes[1] > 1.5 * sizes[0]
@@ -410,11 +410,11 @@ def test_a_damaged_packet_is_an_error_not_a_picture():
     "settings",
     [
         {"gop_size": 0},
-        {"quantiser": 0},
-        {"quantiser": 32},
+        {"quantizer": 0},
+        {"quantizer": 32},
         {"bit_rate": 100_000},
-        {"quantiser": None},
-        {"quantiser": None, "bit_rate": 5},
+        {"quantizer": None},
+        {"quantizer": None, "bit_rate": 5},
     ],
 )
 def test_impossible_settings(settings):

@@ -45,7 +45,7 @@ def make_index(
         labels=labels or [0] * count,
         splits=splits or [None] * count,
         num_annotated_apexes=0,
-        num_unlabelled=0,
+        num_unlabeled=0,
     )
 
 
@@ -141,7 +141,7 @@ def test_given_subjects_are_held_out() -> None:
 
 
 def test_subject_splits_that_cannot_be_made() -> None:
-    with pytest.raises(InputError, match=r"1 of 3 labelled clips have no subject.*--split column"):
+    with pytest.raises(InputError, match=r"1 of 3 labeled clips have no subject.*--split column"):
         split_by_subject(make_index(["a", "b", None]), seed=0)
     with pytest.raises(InputError, match="at least two"):
         split_by_subject(make_index(["a", "a"]), seed=0)

@@ -14,7 +14,7 @@ from sklearn import metrics
 from cfer.errors import InputError, NotFinite
 from cfer.evaluate import probes
 from cfer.evaluate.command import check_classes
-from cfer.evaluate.metrics import Predictions, confusion_matrix, cross_entropy, recognition
+from cfer.evaluate.metrics import ScoredClips, confusion_matrix, cross_entropy, recognition
 from cfer.evaluate.probes import fitted_vclub, identity_r2, same_subject_auc, subject_probes
 
 NUM_SUBJECTS, NUM_CLASSES = 12, 7
@@ -83,8 +83,8 @@ def test_the_auc_is_over_all_pairs_of_other_classes(monkeypatch: pytest.MonkeyPa
     people = np.array(SUBJECTS)
     kept = np.random.default_rng(0).random(len(LABELS)) < 0.8
     codes, people, labels = codes[kept], people[kept], LABELS[kept]
-    centred = codes - np.array([codes[labels == k].mean(0) for k in range(NUM_CLASSES)])[labels]
-    scaled = centred / centred.std(0)
+    centered = codes - np.array([codes[labels == k].mean(0) for k in range(NUM_CLASSES)])[labels]
+    scaled = centered / centered.std(0)
     pairs = [(i, j) for i in range(len(labels)) for j in range(i) if labels[i] != labels[j]]
     cosines = [1 - cosine(scaled[i], scaled[j]) for i, j in pairs]
     expected = metrics.roc_auc_score([people[i] == people[j] for i, j in pairs], cosines)
@@ -124,12 +124,12 @@ def test_r2_of_identity_is_cross_validated_by_subject() -> None:
 def test_fitted_vclub_is_high_where_the_code_holds_the_identity_and_near_zero_elsewhere() -> None:
     generator = np.random.default_rng(2)
 
-    def clips(rho: float, count: int) -> Predictions:
+    def clips(rho: float, count: int) -> ScoredClips:
         z_R = generator.normal(size=(count, 6))
         noise = generator.normal(size=(count, 6))
         z_I = rho * z_R + np.sqrt(1 - rho**2) * noise
         labels = np.zeros(count, int)
-        return Predictions(labels, z_R[:, :2], z_R, z_I, [None] * count, [str(count)] * count)
+        return ScoredClips(labels, z_R[:, :2], z_R, z_I, [None] * count, [str(count)] * count)
 
     for rho in (0.0, 0.5, 0.8):
         # The closed form for Gaussians, as in test_mi.py.
@@ -145,12 +145,12 @@ def test_fitted_vclub_means_the_same_for_one_person_left_out_as_for_many() -> No
     generator = np.random.default_rng(0)
     identities = generator.normal(size=(60, 8))
 
-    def clips(people: np.ndarray) -> Predictions:
+    def clips(people: np.ndarray) -> ScoredClips:
         z_I = np.repeat(identities[people], 7, 0)
         z_I = z_I + 0.2 * generator.normal(size=z_I.shape)
         z_R = z_I + 0.3 * generator.normal(size=z_I.shape)
         subjects: list[str | None] = [str(n) for n in np.repeat(people, 7)]
-        return Predictions(np.zeros(len(z_I), int), z_I[:, :2], z_R, z_I, subjects, subjects)
+        return ScoredClips(np.zeros(len(z_I), int), z_I[:, :2], z_R, z_I, subjects, subjects)
 
     train, held_out = clips(np.arange(40)), clips(np.arange(40, 60))
     each = [part(held_out, np.array(held_out.subjects) == str(n)) for n in range(40, 60)]
@@ -160,14 +160,14 @@ def test_fitted_vclub_means_the_same_for_one_person_left_out_as_for_many() -> No
     assert np.mean([fitted_vclub(train, one) for one in each]) == pytest.approx(together)
 
 
-def part(clips: Predictions, kept: np.ndarray) -> Predictions:
+def part(clips: ScoredClips, kept: np.ndarray) -> ScoredClips:
     names = [name for name, is_kept in zip(clips.clip_ids, kept, strict=True) if is_kept]
     arrays = (clips.labels, clips.logits, clips.z_R, clips.z_I)
-    return Predictions(*(values[kept] for values in arrays), list(names), names)
+    return ScoredClips(*(values[kept] for values in arrays), list(names), names)
 
 
 def test_stored_predictions_are_read_back(tmp_path: Path) -> None:
-    clips = Predictions(
+    clips = ScoredClips(
         labels=np.array([0, 1]),
         logits=np.eye(2),
         z_R=np.ones((2, 3)),
@@ -177,7 +177,7 @@ def test_stored_predictions_are_read_back(tmp_path: Path) -> None:
     )
     arrays: dict[str, Any] = clips.arrays()
     np.savez_compressed(tmp_path / "clips.npz", **arrays)
-    again = Predictions.of_arrays(np.load(tmp_path / "clips.npz"))
+    again = ScoredClips.of_arrays(np.load(tmp_path / "clips.npz"))
     assert (again.subjects, again.clip_ids) == (clips.subjects, clips.clip_ids)
     for name in ("labels", "logits", "z_R", "z_I"):
         np.testing.assert_array_equal(getattr(again, name), getattr(clips, name))
@@ -188,19 +188,19 @@ def test_scores_that_are_not_finite_are_refused(name: str) -> None:
     """The largest of NaNs is the first, so that they would have an accuracy."""
     arrays: dict[str, Any] = {n: np.zeros((4, 2)) for n in ("logits", "z_R", "z_I")}
     arrays |= {"labels": np.zeros(4, int), "subjects": list("aabb"), "clip_ids": list("wxyz")}
-    Predictions.of_arrays(arrays)
+    ScoredClips.of_arrays(arrays)
     for value in (np.nan, np.inf):
         arrays[name][[1, 3], 0] = value
         with pytest.raises(NotFinite, match=rf"^{name} of 2 of 4 clips \(x, …\) is not finite"):
-            Predictions.of_arrays(arrays)
+            ScoredClips.of_arrays(arrays)
 
 
 def test_predictions_of_workers_come_back_in_one_order() -> None:
     generator = np.random.default_rng(0)
 
-    def part(names: list[str]) -> Predictions:
+    def part(names: list[str]) -> ScoredClips:
         count = len(names)
-        return Predictions(
+        return ScoredClips(
             labels=np.arange(count),
             logits=generator.normal(size=(count, 3)),
             z_R=generator.normal(size=(count, 2)),
@@ -211,7 +211,7 @@ def test_predictions_of_workers_come_back_in_one_order() -> None:
 
     first, second, nothing = part(["b", "d"]), part(["c", "a", "e"]), part([])
     nothing.labels = nothing.labels.astype(np.int64)
-    whole = Predictions.concatenate([first, nothing, second])
+    whole = ScoredClips.concatenate([first, nothing, second])
     assert whole.clip_ids == ["a", "b", "c", "d", "e"]
     assert whole.subjects == ["A", "B", "C", "D", "E"]
     np.testing.assert_array_equal(whole.logits[3], first.logits[1])

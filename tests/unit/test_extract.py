@@ -22,9 +22,9 @@ from cfer.data.frames import COLUMNS, _chosen
 from cfer.data.inputs import Input
 from cfer.data.shards import read_clips, read_description, shard_name, verify, write_shard
 from cfer.errors import InputError
-from cfer.model.face_embedder import open_recogniser
+from cfer.model.face_embedder import open_face_embedder
 from cfer.video.faces import face_clip
-from pipeline.actors import Settings, extract_clip
+from pipeline.actors import ExtractionSettings, extract_clip
 from pipeline.extract import build_parser, main, plan_shards, read_source, settings_of
 from pipeline.manifest import Entry, read_manifest
 
@@ -53,16 +53,16 @@ def test_rows_hold_what_the_manifest_says(drawn_videos, drawn_shards):
 
 
 def test_a_clip_has_the_identity_of_its_middle_i_frame(drawn_shards):
-    recogniser = open_recogniser("dlib")
+    embedder = open_face_embedder("dlib")
     for clip in list(read_clips(drawn_shards))[:2]:
         _, middle = Bitstream(clip.bitstream, clip.clip_id).i_frames()
-        np.testing.assert_allclose(clip.identity, recogniser.embed([middle]), atol=1e-4)
+        np.testing.assert_allclose(clip.identity, embedder.embed([middle]), atol=1e-4)
 
 
 def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, detector):
     """And so do the stored ones, as far as another processor rounds as this one does;
     tests/fixtures/make.py makes them anew."""
-    settings = Settings(size=64, gop_size=12, gop_span=12, identity="dlib")
+    settings = ExtractionSettings(size=64, gop_size=12, gop_span=12, identity="dlib")
     stored = {clip.clip_id: clip for clip in read_clips(drawn_shards)}
     for name in ("S001_happiness_1", "S005_surprise_1"):
         clip = stored[name]
@@ -89,7 +89,7 @@ def test_a_video_whose_name_is_not_utf8_fails_alone(drawn_videos, tmp_path, dete
     assert (one.clip_id, one.source) == ("a\\xff", "a\\xff.mp4")
     assert (one.location, other.clip_id) == (str(strange), "b")
     assert read_source(one.location).digest == ""
-    clips, (failure,) = extract_clip(one, Settings(identity="dlib"), [], detector)
+    clips, (failure,) = extract_clip(one, ExtractionSettings(identity="dlib"), [], detector)
     assert clips == []
     assert (failure.clip_id, failure.stage) == ("a\\xff", "manifest")
     assert failure.reason == "its name is not UTF-8; rename it"
@@ -106,7 +106,7 @@ def as_training_saw_it(picture: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size", [32, 64, 112])
 def test_training_sees_the_apex_that_it_saw_before(drawn_videos, detector, tmp_path, size):
     video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
-    settings = Settings(size=size, gop_size=4, gop_span=4)
+    settings = ExtractionSettings(size=size, gop_size=4, gop_span=4)
     entry = Entry(str(video), "a", "a.mp4", label="joy", apex_frame=20)
     (clip,), _ = extract_clip(entry, settings, ["joy"], detector)
     write_shard(tmp_path, 0, [replace(clip, identity=np.zeros((1, 2), np.float32))], [], "")
@@ -118,7 +118,7 @@ def test_training_sees_the_apex_that_it_saw_before(drawn_videos, detector, tmp_p
 
 def test_windows_and_apex(drawn_videos, detector):
     video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
-    settings = Settings(size=64, gop_size=4, gop_span=4, identity="dlib", window_gops=3)
+    settings = ExtractionSettings(size=64, gop_size=4, gop_span=4, identity="dlib", window_gops=3)
     entry = Entry(str(video), "a", "a.mp4", subject="S2", label="surprise", apex_frame=23)
     clips, failures = extract_clip(entry, settings, ["anger", "surprise"], detector)
     assert failures == []
@@ -133,7 +133,7 @@ def test_windows_and_apex(drawn_videos, detector):
 
 def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
     video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
-    settings = Settings(size=64, gop_size=3, gop_span=8, identity="dlib", window_gops=2)
+    settings = ExtractionSettings(size=64, gop_size=3, gop_span=8, identity="dlib", window_gops=2)
     entry = Entry(str(video), "a", "a.mp4", apex_frame=20)
     clips, failures = extract_clip(entry, settings, [], detector)
     assert failures == []
@@ -160,7 +160,7 @@ def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
 )
 def test_what_cannot_be_used_is_a_failure(drawn_videos, detector, name, apex_frame, reason):
     entry = Entry(str(drawn_videos / "videos" / "S001" / name), "a", name, apex_frame=apex_frame)
-    clips, (failure,) = extract_clip(entry, Settings(size=64), [], detector)
+    clips, (failure,) = extract_clip(entry, ExtractionSettings(size=64), [], detector)
     assert clips == []
     assert failure.clip_id == "a"
     assert reason in failure.reason
@@ -168,13 +168,13 @@ def test_what_cannot_be_used_is_a_failure(drawn_videos, detector, name, apex_fra
 
 def test_a_real_video(faces_dir, detector):
     entry = Entry(str(faces_dir / "d18.mp4"), "d18", "d18.mp4")
-    clips, failures = extract_clip(entry, Settings(), [], detector)
+    clips, failures = extract_clip(entry, ExtractionSettings(), [], detector)
     assert not failures
     assert sum(clip.num_frames for clip in clips) == 27, "3 of each 24"
     assert all(clip.intra_fraction == 0 for clip in clips)
     # The same person through the whole video.
     i_frames = Bitstream(clips[0].bitstream, "d18").i_frames()
-    first, last = open_recogniser("dlib").embed([i_frames[0], i_frames[-1]])
+    first, last = open_face_embedder("dlib").embed([i_frames[0], i_frames[-1]])
     assert np.linalg.norm(first - last) < 0.6, "dlib's own threshold for one person"
 
 
@@ -187,7 +187,7 @@ def test_a_real_video(faces_dir, detector):
         (("--size", "63"), "--size 63: give an even number"),
         (("--gop-size", "1"), "--gop-size 1: give 2 or more"),
         (("--gop-size", "30"), "--gop-size 30 --gop-span 24: a GOP stands for at least"),
-        (("--quantiser", "40"), "quantiser 40: must be from 1"),
+        (("--quantizer", "40"), "quantizer 40: must be from 1"),
         (("--clips-per-shard", "0"), "--clips-per-shard 0: give 1 or more"),
         (("--identity-weights", "w.pt", "--identity", "facenet"), "w.pt: cannot be read"),
         (("--actors", "0"), "--actors 0: give 1 or more"),
@@ -216,23 +216,25 @@ def test_presets_are_defaults():
     assert settings_of(parse(base)).size == 224
     assert settings_of(parse([*base, "--size", "96"])).size == 96
     assert settings_of(parse([*base, "--no-motion-search"])).motion_search is False
-    assert settings_of(parse(base[:4])) == Settings()
+    assert settings_of(parse(base[:4])) == ExtractionSettings()
 
 
 def test_a_default_that_is_given_is_the_same_setting():
     """Else a data set that was begun without the option could not be gone on with."""
-    given = "--size 112 --gop-size 3 --gop-span 24 --quantiser 4 --window-gops 20"
+    given = "--size 112 --gop-size 3 --gop-span 24 --quantizer 4 --window-gops 20"
     given += " --identity auto"
     parse = build_parser().parse_args
-    assert settings_of(parse(["--videos", "v", "--out", "o", *given.split()])) == Settings()
-    assert Settings(quantiser=5) != Settings()
-    assert Settings(bit_rate=9000).quantiser is None
+    assert (
+        settings_of(parse(["--videos", "v", "--out", "o", *given.split()])) == ExtractionSettings()
+    )
+    assert ExtractionSettings(quantizer=5) != ExtractionSettings()
+    assert ExtractionSettings(bit_rate=9000).quantizer is None
 
 
-def test_bit_rate_takes_the_quantisers_place():
+def test_bit_rate_takes_the_quantizers_place():
     arguments = build_parser().parse_args("--videos v --out o --bit-rate 200000".split())
     codec = settings_of(arguments).codec
-    assert (codec.quantiser, codec.bit_rate) == (None, 200_000)
+    assert (codec.quantizer, codec.bit_rate) == (None, 200_000)
 
 
 def test_a_source_is_known_by_its_bytes(tmp_path):
@@ -269,19 +271,21 @@ def files_of(folder: Path, count: int, size: int = 9) -> list[Entry]:
 
 def test_the_plan_follows_from_the_sources_alone(tmp_path):
     entries = files_of(tmp_path, 100)
-    plan = plan_shards(entries, Settings(), [], "")
+    plan = plan_shards(entries, ExtractionSettings(), [], "")
     assert [entry for shard in plan for entry in shard.entries] == entries
     assert [shard.index for shard in plan] == list(range(len(plan)))
     # 6 kB of each clip: 6 of them are the least that a shard is to have.
     assert [len(shard.entries) for shard in plan] == [6] * 16 + [4]
-    assert plan_shards(entries, Settings(), [], "") == plan
+    assert plan_shards(entries, ExtractionSettings(), [], "") == plan
     # Where a clip is left out at the end, all other shards are those that are there.
-    assert plan_shards(entries[:-1], Settings(), [], "")[:-1] == plan[:-1]
+    assert plan_shards(entries[:-1], ExtractionSettings(), [], "")[:-1] == plan[:-1]
 
 
 def test_clips_with_more_to_encode_make_shards_of_fewer(tmp_path):
     def lengths(entries: list[Entry], **settings) -> list[int]:
-        return [len(s.entries) for s in plan_shards(entries, Settings(**settings), [], "")]
+        return [
+            len(s.entries) for s in plan_shards(entries, ExtractionSettings(**settings), [], "")
+        ]
 
     entries = files_of(tmp_path, 6)
     assert lengths(entries) == [6]

@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from cfer.errors import InputError
-from pipeline.actors import MOST_DEATHS, ClipActor, Settings
+from pipeline.actors import MOST_DEATHS, ClipActor, ExtractionSettings
 from pipeline.extract import main
 from pipeline.manifest import Entry
 
@@ -55,7 +55,7 @@ def work_begun(tmp_path):
     return write
 
 
-SETTINGS = Settings(size=64, gop_size=3, gop_span=8, identity="dlib")
+SETTINGS = ExtractionSettings(size=64, gop_size=3, gop_span=8, identity="dlib")
 
 
 def test_a_shard_at_which_too_many_died_is_given_up(row, work_begun, tmp_path):

@@ -24,7 +24,7 @@ from cfer.model.game import (
     apex_error,
     expression_error,
     identity_term,
-    optimiser_of,
+    optimizer_of,
     play_turn,
 )
 from cfer.model.mi import identity_moments, vclub
@@ -36,9 +36,9 @@ def test_players_leave_each_other_alone(game: str) -> None:
 
 
 def test_bound_is_that_of_the_estimator() -> None:
-    recogniser, estimator = players()
+    network, estimator = players()
     batch = make_batch()
-    z_R, _, _ = recogniser(batch.planes, batch.mask, batch.z_I)
+    z_R, _, _ = network(batch.planes, batch.mask, batch.z_I)
     assert isinstance(estimator, MinMin)
     expected = vclub(*estimator.q(z_R), batch.z_I, identity_moments(batch.z_I)).mean()
     torch.testing.assert_close(identity_term(estimator, z_R, batch), expected)
@@ -47,8 +47,8 @@ def test_bound_is_that_of_the_estimator() -> None:
 def test_the_opponents_of_the_min_max_games_want_the_opposite_of_each_other() -> None:
     batch = make_batch()
     for game in ("min-max", "gradient-reversal"):
-        recogniser, player = players(game=game)
-        z_R, _, _ = recogniser(batch.planes, batch.mask, batch.z_I)
+        network, player = players(game=game)
+        z_R, _, _ = network(batch.planes, batch.mask, batch.z_I)
         mine, theirs = (player(z_R, batch.z_I, batch.subjects, side) for side in (False, True))
         torch.testing.assert_close(mine, -theirs)
         assert float(mine.detach()) != 0
@@ -71,21 +71,19 @@ def test_class_weights_weigh_clips() -> None:
     torch.testing.assert_close(weighted, (each * weights[batch.labels]).mean())
 
 
-def test_without_weight_the_estimator_plays_and_the_recogniser_does_not_notice() -> None:
+def test_without_weight_the_estimator_plays_and_the_network_does_not_notice() -> None:
     batch = make_batch()
     results = []
     for identity_weight, steps in ((0.0, 1), (0.0, 5), (3.0, 5)):
-        recogniser, estimator = players(with_apex=False)
+        network, estimator = players(with_apex=False)
         theta = parameters(estimator)
-        optimiser = torch.optim.SGD(recogniser.parameters(), lr=0.05)
-        estimator_optimiser = torch.optim.SGD(estimator.parameters(), lr=0.05)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+        estimator_optimizer = torch.optim.SGD(estimator.parameters(), lr=0.05)
         weights = Weights(identity=identity_weight)
-        terms = play_turn(
-            recogniser, estimator, optimiser, estimator_optimiser, batch, weights, steps
-        )
+        terms = play_turn(network, estimator, optimizer, estimator_optimizer, batch, weights, steps)
         assert float(terms["identity_term"]) != 0
         assert not torch.equal(theta[0], parameters(estimator)[0])
-        results.append(parameters(recogniser))
+        results.append(parameters(network))
     assert_same(results[0], results[1])
     assert not torch.equal(results[1][0], results[2][0])
 
@@ -99,16 +97,16 @@ def test_apex_counts_annotated_clips_only() -> None:
     assert float(apex_error(rebuilt, batch.apex, none)) == 0.0
 
 
-def test_the_recogniser_goes_down_the_sum_that_it_weighs() -> None:
+def test_the_network_goes_down_the_sum_that_it_weighs() -> None:
     """By a step so small that what it takes from the loss is its gradient's squared length."""
     batch, lr = make_batch(), 1e-7
     for weights in (Weights(identity=2.0, apex=0.5), Weights(identity=-3.0, apex=0.2)):
-        recogniser, player = players()
-        optimiser = torch.optim.SGD(recogniser.parameters(), lr=lr)
+        network, player = players()
+        optimizer = torch.optim.SGD(network.parameters(), lr=lr)
         still = torch.optim.SGD(player.parameters(), lr=0.0)
-        before = play_turn(recogniser, player, optimiser, still, batch, weights, 1)
-        length = sum(float((p.grad**2).sum()) for p in recogniser.parameters())
-        after = play_turn(recogniser, player, optimiser, still, batch, weights, 1)
+        before = play_turn(network, player, optimizer, still, batch, weights, 1)
+        length = sum(float((p.grad**2).sum()) for p in network.parameters())
+        after = play_turn(network, player, optimizer, still, batch, weights, 1)
         for terms in (before, after):
             identity, apex = terms["identity_term"], terms["apex_error"]
             expected = terms["cross_entropy"] + weights.identity * identity + weights.apex * apex
@@ -137,15 +135,15 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
     )
     bounds = {}
     for weight in (0.0, 1.0):
-        recogniser, estimator = players(with_apex=False)
-        optimiser = torch.optim.AdamW(recogniser.parameters(), lr=5e-3)
-        estimator_optimiser = torch.optim.AdamW(estimator.parameters(), lr=5e-3)
+        network, estimator = players(with_apex=False)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+        estimator_optimizer = torch.optim.AdamW(estimator.parameters(), lr=5e-3)
         for _ in range(150):
             terms = play_turn(
-                recogniser,
+                network,
                 estimator,
-                optimiser,
-                estimator_optimiser,
+                optimizer,
+                estimator_optimizer,
                 batch,
                 Weights(identity=weight),
                 2,
@@ -158,38 +156,38 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
 
 @pytest.mark.parametrize("whose", ["player 1's", "player 2's"])
 def test_a_loss_that_is_not_finite_stops_the_turn_before_the_update(whose: str) -> None:
-    recogniser, player = players()
-    first = optimiser_of(recogniser, 0.1)
-    second = optimiser_of(player, 0.1)
+    network, player = players()
+    first = optimizer_of(network, 0.1)
+    second = optimizer_of(player, 0.1)
     batch = make_batch()
     # What either player's loss is made of, and the other's is not.
     if whose == "player 1's":
         batch.z_I[3] = float("nan")
     else:
         batch.apex[1] = float("inf")
-    before, theta = parameters(recogniser), parameters(player)
+    before, theta = parameters(network), parameters(player)
     with pytest.raises(NotFinite, match=f"^{whose} loss, or its gradient, is not a finite number"):
-        play_turn(recogniser, player, first, second, batch, Weights(apex=1.0), 1)
-    assert_same(before, parameters(recogniser))
+        play_turn(network, player, first, second, batch, Weights(apex=1.0), 1)
+    assert_same(before, parameters(network))
     assert torch.equal(theta[0], parameters(player)[0]) == (whose == "player 1's")
 
 
 def test_a_gradient_that_is_not_finite_stops_the_turn_as_well() -> None:
     """The loss itself may still be: √x at 0."""
-    recogniser, player = players(with_apex=False)
-    recogniser.classifier.bias.register_hook(lambda gradient: gradient / 0)
-    optimisers = optimiser_of(recogniser, 0.1), optimiser_of(player, 0.1)
-    before = parameters(recogniser)
+    network, player = players(with_apex=False)
+    network.classifier.bias.register_hook(lambda gradient: gradient / 0)
+    optimizers = optimizer_of(network, 0.1), optimizer_of(player, 0.1)
+    before = parameters(network)
     with pytest.raises(NotFinite, match=r"^player 2's loss, or its gradient"):
-        play_turn(recogniser, player, *optimisers, make_batch(), Weights(), 1)
-    assert_same(before, parameters(recogniser))
+        play_turn(network, player, *optimizers, make_batch(), Weights(), 1)
+    assert_same(before, parameters(network))
 
 
 def test_too_high_a_learning_rate_ends_with_finite_weights() -> None:
-    recogniser, player = players(with_apex=False)
-    optimisers = optimiser_of(recogniser, 1e200), optimiser_of(player, 1e-3)
-    play_turn(recogniser, player, *optimisers, make_batch(), Weights(1.0), 1)
+    network, player = players(with_apex=False)
+    optimizers = optimizer_of(network, 1e200), optimizer_of(player, 1e-3)
+    play_turn(network, player, *optimizers, make_batch(), Weights(1.0), 1)
     with pytest.raises(NotFinite):
-        play_turn(recogniser, player, *optimisers, make_batch(), Weights(1.0), 1)
-    for module in (recogniser, player):
+        play_turn(network, player, *optimizers, make_batch(), Weights(1.0), 1)
+    for module in (network, player):
         assert all(torch.isfinite(p).all() for p in parameters(module))

@@ -1,4 +1,4 @@
-"""The frozen recognisers: whom they tell apart, and what happens without weights or a network."""
+"""The frozen embedders: whom they tell apart, and what happens without weights or a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cfer.model.face_embedder import (
     FACENET_RELEASE,
     embed_clip,
     facenet_weights,
-    open_recogniser,
+    open_face_embedder,
 )
 
 
@@ -59,14 +59,14 @@ def first_frames(drawn_shards):
 
 @pytest.fixture(scope="module")
 def dlib():
-    return open_recogniser("dlib")
+    return open_face_embedder("dlib")
 
 
 def test_dlib_tells_drawn_subjects_apart(first_frames, dlib):
     pictures, subjects = first_frames
-    recogniser = dlib
-    vectors = recogniser.embed(pictures)
-    assert vectors.shape == (len(pictures), recogniser.dimension) == (10, 128)
+    embedder = dlib
+    vectors = embedder.embed(pictures)
+    assert vectors.shape == (len(pictures), embedder.dimension) == (10, 128)
     assert vectors.dtype == np.float32
     distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
     np.fill_diagonal(distances, np.inf)
@@ -74,7 +74,7 @@ def test_dlib_tells_drawn_subjects_apart(first_frames, dlib):
     assert accuracy > 0.9, "chance is 0.11"
 
 
-def test_a_picture_has_one_vector_whatever_its_neighbours(first_frames, dlib):
+def test_a_picture_has_one_vector_whatever_its_neighbors(first_frames, dlib):
     pictures = first_frames[0][:3]
     together = dlib.embed(pictures)
     assert np.array_equal(together, dlib.embed(pictures))
@@ -102,10 +102,10 @@ def facenet_file(tmp_path_factory):
 
 
 def test_facenet_from_a_file_is_the_network_itself(facenet_file, first_frames, monkeypatch):
-    recogniser = open_recogniser("facenet", facenet_file)
+    embedder = open_face_embedder("facenet", facenet_file)
     monkeypatch.setattr(identity, "BATCH", 4)
     pictures = first_frames[0][:6]  # more than one batch
-    vectors = recogniser.embed(pictures)
+    vectors = embedder.embed(pictures)
     assert vectors.shape == (6, 512)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
@@ -129,9 +129,9 @@ def test_cached_weights_need_no_network(no_network, tried, facenet_file):
     cache = no_network / "torch" / "checkpoints"
     cache.mkdir(parents=True)
     (cache / FACENET_FILES["facenet"]).symlink_to(facenet_file)
-    recogniser = open_recogniser("auto")
-    assert recogniser.name == "facenet"
-    assert recogniser.weights_sha256 == hashlib.sha256(facenet_file.read_bytes()).hexdigest()
+    embedder = open_face_embedder("auto")
+    assert embedder.name == "facenet"
+    assert embedder.weights_sha256 == hashlib.sha256(facenet_file.read_bytes()).hexdigest()
     assert tried == []
 
 
@@ -167,7 +167,7 @@ def test_another_file_under_the_name_of_the_weights_is_not_taken(tmp_path, relea
 
 def test_weights_whose_digest_nobody_knows_are_not_downloaded(no_network, tried):
     with pytest.raises(InputError, match="nobody has published its SHA-256") as caught:
-        open_recogniser("facenet-casia")
+        open_face_embedder("facenet-casia")
     assert FACENET_RELEASE + FACENET_FILES["facenet-casia"] in str(caught.value)
     assert "--identity-weights" in str(caught.value)
     assert tried == []
@@ -176,7 +176,7 @@ def test_weights_whose_digest_nobody_knows_are_not_downloaded(no_network, tried)
 def test_weights_that_cannot_be_downloaded(no_network, tried):
     name = "facenet"
     with pytest.raises(InputError, match="cannot be downloaded") as caught:
-        open_recogniser(name)
+        open_face_embedder(name)
     assert FACENET_FILES[name] in str(caught.value)
     assert "--identity-weights" in str(caught.value)
     assert "--identity dlib" in str(caught.value)
@@ -186,8 +186,8 @@ def test_weights_that_cannot_be_downloaded(no_network, tried):
 
 def test_auto_falls_back_to_dlib_with_a_warning(no_network, tried, caplog):
     with caplog.at_level(logging.WARNING):
-        recogniser = open_recogniser("auto")
-    assert recogniser.name == "dlib"
+        embedder = open_face_embedder("auto")
+    assert embedder.name == "dlib"
     assert "dlib" in caplog.text
     assert "cannot be downloaded" in caplog.text
     assert tried == [FACENET_RELEASE + FACENET_FILES["facenet"]]
@@ -198,18 +198,18 @@ def test_a_file_that_holds_no_weights(tmp_path, content):
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"weights\.pt: not the weights"):
-        open_recogniser("facenet", path)
+        open_face_embedder("facenet", path)
 
 
 def test_weights_of_another_network(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"conv.weight": torch.zeros(3)}, path)
     with pytest.raises(InputError, match=r"weights\.pt: not the weights"):
-        open_recogniser("facenet", path)
+        open_face_embedder("facenet", path)
 
 
 def test_missing_weights_and_unknown_name(tmp_path):
     with pytest.raises(InputError, match=r"nosuch\.pt: .*[Nn]o such file"):
-        open_recogniser("facenet", tmp_path / "nosuch.pt")
+        open_face_embedder("facenet", tmp_path / "nosuch.pt")
     with pytest.raises(InputError, match="identity arcface"):
-        open_recogniser("arcface")
+        open_face_embedder("arcface")

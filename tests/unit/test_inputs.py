@@ -1,4 +1,4 @@
-"""What the recogniser sees: which frames, and that each kind is what its name says."""
+"""What the recognizer sees: which frames, and that each kind is what its name says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def clip() -> Bitstream:
     """Three GOPs, the last one cut off."""
-    return encode(moving_texture(20, SIZE), CodecSettings(gop_size=8, quantiser=4), 25)
+    return encode(moving_texture(20, SIZE), CodecSettings(gop_size=8, quantizer=4), 25)
 
 
 def decoded(clip: Bitstream) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_pictures_and_differences_are_what_a_player_shows(clip: Bitstream) -> No
 
 
 def test_without_motion_the_accumulated_residual_is_the_difference() -> None:
-    settings = CodecSettings(gop_size=20, quantiser=2, motion_search=False)
+    settings = CodecSettings(gop_size=20, quantizer=2, motion_search=False)
     still = encode(moving_texture(12, SIZE), settings, 25)
     difference = Input("difference").read(still, range(1)).astype(int)
     accumulated = Input().read(still, range(1)).astype(int)
@@ -143,7 +143,7 @@ def test_motion_follows_a_moving_picture() -> None:
 
 
 def test_motion_is_traced_through_the_block_that_a_vector_points_into(clip: Bitstream) -> None:
-    """Two frames by hand: a block that takes its picture from its neighbour takes its past too."""
+    """Two frames by hand: a block that takes its picture from its neighbor takes its past too."""
     dtype = clip.accumulated_residuals(0)[0].motion_vectors.dtype
 
     def frame(number: int, vectors: list[tuple[int, int, int, int]]) -> Residual:

@@ -59,7 +59,7 @@ def inner(moves: np.ndarray, margin: int, side: int = 96) -> np.ndarray:
 
 @pytest.mark.parametrize(("right", "down"), [(3, 0), (0, -2), (-2, 3)])
 def test_arrows_have_the_length_and_direction_of_the_movement(right, down):
-    bitstream = encode(shifting(5, right, down), CodecSettings(quantiser=1), 25)
+    bitstream = encode(shifting(5, right, down), CodecSettings(quantizer=1), 25)
     moves = movements(bitstream.direct_residual(3))
     assert moves.shape == (36, 4)
     assert {(x, y) for x, y, _, _ in moves} == {
@@ -84,20 +84,20 @@ def test_blocks_with_nothing_to_send_are_empty():
     still = np.full((64, 80, 3), 100, np.uint8)
     changed = still.copy()
     changed[16:32, 48:64] += np.random.default_rng(0).integers(0, 60, (16, 16, 1), dtype=np.uint8)
-    bitstream = encode([still, still, changed], CodecSettings(quantiser=1), 25)
+    bitstream = encode([still, still, changed], CodecSettings(quantizer=1), 25)
     assert (block_types(bitstream.direct_residual(1)) == EMPTY).all()
     wanted = np.full((4, 5), EMPTY)
     wanted[1, 3] = INTER
     residual = bitstream.direct_residual(2)
     assert np.array_equal(block_types(residual), wanted)
-    coloured = residual.u.copy()
-    coloured[8 * 3, 8 * 1] += 1
+    colored = residual.u.copy()
+    colored[8 * 3, 8 * 1] += 1
     wanted[3, 1] = INTER
-    assert np.array_equal(block_types(replace(residual, u=coloured)), wanted)
+    assert np.array_equal(block_types(replace(residual, u=colored)), wanted)
 
 
 def test_a_block_that_moves_is_not_empty_even_without_a_residual():
-    bitstream = encode(shifting(3, 4, 0), CodecSettings(quantiser=31), 25)
+    bitstream = encode(shifting(3, 4, 0), CodecSettings(quantizer=31), 25)
     residual = bitstream.direct_residual(2)
     flat = [np.full_like(plane, GRAY) for plane in (residual.y, residual.u, residual.v)]
     types = block_types(replace(residual, y=flat[0], u=flat[1], v=flat[2]))
@@ -120,14 +120,14 @@ def test_intra_blocks_are_those_that_do_not_follow_the_reference(tmp_path):
 
 def test_quarters_that_move_apart_have_a_vector_each(tmp_path):
     """A still picture, but for one macroblock, whose quarters come from four directions."""
-    grey = moving_texture(1, 96, 96)[0][..., :1].repeat(3, axis=2)
+    gray = moving_texture(1, 96, 96)[0][..., :1].repeat(3, axis=2)
     wanted = {(36, 36): (2, 2), (44, 36): (-2, 2), (36, 44): (2, -2), (44, 44): (-2, -2)}
-    moved = grey.copy()
+    moved = gray.copy()
     for (x, y), (right, down) in wanted.items():
-        source = grey[y - 4 - down : y + 4 - down, x - 4 - right : x + 4 - right]
+        source = gray[y - 4 - down : y + 4 - down, x - 4 - right : x + 4 - right]
         moved[y - 4 : y + 4, x - 4 : x + 4] = source
     path = someone_elses(
-        [grey, moved], tmp_path / "four.mp4", flags="+mv4", mbd="rd", qmin="2", qmax="2"
+        [gray, moved], tmp_path / "four.mp4", flags="+mv4", mbd="rd", qmin="2", qmax="2"
     )
     residual = Bitstream.open(path).direct_residual(1)
     types = block_types(residual)
@@ -164,7 +164,7 @@ def test_bytes_are_those_of_the_files_packets(tmp_path):
     ]
 
 
-# ----------------------------------------------------------------- where the recogniser looked
+# ----------------------------------------------------------------- where the recognizer looked
 
 
 def some_model(pooling: str = "mean", what: Input | None = None) -> tuple[Predictor, ModelCard]:
@@ -272,13 +272,13 @@ def test_the_map_is_drawn_where_a_cell_looks():
     weight = gradient[0, 0].square().sum(0).numpy()
     weight[weight < 0.02 * weight.max()] = 0
     pixels = 2 * np.arange(side // 2) + 0.5
-    centre = (weight.sum(1) @ pixels / weight.sum(), weight.sum(0) @ pixels / weight.sum())
+    center = (weight.sum(1) @ pixels / weight.sum(), weight.sum(0) @ pixels / weight.sum())
     contributions = np.zeros(stages[0].shape[2:], np.float32)
     contributions[row, column] = 1
     picture = activation_picture(contributions, side)
     peak = np.unravel_index(picture.argmax(), picture.shape)
     assert picture.shape == (side, side)
-    assert np.abs(np.subtract(peak, centre)).max() < 4, (peak, centre)
+    assert np.abs(np.subtract(peak, center)).max() < 4, (peak, center)
 
 
 # ----------------------------------------------------------------- the picture
@@ -353,7 +353,7 @@ def test_another_bitstream_is_shown_as_it_is_without_a_prediction(tmp_path, mode
     assert "No prediction" in written
     assert "This is 160 × 120 in GOPs of 8." in written
     assert "takes 112 × 112 in GOPs of 24" in written
-    assert "Where the recogniser looked" not in written
+    assert "Where the recognizer looked" not in written
     assert "→" not in written
     assert "the residual is the picture itself" in " ".join(written.split())
     assert_nothing_overlaps(figure)
@@ -377,7 +377,7 @@ def test_every_kind_of_input_has_its_picture(tmp_path, kind, frames):
         Bitstream.open(tmp_path / "clip.mp4"), window_gops=1
     )
     assert f"→  {prediction.label}, " in texts(figure)
-    marked = [t for axes in figure.axes for t in axes.texts if "recogniser sees" in t.get_text()]
+    marked = [t for axes in figure.axes for t in axes.texts if "recognizer sees" in t.get_text()]
     given = Input(kind, frames=frames).wanted(Bitstream.open(tmp_path / "clip.mp4"), range(1))
     # Of P1 to P5, these are drawn.
     drawn = {1, 2, 4, 5}

@@ -53,15 +53,15 @@ def test_trained_estimator_recovers_the_information_of_gaussians(rho: float) -> 
     x, y = gaussian_pairs(rho, 20_000, dim, seed=2)
     torch.manual_seed(0)
     estimator = IdentityEstimator(dim, dim, hidden_dim=32)
-    optimiser = torch.optim.Adam(estimator.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 600)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
     generator = torch.Generator().manual_seed(3)
     for _ in range(600):
         chosen = torch.randint(len(x), (1024,), generator=generator)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         mean, log_variance = estimator(x[chosen])
         (-log_likelihood(mean, log_variance, y[chosen]).mean()).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
 
     x, y = gaussian_pairs(rho, 50_000, dim, seed=4)
@@ -86,17 +86,17 @@ def test_donsker_varadhan_is_the_double_loop_over_pairs() -> None:
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.6, 0.9])
-def test_maximised_donsker_varadhan_approaches_the_information_from_below(rho: float) -> None:
+def test_maximized_donsker_varadhan_approaches_the_information_from_below(rho: float) -> None:
     x, y = gaussian_pairs(rho, 20_000, 1, seed=5)
     torch.manual_seed(0)
     network = StatisticsNetwork(1, 1, hidden_dim=16)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(6)
     for _ in range(200):
         chosen = torch.randint(len(x), (96,), generator=generator)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-donsker_varadhan(network(x[chosen], y[chosen]))).backward()
-        optimiser.step()
+        optimizer.step()
     x, y = gaussian_pairs(rho, 1_000, 1, seed=7)
     with torch.no_grad():
         bound = float(donsker_varadhan(network(x, y)))

@@ -1,4 +1,4 @@
-"""The recogniser: what it reads, and what it must not depend on."""
+"""The network: what it reads, and what it must not depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cfer.data.inputs import APEX_SIZE
-from cfer.model.network import ModelConfig, Predictor, Recogniser, scale_planes
+from cfer.model.network import ExpressionNet, ModelConfig, Predictor, scale_planes
 
 CONFIG = ModelConfig(num_classes=7, identity_dim=128, width=8, code_dim=32)
 
@@ -22,7 +22,7 @@ def random_planes(*lead: int, side: int = 16) -> torch.Tensor:
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_masked_frames_have_no_influence(pooling: str) -> None:
     torch.manual_seed(0)
-    encoder = Recogniser(replace(CONFIG, pooling=pooling), with_apex=False).encoder
+    encoder = ExpressionNet(replace(CONFIG, pooling=pooling), with_apex=False).encoder
     planes = scale_planes(random_planes(2, 4))
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     codes = encoder(planes, mask)
@@ -35,25 +35,25 @@ def test_masked_frames_have_no_influence(pooling: str) -> None:
 
 def test_a_clip_does_not_depend_on_the_rest_of_the_batch() -> None:
     torch.manual_seed(0)
-    recogniser = Recogniser(CONFIG, with_apex=True).train()
+    network = ExpressionNet(CONFIG, with_apex=True).train()
     planes, mask = scale_planes(random_planes(5, 2)), torch.ones(5, 2, dtype=torch.bool)
     z_I = torch.randn(5, 128)
-    z_R, logits, apex = recogniser(planes, mask, z_I)
+    z_R, logits, apex = network(planes, mask, z_I)
     assert z_R.shape == (5, 32)
     assert logits.shape == (5, 7)
     assert apex.shape == (5, 3, APEX_SIZE, APEX_SIZE)
     for together, alone in zip(
-        (z_R, logits, apex), recogniser(planes[3:4], mask[3:4], z_I[3:4]), strict=True
+        (z_R, logits, apex), network(planes[3:4], mask[3:4], z_I[3:4]), strict=True
     ):
         torch.testing.assert_close(together[3:4], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_identity_reaches_the_apex_and_nothing_else() -> None:
     torch.manual_seed(0)
-    recogniser = Recogniser(CONFIG, with_apex=True)
+    network = ExpressionNet(CONFIG, with_apex=True)
     planes, mask = scale_planes(random_planes(3, 2)), torch.ones(3, 2, dtype=torch.bool)
-    first = recogniser(planes, mask, torch.zeros(3, 128))
-    second = recogniser(planes, mask, torch.randn(3, 128))
+    first = network(planes, mask, torch.zeros(3, 128))
+    second = network(planes, mask, torch.randn(3, 128))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert not torch.equal(first[2], second[2])
@@ -62,12 +62,12 @@ def test_identity_reaches_the_apex_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("num_clips", "num_frames"), [(1, 1), (1, 5), (4, 2)])
-def test_predictor_gives_the_recognisers_probabilities(num_clips: int, num_frames: int) -> None:
+def test_predictor_gives_the_networks_probabilities(num_clips: int, num_frames: int) -> None:
     torch.manual_seed(0)
-    recogniser = Recogniser(CONFIG, with_apex=True).eval()
+    network = ExpressionNet(CONFIG, with_apex=True).eval()
     planes = random_planes(num_clips, num_frames)
-    probabilities = Predictor.of(recogniser, CONFIG).eval()(planes)
+    probabilities = Predictor.of(network, CONFIG).eval()(planes)
     mask = torch.ones(num_clips, num_frames, dtype=torch.bool)
-    _, logits, _ = recogniser(scale_planes(planes), mask, torch.zeros(num_clips, 128))
+    _, logits, _ = network(scale_planes(planes), mask, torch.zeros(num_clips, 128))
     torch.testing.assert_close(probabilities, logits.softmax(1))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(num_clips))

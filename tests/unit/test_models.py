@@ -43,7 +43,7 @@ def card() -> ModelCard:
     return ModelCard(
         classes=("joy", "fear", "surprise"),
         size=64,
-        codec=CodecSettings(gop_size=12, quantiser=4, motion_search=False),
+        codec=CodecSettings(gop_size=12, quantizer=4, motion_search=False),
         window_gops=2,
         what=Input("accumulated"),
         network=NETWORK,
@@ -202,13 +202,13 @@ def test_the_card_is_shown_for_people(
         "model": path,
         "classes": "joy, fear, surprise",
         "sees": "accumulated residuals, yuv, frames: last",
-        "of": "a 64 × 64 crop of the face, GOPs of 12 frames in 12 of the video, quantiser 4, "
+        "of": "a 64 × 64 crop of the face, GOPs of 12 frames in 12 of the video, quantizer 4, "
         "no motion search, windows of 2 GOPs",
         "weights": f"{sum(p.numel() for p in predictor.parameters()):,}",
         "data_set": "drawn",
         "held_out/accuracy": "0.500",
     }
-    rate = replace(card, codec=CodecSettings(gop_size=3, quantiser=None, bit_rate=9000, gop_span=6))
+    rate = replace(card, codec=CodecSettings(gop_size=3, quantizer=None, bit_rate=9000, gop_span=6))
     write_model(path, predictor, replace(rate, what=Input("difference", frames=2)))
     assert run(["models", "show", path]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())

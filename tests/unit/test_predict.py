@@ -36,10 +36,10 @@ from cfer.predict.recognizer import Prediction, Recognizer, face_bitstream
 from cfer.video import pictures as clips
 from cfer.video.faces import FaceDetector
 from cfer.video.pictures import GrowingFile
-from pipeline.actors import Settings, extract_clip
+from pipeline.actors import ExtractionSettings, extract_clip
 from pipeline.manifest import Entry
 
-CODEC = CodecSettings(gop_size=12, quantiser=4)
+CODEC = CodecSettings(gop_size=12, quantizer=4)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def other(drawn_videos: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The video's face, as the recogniser wants it."""
+    """The video's face, as the recognizer wants it."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     face_bitstream(video, 64, CODEC).save(path)
     return path
@@ -195,7 +195,7 @@ def test_every_gop_but_the_last_has_the_models_length(recognizer: Recognizer) ->
                 frame.pict_type = kinds.I if number in starts else kinds.P
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-        bitstream = Bitstream(file.getvalue(), "grey")
+        bitstream = Bitstream(file.getvalue(), "gray")
         assert tuple(len(gop) for gop in bitstream.gops) == lengths
         return bitstream
 
@@ -203,8 +203,8 @@ def test_every_gop_but_the_last_has_the_models_length(recognizer: Recognizer) ->
         assert recognizer.is_fixed_gop(fitting)
     for other in (of(6, 12), of(12, 6, 12), of(12, 13)):
         assert not recognizer.is_fixed_gop(other)
-    grey = np.full((12, 48, 64, 3), 90, np.uint8)
-    assert not recognizer.is_fixed_gop(encode(grey, CODEC, 24))
+    gray = np.full((12, 48, 64, 3), 90, np.uint8)
+    assert not recognizer.is_fixed_gop(encode(gray, CODEC, 24))
 
 
 def test_a_bitstream_of_other_settings_is_encoded_anew(
@@ -261,8 +261,8 @@ def test_a_window_without_a_face_says_so(
     model: str, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, table = tmp_path / "left.mp4", tmp_path / "left.csv"
-    grey = [np.full((64, 64, 3), 90, np.uint8)] * 24
-    write_video(path, pictures_of(video) + grey)
+    gray = [np.full((64, 64, 3), 90, np.uint8)] * 24
+    write_video(path, pictures_of(video) + gray)
     assert run(["predict", str(path), "--model", model, "--csv", str(table)]) == 0
     _, first, second = capsys.readouterr().out.splitlines()
     assert first.split()[:3] == ["0.00s", "1.00s", "1"]
@@ -331,7 +331,7 @@ def test_times_go_from_the_video_through_the_shards(
     codec = replace(CODEC, gop_size=4, gop_span=12)
     card = replace(recognizer.card, codec=codec)
     small = Recognizer(recognizer.predictor, card)
-    settings = Settings(size=64, gop_size=4, gop_span=12, quantiser=4, window_gops=2)
+    settings = ExtractionSettings(size=64, gop_size=4, gop_span=12, quantizer=4, window_gops=2)
     clips, failures = extract_clip(Entry(str(varying), "a", "a.mp4"), settings, [], detector)
     assert failures == []
     assert [clip.clip_id for clip in clips] == ["a#0001", "a#0002"]
@@ -552,12 +552,12 @@ def test_a_face_is_encoded_for_prediction(
     video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "clip.mp4"
-    options = ["--size", "64", "--gop-size", "4", "--gop-span", "12", "--quantiser", "9"]
+    options = ["--size", "64", "--gop-size", "4", "--gop-span", "12", "--quantizer", "9"]
     assert run(["encode", str(video), str(path), *options]) == 0
     bitstream = Bitstream.open(path)
     assert bitstream.width == bitstream.height == 64
     assert [len(gop) for gop in bitstream.gops] == [4, 4]
-    wanted = face_bitstream(video, 64, CodecSettings(gop_size=4, gop_span=12, quantiser=9))
+    wanted = face_bitstream(video, 64, CodecSettings(gop_size=4, gop_span=12, quantizer=9))
     assert bitstream.packets == wanted.packets
     said = f"{path}: 8 frames in 2 GOPs, {len(bitstream.data):,} bytes\n"
     assert capsys.readouterr().out == said
@@ -576,7 +576,7 @@ def test_a_face_is_encoded_for_prediction(
         ("predict empty", "empty: no video and no numbered picture in this folder"),
         ("predict photographs", "numbered pictures (.png, .jpg, .jpeg)"),
         ("predict text.mp4", "text.mp4: not a video"),
-        ("predict grey.mp4", "grey.mp4: no face found"),
+        ("predict gray.mp4", "gray.mp4: no face found"),
         ("predict clip.mp4 --model missing.safetensors", "missing.safetensors"),
         ("predict clip.mp4 --window-gops 0", "--window-gops 0: give 1 or more"),
         ("predict clip.mp4 clip.mp4 --plot p.png", "--plot: of one video at a time"),
@@ -605,7 +605,7 @@ def test_mistakes(
     Path("empty").mkdir()
     Path("photographs").mkdir()
     Path("photographs", "1.webp").write_bytes(b"x")
-    write_video(Path("grey.mp4"), [np.full((96, 96, 3), 90, np.uint8)] * 6)
+    write_video(Path("gray.mp4"), [np.full((96, 96, 3), 90, np.uint8)] * 6)
     before = set(tmp_path.iterdir())
     words = [str(drawn_shards) if word == "SHARDS" else word for word in arguments.split()]
     with pytest.raises(InputError, match=re.escape(message)):

@@ -15,7 +15,7 @@ from scipy import stats
 
 from cfer.errors import InputError
 from cfer.evaluate import report
-from cfer.evaluate.significance import Row, difference
+from cfer.evaluate.significance import MethodResults, difference
 from cfer.train.command import PROTOCOLS, Sweep, main, parse_seeds
 from cfer.train.config import TrainConfig, config_of
 from cfer.train.placement import Placement
@@ -125,11 +125,11 @@ def row(
     people: str = "S",
     name: str = "seed 0, fold {}",
     share: float = 1 / 9,
-) -> Row:
+) -> MethodResults:
     names = [name.format(i) for i in range(len(values))]
     figures = {n: {"a": float(v)} for n, v in zip(names, values, strict=True)}
     held_out = {n: [f"{people}{i}", f"{people}{i + 1}"] for i, n in enumerate(names)}
-    return Row("x", None, figures, held_out, dict.fromkeys(names, share), {})  # type: ignore[arg-type]
+    return MethodResults("x", None, figures, held_out, dict.fromkeys(names, share), {})  # type: ignore[arg-type]
 
 
 def test_differences_are_tested_with_the_corrected_t_test() -> None:

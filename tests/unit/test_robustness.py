@@ -18,7 +18,7 @@ from cfer.errors import InputError
 from cfer.predict.recognizer import Recognizer
 from cfer.video.faces import crop, face_clip
 from cfer.video.pictures import open_pictures
-from pipeline.datasets.drawing import Settings
+from pipeline.datasets.drawing import DrawingSettings
 from pipeline.datasets.synthetic import draw_dataset
 
 
@@ -31,7 +31,7 @@ def recognizer() -> Recognizer:
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Of 128 × 128, so that 3 % of a crop are more than a pixel."""
     folder, names = tmp_path_factory.mktemp("videos"), ["happiness", "surprise"]
-    draw_dataset(folder, 1, Settings(picture_size=128), names)
+    draw_dataset(folder, 1, DrawingSettings(picture_size=128), names)
     return [folder / "videos" / "S001" / f"{name}_1.mp4" for name in names]
 
 
@@ -54,7 +54,7 @@ def test_a_change_is_made_to_what_is_seen(recognizer, videos):
     (window,) = face_clip(videos[0], card.size, recognizer._detector, card.codec.span)
     assert window.square is not None
     square, codec = window.square, card.codec
-    assert codec.quantiser is not None
+    assert codec.quantizer is not None
     taken = codec.encoded_frames(24)
     whole = [picture for n, picture in enumerate(open_pictures(videos[0])) if n in taken]
 
@@ -70,8 +70,8 @@ def test_a_change_is_made_to_what_is_seen(recognizer, videos):
         "crop 3 % lower": by_hand(replace(square, y=square.y + step)),
         "mirrored": by_hand(picture=lambda p: np.ascontiguousarray(np.fliplr(p))),
         "darker, × 0.8": by_hand(picture=lambda p: np.rint(p * 0.8).astype(np.uint8)),
-        "quantiser halved": by_hand(codec=replace(codec, quantiser=codec.quantiser // 2)),
-        "quantiser doubled": by_hand(codec=replace(codec, quantiser=codec.quantiser * 2)),
+        "quantizer halved": by_hand(codec=replace(codec, quantizer=codec.quantizer // 2)),
+        "quantizer doubled": by_hand(codec=replace(codec, quantizer=codec.quantizer * 2)),
     }
     plain = by_hand()
     changes = {change.name: change for change in CHANGES}

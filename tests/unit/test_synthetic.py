@@ -19,10 +19,10 @@ from pipeline.datasets.drawing import (
     EXPRESSIONS,
     PROTOTYPES,
     Canvas,
+    DrawingSettings,
     Head,
     Identity,
     Pose,
-    Settings,
     activations,
     draw_clip,
 )
@@ -34,7 +34,7 @@ from pipeline.datasets.synthetic import (
     main,
 )
 
-SMALL = Settings(frames=6, picture_size=128, difficulty=0.5, seed=3)
+SMALL = DrawingSettings(frames=6, picture_size=128, difficulty=0.5, seed=3)
 
 
 def read_video(path: Path) -> list[np.ndarray]:
@@ -76,7 +76,7 @@ def test_the_same_seed_draws_the_same_pixels(clip: tuple[list[np.ndarray], int])
 def test_seed_subject_class_and_repetition_each_draw_another_clip(
     clip: tuple[list[np.ndarray], int], seed: int, subject: int, expression: str, repetition: int
 ) -> None:
-    settings = Settings(2, 128, 0.5, seed)
+    settings = DrawingSettings(2, 128, 0.5, seed)
     generator = clip_generator(seed, subject, expression, repetition)
     other, _ = draw_clip(identity_of(seed, subject), expression, settings, generator)
     assert np.abs(other[0].astype(int) - clip[0][0]).mean() > 3
@@ -102,7 +102,7 @@ def test_expressions_are_the_seven_of_ck_plus_in_their_order() -> None:
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_action_units_rise_from_zero_to_their_strongest_at_the_apex(expression: str) -> None:
-    settings = Settings(frames=24, difficulty=1.0)
+    settings = DrawingSettings(frames=24, difficulty=1.0)
     for subject in range(10):
         generator = clip_generator(0, subject, expression, 0)
         level = activations(identity_of(0, subject), expression, settings, generator)
@@ -115,7 +115,7 @@ def test_action_units_rise_from_zero_to_their_strongest_at_the_apex(expression: 
 
 def test_contempt_is_on_one_side() -> None:
     identity = identity_of(0, 0)
-    settings = Settings(difficulty=0.0)
+    settings = DrawingSettings(difficulty=0.0)
     level = activations(identity, "contempt", settings, np.random.default_rng(0))[-1]
     dimpler = level[ACTION_UNITS.index(14)]
     assert dimpler[identity.contempt_side] > 5 * dimpler[1 - identity.contempt_side]
@@ -149,7 +149,7 @@ def test_motion_is_where_the_unit_acts(
     for subject in bare[:4]:
         who = identity_of(0, subject)
         head = Head(who, Canvas(50.0), np.array([0.2, -0.3, 0.93]))
-        pose = Pose(centre=np.array([128.0, 110.0]), unit=50.0, angle=0.0, yaw=0.0, pitch=0.0)
+        pose = Pose(center=np.array([128.0, 110.0]), unit=50.0, angle=0.0, yaw=0.0, pitch=0.0)
         drawn = []
         for activation in (units(), level):
             picture = np.full((256, 256, 3), 120, np.uint8)
@@ -227,7 +227,7 @@ def test_a_second_run_draws_only_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_settings_is_left_alone(drawn: Path) -> None:
-    other = Settings(frames=6, picture_size=128, difficulty=0.9, seed=3)
+    other = DrawingSettings(frames=6, picture_size=128, difficulty=0.9, seed=3)
     with pytest.raises(InputError, match=r"difficulty 0\.5 there, 0\.9 now"):
         draw_dataset(drawn, 2, other)
 
@@ -281,7 +281,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_mtcnn_finds_one_face_in_every_frame(detector: FaceDetector) -> None:
-    settings = Settings(frames=2, difficulty=1.0)
+    settings = DrawingSettings(frames=2, difficulty=1.0)
     for subject, expression in enumerate(EXPRESSIONS):
         generator = clip_generator(0, subject, expression, 0)
         pictures, _ = draw_clip(identity_of(0, subject), expression, settings, generator)

@@ -14,7 +14,7 @@ import pytest
 from cfer.cli import run
 from cfer.errors import InputError
 from cfer.predict.recognizer import Prediction
-from cfer.predict.timeline import annotate, as_json, colours, plot, write_csv
+from cfer.predict.timeline import annotate, as_json, colors, plot, write_csv
 from cfer.video.faces import Square
 from cfer.video.pictures import open_pictures
 
@@ -27,7 +27,7 @@ def window(start: float, end: float, joy: float, square: Square | None, face: in
 
 @pytest.fixture
 def video(tmp_path) -> Path:
-    """One second, grey, 25 pictures of 640 × 960."""
+    """One second, gray, 25 pictures of 640 × 960."""
     path = tmp_path / "v.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -97,8 +97,8 @@ def varying(tmp_path) -> Path:
 
 def test_an_annotated_video_keeps_its_times(varying, tmp_path):
     out = tmp_path / "out:put.mp4"
-    labelled = window(0.5, 4.5, 0.9, Square(100, 100, 120, 0.99, 1))
-    annotate(varying, [labelled], out)
+    labeled = window(0.5, 4.5, 0.9, Square(100, 100, 120, 0.99, 1))
+    annotate(varying, [labeled], out)
     with out.open("rb") as file, av.open(file) as container:
         frames = list(container.decode(video=0))
     with out.open("rb") as file, av.open(file) as container:
@@ -162,9 +162,9 @@ def test_plot_has_a_line_per_class(video):
 
 
 @pytest.mark.parametrize("count", [2, 7, 10, 20])
-def test_each_class_has_a_colour_of_its_own(count):
+def test_each_class_has_a_color_of_its_own(count):
     names = [f"class {number}" for number in range(count)]
-    given = colours(names)
+    given = colors(names)
     assert list(given) == names
     assert len(set(given.values())) == count
 

@@ -26,9 +26,9 @@ from cfer.data.folds import ClipIndex, Split, read_index
 from cfer.data.inputs import APEX_SIZE, Input
 from cfer.data.shards import read_description
 from cfer.errors import InputError, NotFinite, WorkerError
-from cfer.evaluate.metrics import Predictions
+from cfer.evaluate.metrics import ScoredClips
 from cfer.model.network import ModelConfig
-from cfer.train.batches import Augmentation, BatchMaker, Rows, Standardisation
+from cfer.train.batches import Augmentation, BatchMaker, LoadedClips, Standardization
 from cfer.train.checkpoint import (
     SEAL_NAME,
     STATE_NAME,
@@ -44,7 +44,7 @@ from cfer.train.loop import (
     _mean_over_workers,
     _progress_line,
     _schedule,
-    _standardisation,
+    _standardization,
     _stopped,
     _validation_figures,
     model_config,
@@ -225,10 +225,10 @@ def test_fewer_training_clips_than_a_step_has_are_said() -> None:
     nothing = torch.zeros(3, dtype=torch.int64)
     frames = [np.full((1, 6, 8, 8), 128, np.uint8)] * 3
     apex = torch.zeros(3, 3, APEX_SIZE, APEX_SIZE)
-    rows = Rows(
+    rows = LoadedClips(
         frames, torch.arange(3), torch.zeros(3, 2), apex, nothing.bool(), [None] * 3, [], nothing
     )
-    maker = BatchMaker(rows, Input(), Standardisation(torch.zeros(2), torch.ones(2)), CPU)
+    maker = BatchMaker(rows, Input(), Standardization(torch.zeros(2), torch.ones(2)), CPU)
     (batch,) = maker.training_epoch(1, 8, Augmentation(), seed=0, epoch=0, rank=0)
     assert sorted(torch.bincount(batch.labels).tolist()) == [2, 3, 3]
 
@@ -422,8 +422,8 @@ def test_classes_that_cannot_be_learnt() -> None:
     config = TrainConfig("x", batch_size=2)
     classes = ["joy", "nan", "fear", "awe"]
     assert check_training_clips(config, index, Split(list("abd"), list("cef")), classes) == [
-        "no training clip is nan, so no clip will be recognised as it: c can only be wrong",
-        "no training clip is awe, so no clip will be recognised as it",
+        "no training clip is nan, so no clip will be recognized as it: c can only be wrong",
+        "no training clip is awe, so no clip will be recognized as it",
     ]
     assert check_training_clips(config, index, Split(list("abcd"), list("ef")), classes[:3]) == [
         "the class 'nan' (c) looks like a missing value"
@@ -467,14 +467,14 @@ def test_balanced_class_weights_are_of_the_training_clips() -> None:
     assert _class_weights(TrainConfig(data="x"), index, split, 3) is None
 
 
-def test_identities_are_standardised_by_those_of_the_training_clips() -> None:
+def test_identities_are_standardized_by_those_of_the_training_clips() -> None:
     z_I = torch.tensor([[1.0, 5.0], [3.0, 5.0], [8.0, 5.0]])
     nothing = torch.zeros(3, dtype=torch.int64)
-    rows = Rows([np.zeros(1)] * 3, nothing, z_I, z_I, nothing.bool(), [], [], nothing)
-    standardise = _standardisation(rows, CPU)
-    assert torch.allclose(standardise.mean, z_I.mean(0))
-    assert torch.allclose(standardise.std, torch.tensor([z_I[:, 0].std(correction=0), 1.0]))
-    assert torch.allclose(standardise(z_I)[:, 0].std(correction=0), torch.tensor(1.0))
+    rows = LoadedClips([np.zeros(1)] * 3, nothing, z_I, z_I, nothing.bool(), [], [], nothing)
+    standardize = _standardization(rows, CPU)
+    assert torch.allclose(standardize.mean, z_I.mean(0))
+    assert torch.allclose(standardize.std, torch.tensor([z_I[:, 0].std(correction=0), 1.0]))
+    assert torch.allclose(standardize(z_I)[:, 0].std(correction=0), torch.tensor(1.0))
 
 
 # ---- figures -------------------------------------------------------------------------------------
@@ -495,7 +495,7 @@ def test_figures_of_an_epoch_are_means_of_its_steps() -> None:
     assert means == {"train/loss": 2, "train/accuracy": 0.75, "train/term": -1}
 
     logits = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]]))
-    held_out = Predictions(
+    held_out = ScoredClips(
         np.array([0, 1, 1, 1]), logits, np.zeros((4, 1)), np.zeros((4, 1)), ["a"] * 4, ["c"] * 4
     )
     figures = _validation_figures(held_out, 2)
@@ -576,7 +576,7 @@ def test_only_a_complete_checkpoint_counts(tmp_path: Path) -> None:
 
 
 SETUP: dict[str, Any] = {"config": {"epochs": 3}, "classes": ["a"], "run_id": "0f"}
-NOTHING = Standardisation(torch.zeros(1), torch.ones(1))
+NOTHING = Standardization(torch.zeros(1), torch.ones(1))
 
 
 def test_a_checkpoint_restores_what_was_saved_and_is_the_only_one(tmp_path: Path) -> None:
@@ -593,16 +593,16 @@ def test_a_checkpoint_restores_what_was_saved_and_is_the_only_one(tmp_path: Path
 
 def test_a_checkpoint_of_a_run_that_diverged_is_not_gone_on_with(tmp_path: Path) -> None:
     setup = {**SETUP, "location": str(tmp_path)}
-    for diverged in ("player", "player_optimiser"):
+    for diverged in ("player", "player_optimizer"):
         player = nn.Linear(3, 2)
-        optimiser = torch.optim.AdamW(player.parameters(), fused=True)
+        optimizer = torch.optim.AdamW(player.parameters(), fused=True)
         player(torch.ones(1, 3)).sum().backward()
-        optimiser.step()
-        stateful: dict[str, Any] = {"player": player, "player_optimiser": optimiser}
+        optimizer.step()
+        stateful: dict[str, Any] = {"player": player, "player_optimizer": optimizer}
         _save(setup, stateful, [{"a": 1.0}], 2.0, NOTHING)
         assert _restore(str(tmp_path), stateful, CPU) == ([{"a": 1.0}], 2.0)
         with torch.no_grad():
-            (player.weight if diverged == "player" else optimiser.state[player.weight]["exp_avg"])[
+            (player.weight if diverged == "player" else optimizer.state[player.weight]["exp_avg"])[
                 1, 1
             ] = math.nan
         _save(setup, stateful, [{"a": 1.0}], 2.0, NOTHING)
@@ -613,7 +613,7 @@ def test_a_checkpoint_of_a_run_that_diverged_is_not_gone_on_with(tmp_path: Path)
         ):
             _restore(
                 str(tmp_path),
-                {"player": restored, "player_optimiser": torch.optim.AdamW(restored.parameters())},
+                {"player": restored, "player_optimizer": torch.optim.AdamW(restored.parameters())},
                 CPU,
             )
         assert torch.equal(before, restored.weight)
