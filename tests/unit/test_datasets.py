@@ -17,13 +17,13 @@ from PIL import Image
 
 from cfer.errors import InputError
 from cfer.names import EMOTIONS
-from pipeline.actors import extract_clip
+from pipeline.actors import ExtractionSettings, extract_clip
 from pipeline.datasets import afew, ckplus, cremad, mmi, oulu_casia, ravdess
 from pipeline.datasets.drawing import DrawingSettings as Drawing
 from pipeline.datasets.drawing import draw_clip
 from pipeline.datasets.layout import NAMES, named, read_dataset, size_of
 from pipeline.datasets.synthetic import clip_generator, identity_of
-from pipeline.actors import ExtractionSettings, main, plan_shards
+from pipeline.extract import main, plan_shards
 from pipeline.manifest import Entry
 
 FRAMES = 6
@@ -638,12 +638,12 @@ def test_the_same_bytes_under_one_subject(tmp_path, lines):
             Entry(str(tmp_path / name), name, name, subject)
             for name, subject in zip(("a.mp4", "b.mp4"), subjects, strict=True)
         ]
-        assert len(plan_shards(entries, DrawingSettings(), [], "")) == 1
+        assert len(plan_shards(entries, ExtractionSettings(), [], "")) == 1
         assert lines == [f"{tmp_path}/a.mp4 and {tmp_path}/b.mp4: the same bytes"]
         lines.clear()
     # What cannot be read has no bytes to compare.
     missing = [Entry(str(tmp_path / n), n, n, s) for n, s in (("no", "S1"), ("na", "S2"))]
-    plan_shards(missing, DrawingSettings(), [], "")
+    plan_shards(missing, ExtractionSettings(), [], "")
     assert lines == []
 
 
@@ -675,7 +675,7 @@ def test_classes_of_ones_own(trees, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_clip_becomes_a_row_or_a_failure(trees, detector, name):
     entries, classes = read_dataset(name, trees / name)
-    settings = DrawingSettings(size=64, gop_size=24, identity="dlib")
+    settings = ExtractionSettings(size=64, gop_size=24, identity="dlib")
     rows, failures = {}, []
     for entry in entries:
         clips, failed = extract_clip(entry, settings, classes, detector)
