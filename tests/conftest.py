@@ -52,7 +52,7 @@ os.environ |= {
 }
 # Of each folder, these take longest, and begin first: no process is left alone with one at the end.
 LONG_FILES = """
-    test_train test_protocol test_extract test_serve test_benchmark test_demo
+    test_run test_train test_protocol test_extract test_serve test_benchmark test_demo
 """.split()
 
 
@@ -76,15 +76,20 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return NUM_PROCESSES if all(path.is_dir() for path in paths) else 0
 
 
+def kind_of(item: pytest.Item) -> str:
+    """The folder of `tests` that it is in."""
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
 def is_slow(item: pytest.Item) -> bool:
-    return item.path.parent.name == "slow"
+    return kind_of(item) == "slow"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> tuple[int, int]:
-        folder, name = item.path.parent.name, item.path.stem
-        order = ("integration", "unit", "slow").index(folder)
+        name = item.path.stem
+        order = ("integration", "unit", "slow").index(kind_of(item))
         return order, LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
 
     items.sort(key=place)

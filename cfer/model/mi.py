@@ -9,7 +9,7 @@ z_R:
 where q_θ is the true conditional, or close to it. For jointly Gaussian scalars with correlation ρ
 the information is −½·log(1−ρ²), and vCLUB with the true conditional is ρ²/(1−ρ²); both are tested:
 
-    pytest tests/unit/test_mi.py
+    pytest tests/unit/model/test_mi.py
 
 Beside it stands what it is compared with, the Donsker–Varadhan lower bound of a min-max game
 (Belghazi et al., "Mutual Information Neural Estimation", ICML 2018), which an estimator has to
