@@ -8,7 +8,8 @@ import pickle
 import pytest
 
 from cfer.errors import InputError
-from pipeline.actors import MOST_DEATHS, ClipActor, ExtractionSettings
+from pipeline.actors import MOST_DEATHS, ClipActor
+from pipeline.settings import ExtractionSettings
 from pipeline.extract import main
 from pipeline.manifest import Entry
 

@@ -24,8 +24,10 @@ from cfer.data.shards import read_clips, read_description, shard_name, verify, w
 from cfer.errors import InputError
 from cfer.model.face_embedder import open_face_embedder
 from cfer.video.faces import face_clip
-from pipeline.actors import ExtractionSettings, extract_clip
-from pipeline.extract import build_parser, main, plan_shards, read_source, settings_of
+from pipeline.actors import extract_clip
+from pipeline.settings import ExtractionSettings
+from pipeline.extract import build_parser, main, settings_of
+from pipeline.plan import plan_shards, read_source
 from pipeline.manifest import Entry, read_manifest
 
 # ----------------------------------------------------------------- what comes out
