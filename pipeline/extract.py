@@ -65,7 +65,7 @@ from cfer.names import printable
 from cfer.video import faces
 from cfer.video.pictures import is_numbered_picture, picture_order
 from pipeline.actors import PRESETS, ClipActor, ExtractionSettings, ShardActor
-from pipeline.datasets import layout
+from pipeline.datasets import readers
 from pipeline.manifest import Entry, class_names, read_manifest
 
 PLAN_NAME = "extraction.json"
@@ -533,7 +533,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--videos", help="a folder or a CSV (path or s3://…), or a glob pattern")
     source.add_argument(
-        "--dataset", choices=layout.NAMES, help="in its owners' layout, below --root"
+        "--dataset", choices=readers.NAMES, help="in its owners' layout, below --root"
     )
     parser.add_argument("--root", type=Path, help="where --dataset was unpacked; of csv, the file")
     parser.add_argument("--out", required=True, help="folder or URI (s3://…) to write")
@@ -596,7 +596,7 @@ def clips_of(arguments: argparse.Namespace) -> tuple[list[Entry], list[str]]:
             f"--dataset {arguments.dataset}: needs --root, the folder that it was unpacked in"
         )
     else:
-        entries, classes = layout.read_dataset(arguments.dataset, arguments.root, given)
+        entries, classes = readers.read_dataset(arguments.dataset, arguments.root, given)
     if len(classes) == 1:
         log.warning("every label is %s: nothing can be learnt from one class alone", classes[0])
     return entries, classes
