@@ -35,7 +35,7 @@ from cfer.train.config import METHODS, TrainConfig, config_of
 from cfer.train.protocol import train_all
 from pipeline import extract
 from pipeline.datasets import synthetic
-from pipeline.datasets.layout import NAMES
+from pipeline.datasets.readers import NAMES
 
 SYNTHETIC = "synthetic"
 NUM_SUBJECTS = 60

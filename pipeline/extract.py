@@ -98,7 +98,7 @@ def options_of(argv: Sequence[str] | None) -> ExtractOptions:
 
 def clips_of(options: ExtractOptions) -> tuple[list[Entry], list[str]]:
     """The clips that are given, sorted, and their classes in order."""
-    from pipeline.datasets import layout, synthetic
+    from pipeline.datasets import readers, synthetic
     from pipeline.manifest import class_names, read_manifest
 
     ordered = None
@@ -113,7 +113,7 @@ def clips_of(options: ExtractOptions) -> tuple[list[Entry], list[str]]:
         classes = class_names(entries, ordered)
     else:
         assert options.root is not None
-        entries, classes = layout.read_dataset(options.dataset, options.root, ordered)
+        entries, classes = readers.read_dataset(options.dataset, options.root, ordered)
     if len(classes) == 1:
         log.warning("every label is %s: nothing can be learnt from one class alone", classes[0])
     return entries, classes

@@ -21,7 +21,7 @@ from pipeline.benchmark import (
     settings_of,
     unpacked,
 )
-from pipeline.datasets.layout import NAMES
+from pipeline.datasets.readers import NAMES
 
 
 @pytest.mark.parametrize("more", [[], ["--quick"], ["--search"]])

@@ -22,7 +22,8 @@ from pipeline.settings import ExtractionSettings
 from pipeline.datasets import afew, ckplus, cremad, mmi, oulu_casia, ravdess
 from pipeline.datasets.drawing import DrawingSettings as Drawing
 from pipeline.datasets.drawing import draw_clip
-from pipeline.datasets.layout import NAMES, named, read_dataset, size_of
+from pipeline.datasets.layout import named
+from pipeline.datasets.readers import NAMES, read_dataset, size_of
 from pipeline.datasets.synthetic import clip_generator, identity_of
 from pipeline.extract import main
 from pipeline.plan import plan_shards
