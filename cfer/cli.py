@@ -1,7 +1,7 @@
 """The console command `cfer`: which commands there are, and where.
 
-The module of a command is imported when it is asked for, and imports PyTorch or Ray when its options
-have been read: help comes at once. Some commands are made of what is above `cfer`, so all of them
+The module of a command is imported when it is asked for, and imports PyTorch or Ray when its
+options have been read: help comes at once. Some commands are made of what is above `cfer`, so all of them
 are imported by name.
 """
 
@@ -47,7 +47,7 @@ COMMANDS = {
     "evaluate": Command("what runs are worth", "cfer.evaluate.command", "evaluate"),
     "report": Command("a page about an experiment", "cfer.evaluate.command", "report"),
     "benchmark": Command(
-        "from a data set to the table of methods", "pipeline.benchmark", "benchmark"
+        "from a data set to the table of methods", "pipeline.benchmark", "BenchmarkOptions", "main"
     ),
     "predict": Command("the expressions of videos", "cfer.predict.command", "predict"),
     "look": Command("what the method sees of a video", "cfer.predict.command", "look"),
@@ -87,8 +87,8 @@ def _module_of(command: Command) -> Any:
         # Beside the package in a checkout, and not installed.
         if not (root / "benchmarks").is_dir():
             raise InputError(
-                "cfer bench: the benchmarks are not installed with cfer; run it in a checkout, after "
-                "`pip install -e '.[all]'` there"
+                "cfer bench: the benchmarks are not installed with cfer; run it in a checkout, "
+                "after `pip install -e '.[all]'` there"
             )
         sys.path.insert(0, str(root))
     return importlib.import_module(command.module)

@@ -24,10 +24,11 @@ def parse(what: Callable[..., T], prog: str, argv: Sequence[str] | None, default
         argv: its words; None: those of this process.
         default: an instance of the dataclass whose values are the defaults.
     """
-    return tyro.cli(what, prog=prog, args=argv, default=default, config=_STYLE)
+    defaults = {} if default is None else {"default": default}
+    return tyro.cli(what, prog=prog, args=argv, config=_STYLE, **defaults)
 
 
 def given(what: type[T], argv: Sequence[str] | None) -> T:
-    """Only the options of this dataclass, wherever they stand: those that decide others' defaults."""
+    """The options of this dataclass alone, wherever they stand, since they decide what others are."""
     options, _ = tyro.cli(what, args=argv, return_unknown_args=True, add_help=False, config=_STYLE)
     return options

@@ -8,8 +8,8 @@
 Per clip: find the face, cut one fixed square, encode it at a fixed GOP, and embed an I-frame of the
 bitstream by a frozen face network; I-frames and residuals stay in the bitstream. Which clips make
 up a shard is decided beforehand (`pipeline.plan`), and the shards are made by a Ray Data job
-(`pipeline.job`). A clip that cannot be used ends in `failures.csv` with its reason, one that crashes
-the decoder too.
+(`pipeline.job`). A clip that cannot be used ends in `failures.csv` with its reason, one that
+crashes the decoder too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which clips make up which shard, and the digest of all that decides a shard's content.
 
-The unit of work is a shard: the next clips of the sorted manifest, as many as make some megabytes by
-what their sources have (`cfer.data.shards.cut_into_shards`), so that the plan follows from the
+The unit of work is a shard: the next clips of the sorted manifest, as many as make some megabytes
+by what their sources have (`cfer.data.shards.cut_into_shards`), so that the plan follows from the
 sources and the settings alone.
 """
 

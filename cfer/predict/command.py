@@ -259,9 +259,13 @@ def encode(
 
 def models(argv: Sequence[str] | None = None) -> int:
     """List, show, export and import models."""
-    actions = {"list": _list, "show": _show, "export": _export, "import": _import}
-    status: int = tyro.extras.subcommand_cli_from_dict(actions, prog="cfer models", args=argv)
-    return status
+    actions: dict[str, Callable[..., int]] = {
+        "list": _list,
+        "show": _show,
+        "export": _export,
+        "import": _import,
+    }
+    return tyro.extras.subcommand_cli_from_dict(actions, prog="cfer models", args=argv)
 
 
 def _list() -> int:
