@@ -9,9 +9,9 @@ import pytest
 
 from cfer.errors import InputError
 from pipeline.actors import MOST_DEATHS, ClipActor
-from pipeline.settings import ExtractionSettings
 from pipeline.extract import main
 from pipeline.manifest import Entry
+from pipeline.settings import ExtractionSettings
 
 # ---- names that mean harm ------------------------------------------------------------------------
 
