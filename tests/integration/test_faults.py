@@ -14,8 +14,8 @@ from cfer.data.shards import read_clips, read_description, verify
 from cfer.data.storage import Folder, StorageError
 from cfer.video.faces import FaceDetector
 from pipeline.actors import DEATHS_OF_A_SUSPECT, ClipActor, extract_clip
-from pipeline.settings import ExtractionSettings
 from pipeline.manifest import Entry, read_manifest
+from pipeline.settings import ExtractionSettings
 
 SETTINGS = ExtractionSettings(size=64, gop_size=3, gop_span=8, identity="dlib")
 

@@ -37,8 +37,8 @@ from cfer.video import pictures as clips
 from cfer.video.faces import FaceDetector
 from cfer.video.pictures import GrowingFile
 from pipeline.actors import extract_clip
-from pipeline.settings import ExtractionSettings
 from pipeline.manifest import Entry
+from pipeline.settings import ExtractionSettings
 
 CODEC = CodecSettings(gop_size=12, quantizer=4)
 
