@@ -26,7 +26,7 @@ def test_residuals_need_neither_pytorch_nor_ray() -> None:
 
 def test_prediction_needs_nothing_that_training_needs() -> None:
     """What `pip install cfer` leaves out: `cfer.residuals` and `Recognizer` do without it."""
-    left_out = ("ray", "mlflow", "pyarrow", "sklearn", "matplotlib", "dlib", "fastapi", "tqdm")
+    left_out = ("ray", "mlflow", "pyarrow", "sklearn", "matplotlib", "dlib", "fastapi")
     code = (
         "import sys\n"
         f"for name in {left_out}: sys.modules[name] = None  # its import fails\n"
