@@ -71,7 +71,7 @@ def _train(setup: dict[str, Any]) -> None:
     # DDP's advice on the memory layout of 1×1 convolutions, where both layouts are the same.
     warnings.filterwarnings("ignore", "Grad strides do not match")
     tracking.connect(setup["tracking_uri"])
-    tracker = tracking.Tracker(setup["run_id"]) if rank == 0 else tracking.NoTracker()
+    tracker = tracking.Tracker(setup["run_id"])
     train_rows = _share("train", rank, setup)
     val_rows = _share("validation", rank, setup)
     standardize = _standardization(train_rows, device)
@@ -390,7 +390,7 @@ def _finish(
     tracker.log_figure(confusion_figure(confusion, classes, title), "confusion.png")
     tracker.log_figure(curves_figure(history), "curves.png")
     tracker.log_figure(embedding_figure(validation, classes), "embedding.png")
-    tracker.log_predictions(training, validation)
+    tracker.log_predictions(train=training.arrays(), held_out=validation.arrays())
     kept = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
     card = replace(setup["card"], figures=kept)
     tracker.log_model(Predictor.of(network, card.network), card)

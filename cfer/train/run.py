@@ -43,7 +43,7 @@ from cfer.data.frames import frames_of_clips
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location, below
 from cfer.errors import InputError, WorkerError
-from cfer.evaluate import command as evaluate
+from cfer.evaluate.table import check_classes
 from cfer.model.card import ModelCard
 from cfer.names import rows_named, says_nothing
 from cfer.outputs import say
@@ -289,7 +289,7 @@ def read_record(
 
 def check_same(record: Mapping[str, Any], config: TrainConfig, description: Description) -> None:
     """Raises InputError where a run was started with other settings, data or classes."""
-    evaluate.check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
+    check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
     given = {**asdict(config), "data set (SHA-256)": description.digest}
     known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
     for name, value in given.items():
