@@ -63,7 +63,7 @@ from cfer.errors import InputError, exit_with_message
 from cfer.model.face_embedder import NAMES, FaceEmbedder, open_face_embedder
 from cfer.names import printable
 from cfer.video import faces
-from cfer.video.pictures import is_numbered_picture, picture_order
+from cfer.video.files import is_numbered_picture, picture_order
 from pipeline.actors import PRESETS, ClipActor, ExtractionSettings, ShardActor
 from pipeline.datasets import layout
 from pipeline.manifest import Entry, class_names, read_manifest

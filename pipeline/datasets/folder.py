@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cfer.errors import InputError
 from cfer.names import EMOTIONS
-from cfer.video.pictures import numbered_pictures
+from cfer.video.files import numbered_pictures
 from pipeline.datasets.layout import (
     folders,
     layout_error,

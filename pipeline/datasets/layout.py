@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cfer.errors import InputError
-from cfer.video.pictures import is_video
+from cfer.video.files import is_video
 from pipeline.manifest import Entry, checked, class_names, read_csv
 
 NAMES = ("ck+", "mmi", "afew", "oulu-casia", "ravdess", "crema-d", "folder", "csv")

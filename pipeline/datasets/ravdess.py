@@ -22,7 +22,7 @@ import re
 from pathlib import Path
 
 from cfer.errors import InputError
-from cfer.video.pictures import is_video_name
+from cfer.video.files import is_video_name
 from pipeline.datasets.layout import (
     files_below,
     layout_error,
