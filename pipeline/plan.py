@@ -29,7 +29,7 @@ from cfer.data.storage import Folder, StorageError, folder_of, is_uri
 from cfer.errors import InputError
 from cfer.names import printable
 from cfer.video import faces
-from cfer.video.pictures import is_numbered_picture, picture_order
+from cfer.video.files import is_numbered_picture, picture_order
 from pipeline.manifest import Entry
 from pipeline.settings import ExtractionSettings
 

@@ -101,7 +101,7 @@ def expand_sources(given: Sequence[str]) -> list[str]:
         InputError: nothing there, or a folder without a video.
     """
     from cfer.data.shards import DESCRIPTION_NAME
-    from cfer.video.pictures import READ_FORMATS, clips_below, is_picture_folder, told_left_out
+    from cfer.video.files import READ_FORMATS, clips_below, is_picture_folder, told_left_out
 
     sources: list[str] = []
     for name in given:

@@ -21,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from cfer.errors import InputError
-from cfer.video.pictures import numbered_pictures
+from cfer.video.files import numbered_pictures
 from pipeline.datasets.layout import (
     child,
     clip,

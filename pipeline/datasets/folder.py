@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cfer.errors import InputError
 from cfer.names import EMOTIONS
-from cfer.video.pictures import numbered_pictures
+from cfer.video.files import numbered_pictures
 from pipeline.datasets.layout import clip, folders, layout_error, left_out, relative, videos
 from pipeline.manifest import Entry, without_suffix
 

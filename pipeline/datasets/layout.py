@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cfer.errors import InputError
-from cfer.video.pictures import is_video
+from cfer.video.files import is_video
 from pipeline.manifest import Entry
 
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")

@@ -20,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from cfer.names import EMOTIONS
-from cfer.video.pictures import numbered_pictures
+from cfer.video.files import numbered_pictures
 from pipeline.datasets.layout import child, clip, folders, layout_error, named
 from pipeline.manifest import Entry
 

@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from cfer.errors import InputError
-from cfer.video.pictures import is_video_name
+from cfer.video.files import is_video_name
 from pipeline.datasets.layout import clip, files_below, layout_error, left_out, log, relative
 from pipeline.manifest import Entry
 

@@ -85,6 +85,4 @@ def test_through_ray_job_submit(folder: Path) -> None:
         type_in(folder, f"{submit} python pipeline/extract.py", RAY_API_SERVER_ADDRESS=address)
         train = f"{submit} python -m cfer.train --workers 8"
         type_in(folder, train, RAY_API_SERVER_ADDRESS=address)
-            folder, f"{submit} python -m cfer.train --workers 8", RAY_API_SERVER_ADDRESS=address
-        )
     check_extracted_and_trained(folder)
