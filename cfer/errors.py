@@ -3,8 +3,8 @@
 Everything a user can get wrong (a file, a name, a number) raises `InputError` with the file or
 option, what is wrong with it, and what to do. Programming errors keep their traceback.
 
-A command that is told to stop, by Ctrl-C or by SIGTERM as Slurm and Kubernetes send it, says so in
-a line and ends with 130 or 143. Ray's processes end with the one that started them.
+A command that is stopped, by Ctrl-C or by SIGTERM as Slurm and Kubernetes send it, reports that in
+one line and exits with 130 or 143. All processes that it has started, Ray's too, end with it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 
 import psutil
@@ -26,10 +27,11 @@ import psutil
 EXIT_INPUT_ERROR = 2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOST_SECONDS_TO_STOP = 15
+_OUR_PACKAGES = ("cfer", "pipeline", "benchmarks")
 _PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 
 _stopped_by: list[int] = []
-_is_said = threading.Lock()
+_is_ending = threading.Lock()
 
 
 class InputError(ValueError):
@@ -41,13 +43,13 @@ class NotFinite(InputError):
 
 
 class WorkerError(RuntimeError):
-    """What a job ended with in another process, in a line; its traceback there is `where`."""
+    """A job failed in another process; the message is one line, `traceback` the text from there."""
 
-    where = ""
+    traceback = ""
 
 
 def end_quietly_while_importing() -> None:
-    """Called before imports that take seconds, and leave a traceback of theirs at Ctrl-C."""
+    """To be called before imports that take seconds: Ctrl-C would show a traceback of theirs."""
 
     def end(number: int, frame: FrameType | None) -> None:
         print("interrupted", file=sys.stderr, flush=True)
@@ -63,8 +65,11 @@ def is_full(error: BaseException) -> bool:
 
 
 def status_of(main: Callable[[], int]) -> int:
-    """Run a command's `main` → its exit status: an `InputError` becomes one line on stderr, and so
-    does what the system refuses: a file that can't be read or written, a full disk."""
+    """Run a command's `main` → its exit status.
+
+    One line on stderr is all that a user sees of an `InputError`, of a package that is not
+    installed, and of a file that the system can't read or write.
+    """
     try:
         status = main()
         sys.stdout.flush()
@@ -72,24 +77,27 @@ def status_of(main: Callable[[], int]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in _OUR_PACKAGES:
+            raise
+        print(f"error: {error.name} is not installed: pip install 'cfer[all]'", file=sys.stderr)
+        return EXIT_INPUT_ERROR
     except BrokenPipeError:
-        # Whoever reads has enough, such as `| head`. Python flushes once more as it ends.
+        # The reader has enough, such as `| head`. Python flushes once more as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.filename is None and not is_full(error):
-            raise
         name = error.filename
-        where = (
-            "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
-        )
+        if name is None and not is_full(error):
+            raise
+        where = f"{os.fsdecode(name) if isinstance(name, bytes) else name}: " if name else ""
         print(
             f"error: {where}{error.strerror}; correct the path or its permissions, or make room",
             file=sys.stderr,
         )
         return EXIT_INPUT_ERROR
     except WorkerError as error:
-        print(f"{error.where}error: {error}", file=sys.stderr)
+        print(f"{error.traceback}error: {error}", file=sys.stderr)
         return 1
 
 
@@ -104,129 +112,99 @@ def exit_with_message(main: Callable[[], int]) -> None:
     try:
         status = status_of(main)
     except BaseException:
-        # What Ray makes of a stop in the midst of its own code is an error of another kind.
+        # Ray turns a stop in the midst of its own code into an error of another kind.
         if not _stopped_by:
             raise
     if _stopped_by:
-        status = 128 + _stopped_by[0]
-        _say_stopped()
-        # Interrupted at whatever moment, Ray may fail at this too; its processes are ended then.
+        # Interrupted at whatever moment, Ray may fail at this too; its processes are killed next.
         with suppress(Exception):
+            sys.stdout.flush()
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()
-        _kill_family()
+        _end_stopped(_stopped_by[0])
     sys.exit(status)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """The first signal unwinds the program, in seconds. Others meanwhile change nothing."""
+    """The handler of a command: the first signal unwinds the program, later ones change nothing.
+
+    Python ignores an exception that is raised in a hook (of a fork, of the garbage collector), and
+    the program goes on, or waits for ever for a lock that the hook was about to release; hence the
+    deadline.
+    """
     if not _stopped_by:
         _stopped_by.append(number)
         _adopt_orphans()
-        threading.Thread(target=_end_when_late, daemon=True).start()
+        late = (number, MOST_SECONDS_TO_STOP)
+        threading.Thread(target=_end_stopped, args=late, daemon=True).start()
         raise KeyboardInterrupt
 
 
-def _end_when_late() -> None:
-    """Python ignores an exception that is raised in a hook (of a fork, of the garbage collector),
-    and the program goes on, or waits for ever for a lock that the hook was about to release."""
-    time.sleep(MOST_SECONDS_TO_STOP)
-    _end_at_once(_stopped_by[0])
-
-
-def _end_at_once(number: int) -> None:
-    _say_stopped()
-    # What other threads have to say of the end of Ray's processes.
+def _end_stopped(number: int, after_seconds: float = 0) -> None:
+    """Report the stop, kill all that this process has started, and end it. Any thread may do so."""
+    time.sleep(after_seconds)
+    _is_ending.acquire()
+    # Not by `print`: whoever was stopped may hold the lock of sys.stderr.
+    os.write(2, b"interrupted; what is finished is kept\n")
+    # Other threads report that Ray's processes have ended.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _adopt_orphans()
-    _kill_family()
+    _kill_descendants()
     os._exit(128 + number)
 
 
-def _say_stopped() -> None:
-    if _is_said.acquire(blocking=False):
-        # Not by `print`: whoever was stopped may hold the lock of sys.stderr.
-        os.write(2, b"interrupted; what is finished is kept\n")
-
-
 def _adopt_orphans() -> None:
-    """From now on, whoever loses its parent within this process's family is its child: some of
-    Ray's processes outlive by a minute the one that has started them."""
+    """From now on, a descendant that loses its parent is a child of this process: some of Ray's
+    processes outlive by a minute the one that has started them."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _kill_family() -> None:
+def _kill_descendants() -> None:
     deadline = time.monotonic() + MOST_SECONDS_TO_STOP
-    # A look misses the children of a member that ends meanwhile. In the next, they are this
-    # process's own.
+    # A look misses the children of a process that ends meanwhile; the next finds them adopted.
     looks_at_none = 0
     while looks_at_none < 2 and time.monotonic() < deadline:
-        family = _family()
-        looks_at_none = 0 if family else looks_at_none + 1
-        for member in family:
+        killed = []
+        for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                member.kill()
-        psutil.wait_procs(family, timeout=0.1)
-
-
-def _family() -> list[psutil.Process]:
-    """What this process has started, and what that has, but what Python has started to clean up
-    when this process has ended."""
-    found = []
-    for member in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if "multiprocessing.resource_tracker" not in " ".join(member.cmdline()):
-                found.append(member)
-    return found
-
-
-_signals_are_kept = False
-
-
-def _unblock_signals() -> None:
-    if _signals_are_kept:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-# Ray's processes end by SIGTERM, and what a process has blocked its children have too.
-os.register_at_fork(after_in_child=_unblock_signals)
+                # Python's own, which cleans up when this process has ended.
+                if "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process)
+        psutil.wait_procs(killed, timeout=0.1)
+        looks_at_none = 0 if killed else looks_at_none + 1
 
 
 @contextmanager
 def signals_kept_from_ray() -> Iterator[None]:
-    """While Ray starts, a stop ends a command at once, and does not unwind it.
+    """While Ray starts, a stop ends a command at once, without unwinding it.
 
-    Ray forks then, where a handler's exception is lost (see above), and puts a handler of its own,
-    which aborts, in the place of SIGTERM's. So signals are blocked, also for Ray's threads, and a
-    thread waits for them.
+    Ray forks then, where a handler's exception is lost (see `_stop`), and replaces the handler of
+    SIGTERM by one that aborts. So the signals are blocked, also for Ray's threads, and a thread
+    waits for them.
     """
-    global _signals_are_kept
-    if threading.current_thread() is not threading.main_thread():
+    if signal.getsignal(signal.SIGTERM) is not _stop:  # not in a command
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    is_over = threading.Event()
+    has_started = threading.Event()
 
     def wait() -> None:
-        while not is_over.is_set():
-            found = signal.sigtimedwait(STOP_SIGNALS, 0.05)
-            if found is not None:
-                _end_at_once(found.si_signo)
+        while not has_started.is_set():
+            received = signal.sigtimedwait(STOP_SIGNALS, 0.05)
+            if received is not None:
+                _end_stopped(received.si_signo)
 
+    # A child inherits what is blocked, and Ray ends its processes by SIGTERM.
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP_SIGNALS)
+    os.register_at_fork(after_in_child=unblock)
     waiter = threading.Thread(target=wait, daemon=True)
-    is_a_command = handlers[signal.SIGTERM] is _stop
-    if is_a_command:
-        _signals_are_kept = True
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        waiter.start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    waiter.start()
     try:
         yield
     finally:
-        if is_a_command:
-            is_over.set()
-            waiter.join()
-            _signals_are_kept = False
-        for number, handler in handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        if is_a_command:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        has_started.set()
+        waiter.join()
+        for number in STOP_SIGNALS:
+            signal.signal(number, _stop)
+        unblock()

@@ -46,8 +46,8 @@ def frames_of_clips(
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     folder = Folder(directory)
     paths = read_description(directory).shard_paths(folder)
-    rows = ray.data.read_parquet(paths, columns=list(COLUMNS), filesystem=folder.patient_filesystem)
-    return rows.map_batches(choose, batch_format="pyarrow", batch_size=None)
+    rows = ray.data.read_parquet(paths, filesystem=folder.patient_filesystem)
+    return rows.select_columns(list(COLUMNS)).map_batches(choose, batch_format="pyarrow", batch_size=None)
 
 
 _CHOSEN_SCHEMA = pa.schema(

@@ -29,7 +29,7 @@ def test_rows_through_ray_data_are_those_of_the_shards(
     wanted = index.clip_ids[1:9:3]
     rows = frames_of_clips(directory, wanted, Input(), for_training=True).take_all()
     assert [row["clip_id"] for row in rows] == wanted
-    clips = {clip.clip_id: clip for clip in shards.frames_of_clips(directory)}
+    clips = {clip.clip_id: clip for clip in shards.read_clips(directory)}
     memory = load_clips(rows, clips[wanted[0]].identity.shape[1])
     for position, clip_id in enumerate(wanted):
         clip = clips[clip_id]

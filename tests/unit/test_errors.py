@@ -6,6 +6,8 @@ import errno
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -42,9 +44,9 @@ def test_a_mistake_is_a_line_and_status_2(capsys):
     assert capsys.readouterr().err == "error: --size 63: give an even number\n"
 
 
-def test_what_a_job_ended_with_elsewhere_is_told_with_its_traceback(capsys):
+def test_the_error_of_a_job_elsewhere_is_printed_with_its_traceback(capsys):
     error = WorkerError("worker 1: out of memory")
-    error.where = "Traceback: there\n"
+    error.traceback = "Traceback: there\n"
     with pytest.raises(SystemExit) as ended:
         exit_with_message(lambda: raising(error))
     assert ended.value.code == 1
@@ -72,6 +74,27 @@ def test_what_the_system_refuses_is_a_line(error, said, capsys):
     assert said in line
     assert line.startswith("error: ")
     assert line.endswith("; correct the path or its permissions, or make room")
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "last_line"),
+    [
+        (
+            "sys.modules['mlflow'] = None\ndef main(): import cfer.tracking",
+            2,
+            "error: mlflow is not installed: pip install 'cfer[all]'",
+        ),
+        ("def main(): import cfer.none", 1, "ModuleNotFoundError: No module named 'cfer.none'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_a_line(program, status, last_line):
+    """In a process of its own, in which Python can't import the package."""
+    program = f"import sys, cfer.errors\n{program}\ncfer.errors.exit_with_message(main)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == status
+    lines = done.stderr.splitlines()
+    assert lines[-1] == last_line
+    assert len(lines) == 1 or status == 1
 
 
 def test_an_error_of_the_network_keeps_its_traceback():
