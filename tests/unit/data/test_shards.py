@@ -25,7 +25,6 @@ from cfer.data.shards import (
     Failure,
     cut_into_shards,
     expected_bytes,
-    main,
     read_clips,
     read_description,
     read_receipt,
@@ -35,6 +34,7 @@ from cfer.data.shards import (
     write_shard,
 )
 from cfer.data.storage import Folder
+from cfer.data.verify_command import main
 from cfer.errors import InputError
 
 SIZE = 16
@@ -110,8 +110,7 @@ def test_older_shards_are_refused_with_the_command_that_makes_them_anew(tmp_path
     path = tmp_path / "dataset.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "schema_version": version}))
-    command = r"python pipeline/extract\.py --videos"
-    with pytest.raises(InputError, match=rf"version {version},.*{command}"):
+    with pytest.raises(InputError, match=rf"version {version},.*cfer extract --videos"):
         read_description(tmp_path)
 
 
@@ -141,7 +140,7 @@ def test_description_counts_and_digest(tmp_path):
 def test_a_whole_data_set_verifies(tmp_path, capsys):
     some_data_set(tmp_path)
     assert verify(tmp_path) == []
-    assert main(["verify", str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "6 clips, 42 frames" in said
     assert "every hash and count is right" in said
@@ -156,7 +155,7 @@ def test_one_flipped_byte_is_found(tmp_path, capsys):
     (problem,) = verify(tmp_path)
     assert "shard-00001.parquet" in problem
     assert shard_is_done(tmp_path, 1, "work-1") is None
-    assert main(["verify", str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 1
     assert "1 PROBLEMS" in capsys.readouterr().out
 
 

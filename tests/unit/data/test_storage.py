@@ -38,7 +38,7 @@ def test_a_uri_may_be_written_as_people_write_it(tmp_path: Path, name: str) -> N
 def test_what_is_after_a_question_mark_is_no_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a file has no options; write \\? as %3F"):
         Folder(f"file://{tmp_path}/a?b")
-    with pytest.raises(InputError, match="allow_bucket_deletion is no option of it"):
+    with pytest.raises(InputError, match="allow_bucket_deletion is not an option"):
         Folder("s3://bucket/a?allow_bucket_deletion=true&region=eu-west-1")
 
 
