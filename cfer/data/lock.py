@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 NAME = ".owner"
 RENEWED_SECONDS = 20
-# A note this old is a dead job's. Less would not do: a store may be slow or out of order for a while.
+# A note this old is a dead job's; a store may be slow or out of order for nearly as long.
 SILENT_SECONDS = 90
 
 

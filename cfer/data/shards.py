@@ -87,7 +87,7 @@ class Clip:
         subject, label, label_name, split: nullable; `label` indexes `Description.classes`.
         num_frames, fps: of the encoded clip; frames per second, on average.
         pts_seconds: when each frame is shown, ascending: seconds since the video's first picture,
-            also in a window that is cut out of it. The bitstream's own times start at its own first.
+            also in a window that is cut out of it. The bitstream's own times start at its first.
         size, gop_size: S, and the frames from one I-frame to the next.
         bitstream: the clip as an MPEG-4 Part 2 video in MP4, which any player shows.
         identity: float32 (J, D), the frozen network's embeddings of J ≥ 1 of the I-frames, as it

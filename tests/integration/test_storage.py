@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import cfer.data.lock
-import cfer.data.storage
 import pytest
 from helpers import MOST_SECONDS, S3Server, free_ports, is_open, wait_for
 
+import cfer.data.lock
+import cfer.data.storage
 from cfer.data.lock import _machine, owned
 from cfer.data.storage import Folder, StorageError, local_copy
 from cfer.errors import InputError
@@ -165,7 +165,7 @@ def test_of_a_store_a_note_that_is_not_ones_own_is_left_alone(s3: S3Server, monk
 
 def test_the_lock_of_a_killed_job_ends_with_it(tmp_path: Path) -> None:
     code = (
-        "import time; from cfer.data.lock import _machine, owned; from cfer.data.storage import Folder\n"
+        "import time; from cfer.data.lock import owned; from cfer.data.storage import Folder\n"
         f"with owned(Folder({str(tmp_path)!r}), '--out'):\n"
         "    print('owned', flush=True); time.sleep(1e6)"
     )
