@@ -28,9 +28,9 @@ NO_LABEL = -1
 class Item(TypedDict):
     """One clip.
 
-    `planes`: uint8 (T, C, S/2, S/2), what the recognizer sees (`cfer.data.inputs`); 128 = no change.
-    `label`: index into `classes`; -1 if the clip has none. `identity`: float32 (D,), the mean of
-    the I-frames' embeddings. `subject`: empty if it isn't known.
+    `planes`: uint8 (T, C, S/2, S/2), as `cfer.data.inputs` makes them, 128 = no change;
+    `label`: index into `classes`, -1 if the clip has none; `identity`: float32 (D,), the mean of
+    the I-frames' embeddings; `subject`: empty if it isn't known.
     """
 
     planes: torch.Tensor

@@ -152,9 +152,7 @@ def test_a_folder_whose_sockets_would_have_too_long_a_name(
 
 def test_a_token_that_no_request_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CFER_TOKEN", "wonderful €")
-    with pytest.raises(
-        InputError, match="CFER_TOKEN: give only letters, digits and signs of"
-    ):
+    with pytest.raises(InputError, match="CFER_TOKEN: give only letters, digits and signs of"):
         main(["--port", "0"])
 
 
