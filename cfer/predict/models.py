@@ -11,12 +11,12 @@ NAME is `default`, a model file, the name or id of a training run, `runs:/ID/mod
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from cfer.errors import InputError
 from cfer.model.card import SUFFIX, ModelCard, read_model, write_model
 from cfer.model.network import Predictor
+from cfer.outputs import check_output
 
 DEFAULT = "default"
 DEFAULT_LIMITS = (
@@ -27,7 +27,7 @@ DEFAULT_LIMITS = (
 
 def default_path() -> Path:
     """The model file that ships with cfer, trained on the built-in (drawn) faces."""
-    return Path(str(resources.files("cfer.predict"))) / f"{DEFAULT}{SUFFIX}"
+    return Path(__file__).with_name(f"{DEFAULT}{SUFFIX}")
 
 
 def open_model(name: str = DEFAULT) -> tuple[Predictor, ModelCard]:
@@ -44,9 +44,10 @@ def open_model(name: str = DEFAULT) -> tuple[Predictor, ModelCard]:
 
 def export(name: str, path: Path) -> str:
     """Write a model in the form that the file's suffix names → a line that says what was done."""
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    check_output(path)
     predictor, card = open_model(name)
     if path.suffix == SUFFIX:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_model(path, predictor, card)
         return f"{path}: {path.stat().st_size:,} bytes"
     from cfer.model import export as forms

@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -62,29 +61,6 @@ MOST_FOLDER_BYTES = 75  # a socket's path may have 107 in all
 _FOLDER = "cfer-serve-"
 GONE = 499  # the client no longer waits (a status of nginx's)
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Service:
-    """What is served, and to whom.
-
-    Attributes:
-        model_name: what answers call the model.
-        recognizer: the model.
-        limits: of each video.
-        readers: how many videos are worked on at a time.
-        threads: of each reader.
-        allowed: URIs that links may point below.
-        token: what a request has to show; if empty, it has to come from this machine itself.
-    """
-
-    model_name: str
-    recognizer: Recognizer
-    limits: Limits
-    readers: int = 1
-    threads: int = 1
-    allowed: tuple[str, ...] = ()
-    token: str = ""
 
 
 # ---- who may ask ---------------------------------------------------------------------------------
@@ -178,17 +154,26 @@ _VIDEO: dict[str, Any] = {
 }
 
 
-def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -> FastAPI:
-    """The service, an ASGI application; its workers start and end with it."""
-    workers = Workers(
-        service.recognizer, service.limits, service.allowed, service.readers, service.threads
-    )
+def create_app(
+    model_name: str,
+    workers: Workers,
+    token: str = "",
+    say_ready: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The service, an ASGI application; its workers start and end with it.
+
+    Args:
+        model_name: what answers call the model.
+        workers: what works on the videos.
+        token: what a request has to show; if empty, it has to come from this machine itself.
+        say_ready: called once the workers are ready.
+    """
+    recognizer, limits = workers.recognizer, workers.limits
     page_text = Path(__file__).with_name("serve.html").read_text()
-    name, card = service.model_name, service.recognizer.card
     about = {
-        "model": name,
-        "limits": DEFAULT_LIMITS if name == DEFAULT else "",
-        "classes": list(card.classes),
+        "model": model_name,
+        "limits": DEFAULT_LIMITS if model_name == DEFAULT else "",
+        "classes": list(recognizer.card.classes),
     }
 
     @contextlib.asynccontextmanager
@@ -209,18 +194,16 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         redoc_url=None,
     )
 
-    answer = partial(_answer, service.limits, workers)
-
     @app.exception_handler(RequestValidationError)
     async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
 
-    if not service.token:
+    if not token:
         app.add_middleware(own_requests_only)
 
     def check(credentials: Credentials) -> None:
-        check_token(credentials, service.token)
+        check_token(credentials, token)
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
@@ -229,7 +212,7 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
     @app.get("/model", dependencies=[Depends(check)], responses=_ERRORS)
     def describe() -> dict[str, Any]:
         """The model's classes and input, where it comes from, and what a request may cost."""
-        return {**about, "request_limits": vars(service.limits), "origin": card.origin}
+        return {**about, "request_limits": vars(limits), "origin": recognizer.card.origin}
 
     @app.post("/predict", dependencies=[Depends(check)], responses=_ERRORS, openapi_extra=_VIDEO)
     async def predict_(
@@ -240,7 +223,7 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
     ) -> dict[str, Any]:
         """Expressions of a video: one entry per window of time, and per face."""
         work = partial(predict, source=link or "upload", faces=faces, window_gops=window_gops)
-        return {**about, "windows": await answer(request, link, work)}
+        return {**about, "windows": await _answer(workers, request, link, work)}
 
     @app.post(
         "/look",
@@ -253,22 +236,22 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         request: Request, link: Link = None, gop: Annotated[int, Query(ge=0, le=1_000_000)] = 0
     ) -> Response:
         """What the method sees of one GOP, as a PNG: I-frame, residuals, motion, bytes."""
-        png = await answer(request, link, partial(look, gop=gop, model_name=name))
-        return Response(png, media_type="image/png")
+        work = partial(look, gop=gop, model_name=model_name)
+        return Response(await _answer(workers, request, link, work), media_type="image/png")
 
     return app
 
 
 async def _answer(
-    limits: Limits, workers: Workers, request: Request, link: str | None, work: Work[Result]
+    workers: Workers, request: Request, link: str | None, work: Work[Result]
 ) -> Result:
     """Take the video to the disk, have the work done on it, and leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         path = Path(folder) / "video"
         try:
             if link is None:
-                async with asyncio.timeout(limits.upload_seconds):
-                    await _save(request, path, limits)
+                async with asyncio.timeout(workers.limits.upload_seconds):
+                    await _save(request, path, workers.limits)
             return await _done(request, workers.submit(work, path, link))
         except TooLarge as error:
             raise HTTPException(413, str(error)) from error
@@ -277,7 +260,7 @@ async def _answer(
         except TimeoutError as error:
             raise HTTPException(408, "it takes too long; give a shorter video") from error
         except pebble.ProcessExpired as error:
-            raise HTTPException(422, why_ended(error, limits)) from error
+            raise HTTPException(422, why_ended(error, workers.limits)) from error
         except BrokenProcessPool as error:
             raise HTTPException(503, "a reader is being replaced; ask again") from error
         except OSError as error:
@@ -349,9 +332,7 @@ def run(
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
         raise InputError(f"--port {port}: cannot be used ({reason})") from error
     recognizer = Recognizer.from_pretrained(model_name)
-    service = Service(
-        model_name, recognizer, limits, readers, cpus // readers, tuple(allowed), token
-    )
+    workers = Workers(recognizer, limits, allowed, readers, cpus // readers)
     where = f"[{host}]" if ":" in host else host
 
     def say_ready() -> None:
@@ -359,7 +340,7 @@ def run(
         print(f"{address} serves the model {model_name}; its API: /openapi.json", flush=True)
 
     config = uvicorn.Config(
-        create_app(service, say_ready),
+        create_app(model_name, workers, token, say_ready),
         # It limits the bytes of a request's headers. The faster httptools does not.
         http="h11",
         ws="none",

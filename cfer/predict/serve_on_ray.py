@@ -8,8 +8,8 @@ from ray import serve
 from cfer.errors import InputError
 from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
-from cfer.predict.serve import MOST_REQUESTS, TOKEN_VARIABLE, Service, checked_token, create_app
-from cfer.predict.uploads import check_allowed
+from cfer.predict.serve import MOST_REQUESTS, TOKEN_VARIABLE, checked_token, create_app
+from cfer.predict.uploads import Workers, check_allowed
 
 
 class Arguments(BaseModel):
@@ -40,11 +40,10 @@ def application(arguments: Arguments) -> serve.Application:
     limits = Limits.of(**arguments.model_dump(exclude={"model", "allow"}))
     check_allowed(arguments.allow)
     recognizer = Recognizer.from_pretrained(arguments.model)
-    allowed = tuple(arguments.allow)
-    service = Service(arguments.model, recognizer, limits, allowed=allowed, token=token)
 
     def build() -> FastAPI:
-        return create_app(service)
+        workers = Workers(recognizer, limits, arguments.allow)
+        return create_app(arguments.model, workers, token)
 
     reader = serve.deployment(
         serve.ingress(build)(),

@@ -202,10 +202,10 @@ class Workers:
     are ready, and at whose end they are ended.
 
     Args:
-        recognizer: the model that they predict with.
+        recognizer: what they predict with.
         limits: of each video.
         allowed: URIs that links may point below.
-        count: how many processes there are.
+        count: how many processes there are, and so how many videos are worked on at a time.
         threads: of each process.
     """
 
@@ -217,7 +217,7 @@ class Workers:
         count: int = 1,
         threads: int = 1,
     ) -> None:
-        self._limits, self._count = limits, count
+        self.recognizer, self.limits, self._count = recognizer, limits, count
         self._arguments = (recognizer, limits, tuple(allowed), threads)
         self._pool_lock = threading.Lock()
         # A new process is a copy of one that has imported everything and has done nothing yet.
@@ -263,7 +263,7 @@ class Workers:
                 self.__exit__()
                 self._pool = self._new_pool()
             future: Future[Result] = self._pool.schedule(
-                _do, args=(work, path, link), timeout=self._limits.work_seconds
+                _do, args=(work, path, link), timeout=self.limits.work_seconds
             )
             return future
 

@@ -16,8 +16,9 @@ from starlette.datastructures import Headers
 from cfer.errors import InputError
 from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
-from cfer.predict.serve import Service, check_token, create_app, is_own
+from cfer.predict.serve import check_token, create_app, is_own
 from cfer.predict.serve_command import main
+from cfer.predict.uploads import Workers
 
 # ---- the token -----------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ def test_without_a_token_nothing_has_to_be_shown() -> None:
 
 
 def test_every_answer_but_the_page_may_ask_for_a_token() -> None:
-    app = create_app(Service("default", Recognizer.from_pretrained(), Limits()))
+    app = create_app("default", Workers(Recognizer.from_pretrained(), Limits()))
     paths = app.openapi()["paths"]
     assert set(paths) == {"/model", "/predict", "/look"}
     for path, methods in paths.items():
