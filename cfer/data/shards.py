@@ -19,7 +19,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,13 @@ class Clip:
     split: str | None
     num_frames: int
     fps: float
-    pts_seconds: list[float]
+    pts_seconds: list[float] = field(repr=False)
     size: int
     gop_size: int
-    bitstream: bytes
-    identity: np.ndarray
+    bitstream: bytes = field(repr=False)
+    identity: np.ndarray = field(repr=False)
     apex_frame: int | None
-    apex: np.ndarray | None
+    apex: np.ndarray | None = field(repr=False)
     intra_fraction: float
     saturated_fraction: float
 
@@ -125,13 +125,6 @@ class Clip:
         assert len(self.identity), f"{self.clip_id}: identity is {self.identity.shape}"
         assert self.apex is None or self.apex.shape == (APEX_SIZE, APEX_SIZE, 3), (
             f"{self.clip_id}: apex is {self.apex.shape}"
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"Clip({self.clip_id!r}, subject={self.subject!r}, label={self.label_name!r}, "
-            f"frames={self.num_frames}, bytes={len(self.bitstream)}, "
-            f"identity={self.identity.shape})"
         )
 
 
@@ -265,19 +258,23 @@ def unpack_picture(png: bytes) -> np.ndarray:
 
 
 def _row(clip: Clip) -> dict[str, Any]:
-    row = {f.name: getattr(clip, f.name) for f in fields(clip)}
-    row["identity"] = clip.identity.astype(np.float32).tolist()
-    row["apex"] = None if clip.apex is None else _png(clip.apex)
-    return row
+    return {
+        **vars(clip),
+        "identity": clip.identity.astype(np.float32).tolist(),
+        "apex": None if clip.apex is None else _png(clip.apex),
+    }
 
 
 def unpack_row(row: dict[str, Any]) -> Clip:
     """A row as Arrow or Ray Data gives it → a `Clip`."""
-    values = dict(row)
-    values["pts_seconds"] = [float(seconds) for seconds in values["pts_seconds"]]
-    values["identity"] = np.array([list(v) for v in values["identity"]], dtype=np.float32)
-    values["apex"] = None if values["apex"] is None else unpack_picture(values["apex"])
-    return Clip(**values)
+    return Clip(
+        **{
+            **row,
+            "pts_seconds": [float(seconds) for seconds in row["pts_seconds"]],
+            "identity": np.array([list(v) for v in row["identity"]], dtype=np.float32),
+            "apex": None if row["apex"] is None else unpack_picture(row["apex"]),
+        }
+    )
 
 
 def _counted(clips: Sequence[Clip]) -> dict[str, Any]:
@@ -383,9 +380,8 @@ def write_description(directory: str | Path, description: Description) -> None:
     writer.writeheader()
     writer.writerows(asdict(failure) for failure in description.failures)
     folder.write(FAILURES_NAME, text.getvalue().encode())
-    values = asdict(description)
-    values["counts"] = _counts(description.shards)
-    folder.write(DESCRIPTION_NAME, _json(values))
+    counted = replace(description, counts=_counts(description.shards))
+    folder.write(DESCRIPTION_NAME, _json(asdict(counted)))
 
 
 def _counts(receipts: Sequence[Receipt]) -> dict[str, Any]:
