@@ -71,12 +71,10 @@ def write(experiment: str, out: Path) -> Path:
     about = _about(reference)
     sections = [*_tables(rows, reference), *_pictures(rows, reference, runs, out)]
     (out / "report.md").write_text(_markdown(experiment, about, sections))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
-    )
+    environment = jinja2.Environment(autoescape=True)
     environment.filters |= {"marked": _marked, "in_base64": _in_base64}
-    template = environment.get_template("report.html")
     page = out / "report.html"
+    template = environment.from_string(Path(__file__).with_name(page.name).read_text())
     page.write_text(template.render(title=experiment, about=about, sections=sections) + "\n")
     return page
 
@@ -97,13 +95,11 @@ def _markdown(title: str, about: str, sections: Sequence[Section]) -> str:
 def _marked(text: str) -> Markup:
     """`code`, *emphasis* and **strong** words of a `Section`, in HTML."""
     tags = {"`": "code", "*": "em", "**": "strong"}
-    return Markup(
-        re.sub(
-            r"(`|\*\*|\*)(.+?)\1",
-            lambda found: f"<{tags[found[1]]}>{found[2]}</{tags[found[1]]}>",
-            escape(text),
-        )
-    )
+
+    def element(found: re.Match[str]) -> str:
+        return f"<{tags[found[1]]}>{found[2]}</{tags[found[1]]}>"
+
+    return Markup(re.sub(r"(`|\*\*|\*)(.+?)\1", element, escape(text)))
 
 
 def _in_base64(file: Path) -> str:
@@ -119,23 +115,9 @@ def read_rows(experiment: str, runs: Sequence[Run]) -> list[MethodResults]:
     rows = []
     for run in sorted(runs, key=lambda r: r.info.start_time):
         file = tracking.download(run, "runs.json") if tracking.role(run) == "protocol" else None
-        if file is None:
-            continue
-        results_by_name = json.loads(file.read_text())
-        rows.append(
-            MethodResults(
-                run.info.run_name or run.info.run_id,
-                run,
-                {name: results["figures"] for name, results in results_by_name.items()},
-                {name: results.get("held_out", []) for name, results in results_by_name.items()},
-                {
-                    name: np.sum(results["confusion"]) / results["num_train"]
-                    for name, results in results_by_name.items()
-                    if results.get("num_train")
-                },
-                {name: results["mlflow_run_id"] for name, results in results_by_name.items()},
-            )
-        )
+        if file is not None:
+            name = run.info.run_name or run.info.run_id
+            rows.append(MethodResults(name, run, json.loads(file.read_text())))
     if not rows:
         raise InputError(
             f"{experiment}: no finished protocol in it; train one with --folds or --seeds"
@@ -152,7 +134,7 @@ def _about(row: MethodResults) -> str:
         for name, value in sorted(params.items())
         if name.startswith("codec_") and value != "None"
     )
-    names = list(row.figures)
+    names = list(row.results)
     return (
         f"{len(names)} runs a row ({names[0]} to {names[-1]}), {params['epochs']} epochs; "
         f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs: "
@@ -285,7 +267,7 @@ def _pictures(
     ]
     yield Section("Confusion matrices, pooled over the runs", pictures=[matrices])
     for row in _pictured(rows, reference):
-        run = tracking.find_run(next(iter(row.run_ids.values())))
+        run = tracking.find_run(next(iter(row.results.values()))["mlflow_run_id"])
         yield Section(
             row.name,
             pictures=[
@@ -298,7 +280,7 @@ def _pictured(rows: Sequence[MethodResults], reference: MethodResults) -> list[M
     """The reference, the game, and the best other in accuracy: nobody reads a page of all."""
 
     def accuracy(row: MethodResults) -> float:
-        return float(np.mean([f["held_out/accuracy"] for f in row.figures.values()]))
+        return float(np.mean([*row.values("held_out/accuracy").values()]))
 
     games = [row for row in rows if row.run.data.params.get("method") == "min-min"][:1]
     others = [row for row in rows if row not in (reference, *games)]
