@@ -159,41 +159,36 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
     def table(columns: dict[str, Callable[[MethodResults], str]]) -> list[list[str]]:
         return [[*columns], *([cell(row) for cell in columns.values()] for row in rows)]
 
-    yield Section(
-        "Recognition",
-        table(
-            {
-                "method": lambda row: f"**{row.name}**",
-                "accuracy": lambda row: row.cell("held_out/accuracy"),
-                "UAR": lambda row: row.cell("held_out/uar"),
-                "accuracy by clip": lambda row: f"{row.run.data.metrics['pooled/accuracy']:.3f}",
-                "UAR by clip": lambda row: f"{row.run.data.metrics['pooled/uar']:.3f}",
-                f"accuracy − {reference.name}": lambda row: _against(
-                    row, reference, "held_out/accuracy"
-                ),
-                "parameters": lambda row: row.mean("cost/parameters", 0),
-                "bytes/clip": lambda row: row.mean("cost/bytes_per_clip", 0),
-            }
-        ),
-        _not_compared(rows, reference),
-    )
+    recognition = {
+        "method": lambda row: f"**{row.name}**",
+        "accuracy": lambda row: row.cell("held_out/accuracy"),
+        "UAR": lambda row: row.cell("held_out/uar"),
+        "accuracy by clip": lambda row: f"{row.run.data.metrics['pooled/accuracy']:.3f}",
+        "UAR by clip": lambda row: f"{row.run.data.metrics['pooled/uar']:.3f}",
+        f"accuracy − {reference.name}": lambda row: _against(row, reference, "held_out/accuracy"),
+        "parameters": lambda row: row.mean("cost/parameters", 0),
+        "bytes/clip": lambda row: row.mean("cost/bytes_per_clip", 0),
+    }
+    identity = {
+        "method": lambda row: f"**{row.name}**",
+        "AUC, held-out": lambda row: row.cell("leakage/auc_held_out"),
+        f"AUC − {reference.name}": lambda row: _against(row, reference, "leakage/auc_held_out"),
+        "AUC, training": lambda row: row.cell("leakage/auc_train"),
+        "probe, held-out": lambda row: row.cell("leakage/linear_held_out"),
+        "probe, training": lambda row: row.cell("leakage/linear_train"),
+        "1-NN, held-out": lambda row: row.cell("leakage/knn_held_out"),
+        "R² z_R → z_I": lambda row: row.mean("leakage/r2", 3),
+        "vCLUB": lambda row: row.mean("leakage/vclub", 3),
+    }
+    commands = {
+        "method": lambda row: row.name,
+        "command": lambda row: _command(row.run),
+        "commit": lambda row: _commit(row.run),
+    }
+    yield Section("Recognition", table(recognition), _not_compared(rows, reference))
     yield Section(
         "Identity in the code",
-        table(
-            {
-                "method": lambda row: f"**{row.name}**",
-                "AUC, held-out": lambda row: row.cell("leakage/auc_held_out"),
-                f"AUC − {reference.name}": lambda row: _against(
-                    row, reference, "leakage/auc_held_out"
-                ),
-                "AUC, training": lambda row: row.cell("leakage/auc_train"),
-                "probe, held-out": lambda row: row.cell("leakage/linear_held_out"),
-                "probe, training": lambda row: row.cell("leakage/linear_train"),
-                "1-NN, held-out": lambda row: row.cell("leakage/knn_held_out"),
-                "R² z_R → z_I": lambda row: row.mean("leakage/r2", 3),
-                "vCLUB": lambda row: row.mean("leakage/vclub", 3),
-            }
-        ),
+        table(identity),
         [
             '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across '
             "classes (0.5 is chance); the strict probe is a linear classifier that names the "
@@ -208,16 +203,7 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
             "where the runs of a row differ in their seeds alone, it says nothing of other people."
         ],
     )
-    yield Section(
-        "Commands",
-        table(
-            {
-                "method": lambda row: row.name,
-                "command": lambda row: _command(row.run),
-                "commit": lambda row: _commit(row.run),
-            }
-        ),
-    )
+    yield Section("Commands", table(commands))
 
 
 def _against(row: MethodResults, reference: MethodResults, metric: str) -> str:
