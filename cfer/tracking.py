@@ -50,11 +50,10 @@ if TYPE_CHECKING:
 COMMAND_TAG = "cfer.command"  # repeats the run
 PARENT_TAG = "mlflow.parentRunId"
 MODEL_NAME = "model"
-IMPORTED = "imported"  # experiment of models that were trained elsewhere
-PREDICTIONS_NAME = "predictions"
 MODEL_FILE_NAME = f"model{SUFFIX}"
+PREDICTIONS_NAME = "predictions"
+IMPORTED = "imported"  # experiment of models that were trained elsewhere
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
 def tracking_uri() -> str:
@@ -79,7 +78,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     os.environ.setdefault(_RETRIES, "10")
     # Epochs arrive one after the other.
     os.environ.setdefault("MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE", "1")
-    # An example would be stored with the model; the signature is given, and tested.
+    # No input example is needed: the signature is given, and tested.
     warnings.filterwarnings("ignore", message="(?s).*input example was not provided")
     mlflow.set_tracking_uri(uri or tracking_uri())
     try:
@@ -110,15 +109,15 @@ def _reason(text: str) -> str:
 @contextlib.contextmanager
 def _without_retries() -> Iterator[None]:
     """For a request that is not worth waiting for."""
-    patient = {name: os.environ.get(name) for name in (_RETRIES, _TIMEOUT)}
-    os.environ |= {_RETRIES: "0", _TIMEOUT: "5"}
+    impatient = {_RETRIES: "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    before = {name: os.environ[name] for name in impatient if name in os.environ}
+    os.environ |= impatient
     try:
         yield
     finally:
-        for name, value in patient.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        for name in impatient:
+            del os.environ[name]
+        os.environ |= before
 
 
 def code_version() -> dict[str, str]:
@@ -170,7 +169,7 @@ def create_run(
     client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
     data = Dataset(
         name=dataset["name"],
-        digest=dataset["digest"][:36],  # as long as MLflow lets it be; whole in the parameters
+        digest=dataset["digest"][:36],  # MLflow's limit; the parameters hold all of it
         source_type="local",
         source=json.dumps({"uri": dataset["location"]}),
     )

@@ -25,10 +25,8 @@ def evaluate(
     """Recognition on held-out subjects, and how much identity the expression code has.
 
     Args:
-        name: An MLflow experiment, or the name or id of a run; with --data also the URI or folder
-            of a model.
-        data: Evaluate the stored model of the run on this data set. Every labeled clip counts, so
-            give a data set that the model was not trained on.
+        name: An MLflow experiment, or a run's name or id; with --data also a model's URI or folder.
+        data: Evaluate the stored model on every labeled clip of a data set that is new to it.
     """
     from cfer import tracking
     from cfer.evaluate import table

@@ -1,4 +1,4 @@
-"""The pictures that a run is stored with: confusion matrix, curves, embedding; and of a sweep."""
+"""The pictures stored with a run (confusion matrix, curves, embedding) and with a sweep."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
         "identity (nats)": ("train/identity_term", "train/estimator_loss"),
     }
     figure = Figure(figsize=(13, 3.6), layout="constrained")
-    all_axes = figure.subplots(1, len(panels))
     epochs = range(1, len(history) + 1)
-    for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
             axes.plot(epochs, [entry[name] for entry in history], label=name)
         axes.set(xlabel="epoch", title=title)
@@ -57,9 +56,9 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def embedding_figure(clips: ScoredClips, classes: Sequence[str]) -> Figure:
-    """z_R in two dimensions (t-SNE), colored by expression beside the same colored by subject.
+    """z_R in two dimensions (t-SNE), colored by expression on the left and by subject on the right.
 
-    Clusters of the left picture's colors and none of the right one's are what one hopes for.
+    A good code forms clusters of the colors on the left, and none of those on the right.
     """
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
@@ -97,13 +96,15 @@ def sweep_figure(
     """Accuracy, and leakage on held-out subjects, against a swept option: mean ± deviation."""
     from matplotlib.figure import Figure
 
+    panels = {
+        "recognition on held-out subjects": ("held_out/accuracy", "held_out/uar"),
+        "same-subject AUC of the code (0.5 is chance)": (
+            "leakage/auc_held_out",
+            "leakage/auc_train",
+        ),
+    }
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    for axes, title, metrics in zip(
-        figure.subplots(1, 2),
-        ("recognition on held-out subjects", "same-subject AUC of the code (0.5 is chance)"),
-        (("held_out/accuracy", "held_out/uar"), ("leakage/auc_held_out", "leakage/auc_train")),
-        strict=True,
-    ):
+    for axes, (title, metrics) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for metric in metrics:
             if not all(metric in mean for mean, _ in results):
                 continue

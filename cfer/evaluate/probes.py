@@ -6,8 +6,8 @@
   * AUC of the cosine between two clips' codes for "same subject", across classes; 0.5 is chance;
   * vCLUB by an estimator that is fitted anew, the same for every method;
   * R² of a ridge regression from z_R to z_I, cross-validated with each subject in one fold.
-The subject probes are for training subjects and for held-out subjects apart. Their chance is what
-the best constant guess reaches: the share of the subject who has most of the tested clips.
+The subject probes are applied to training subjects and held-out subjects separately. Their chance
+is what the best constant guess reaches: the share of the subject with most of the tested clips.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def subject_probes(
     """Accuracies of naming the subject from z_R across classes: `linear`, `knn`; `chance`; `auc`.
 
     Averaged over `NUM_CLASS_SPLITS` random splits of the classes. `chance` is the share of the
-    subject who has most of the tested clips: no guess that does not look at the code reaches more.
-    Clips without a subject are left out. Empty where fewer than two subjects have clips of more
-    than one class.
+    subject with most of the tested clips: a guess that ignores the code cannot exceed it. Clips
+    without a subject are left out. Empty where fewer than two subjects have clips of more than one
+    class.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -51,7 +51,7 @@ def subject_probes(
     scores: dict[str, list[float]] = defaultdict(list)
     for _ in range(NUM_CLASS_SPLITS):
         tested = np.isin(classes, generator.choice(present, num_tested, replace=False))
-        # A person of whom nothing was seen in training can't be named.
+        # A person who was not seen in training can't be named.
         tested_known = tested & np.isin(people, people[~tested])
         candidates = np.unique(people[~tested])
         if len(candidates) < 2 or not tested_known.any():
@@ -76,13 +76,14 @@ def subject_probes(
 def same_subject_auc(codes: np.ndarray, people: np.ndarray, classes: np.ndarray) -> float:
     """How well the cosine of two codes tells "same subject" from "another": AUC, 0.5 is chance.
 
-    Over all pairs of clips of different classes, each code less its class's mean, so that the
-    expression says nothing. It uses every pair, and so is steadier than naming one of many people.
-    NaN where there is no such pair of the same subject, or none of two.
+    Over all pairs of clips of different classes, each code less the mean of its class, so that the
+    expression is no hint. It uses every pair, and so varies less than naming one of many people.
+    NaN where all such pairs are of one subject, or all of two.
 
     Args:
-        codes, people, classes: (N, code_dim), (N,), (N,). What is held of the N² pairs is those of
-            the same subject, and a block of the others at a time.
+        codes, people, classes: (N, code_dim), (N,), (N,). Of the N² pairs, memory holds those of
+            the same subject, and one block of the others at a time: `sklearn.metrics.roc_auc_score`
+            would hold all.
     """
     centered = codes.astype(np.float64)
     for name in np.unique(classes):
@@ -118,7 +119,7 @@ def identity_r2(z_R: np.ndarray, z_I: np.ndarray, subjects: Sequence[str | None]
     """R² of a ridge regression z_R → z_I on clips it was not fitted to, pooled over dimensions.
 
     Five folds, each subject in one of them where subjects are known; 0 is as good as the mean of
-    the other folds, and less is worse than that. NaN with fewer than five groups.
+    the other folds, and less is worse. NaN with fewer than five groups.
     """
     from sklearn.model_selection import GroupKFold, KFold
 
@@ -141,14 +142,14 @@ def fitted_vclub(train: ScoredClips, validation: ScoredClips) -> float:
 
     The same estimator for every method, whatever it was trained against: a Gaussian whose mean is a
     ridge regression of the standardized code (strength by leave-one-out) and whose variance is that
-    of its errors. A small network in its place learns so few clips by heart, and then says more of
-    itself than of the code.
+    of its errors. A small network instead would memorize so few clips, and measure itself rather
+    than the code.
 
     With such a q the bound over all pairs of a code and an identity (`cfer.model.mi.vclub`) is the
     covariance of q's mean and z_I over q's variance: E[z²] and E[m²] are in both of its terms. The
-    covariance is taken about the training people's means. About those of the K held-out people it
-    would be too low by 1/K, and nothing of one person left out; so it means the same for one person
-    as for many, and the mean over people left out one by one is the figure of all of them.
+    covariance is taken about the means of the training people. About the means of the K held-out
+    people it would be too low by 1/K, and zero for one person. So the figure means the same for one
+    person as for many, and the mean over people left out one by one is the figure of all of them.
     """
     codes = standardized(train.z_R, train.z_R)
     ridge = _ridge().fit(codes, train.z_I)

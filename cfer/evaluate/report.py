@@ -71,12 +71,10 @@ def write(experiment: str, out: Path) -> Path:
     about = _about(reference)
     sections = [*_tables(rows, reference), *_pictures(rows, reference, runs, out)]
     (out / "report.md").write_text(_markdown(experiment, about, sections))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
-    )
+    environment = jinja2.Environment(autoescape=True)
     environment.filters |= {"marked": _marked, "in_base64": _in_base64}
-    template = environment.get_template("report.html")
     page = out / "report.html"
+    template = environment.from_string(Path(__file__).with_name(page.name).read_text())
     page.write_text(template.render(title=experiment, about=about, sections=sections) + "\n")
     return page
 
@@ -97,13 +95,11 @@ def _markdown(title: str, about: str, sections: Sequence[Section]) -> str:
 def _marked(text: str) -> Markup:
     """`code`, *emphasis* and **strong** words of a `Section`, in HTML."""
     tags = {"`": "code", "*": "em", "**": "strong"}
-    return Markup(
-        re.sub(
-            r"(`|\*\*|\*)(.+?)\1",
-            lambda found: f"<{tags[found[1]]}>{found[2]}</{tags[found[1]]}>",
-            escape(text),
-        )
-    )
+
+    def element(found: re.Match[str]) -> str:
+        return f"<{tags[found[1]]}>{found[2]}</{tags[found[1]]}>"
+
+    return Markup(re.sub(r"(`|\*\*|\*)(.+?)\1", element, escape(text)))
 
 
 def _in_base64(file: Path) -> str:
@@ -119,23 +115,9 @@ def read_rows(experiment: str, runs: Sequence[Run]) -> list[MethodResults]:
     rows = []
     for run in sorted(runs, key=lambda r: r.info.start_time):
         file = tracking.download(run, "runs.json") if tracking.role(run) == "protocol" else None
-        if file is None:
-            continue
-        results_by_name = json.loads(file.read_text())
-        rows.append(
-            MethodResults(
-                run.info.run_name or run.info.run_id,
-                run,
-                {name: results["figures"] for name, results in results_by_name.items()},
-                {name: results.get("held_out", []) for name, results in results_by_name.items()},
-                {
-                    name: np.sum(results["confusion"]) / results["num_train"]
-                    for name, results in results_by_name.items()
-                    if results.get("num_train")
-                },
-                {name: results["mlflow_run_id"] for name, results in results_by_name.items()},
-            )
-        )
+        if file is not None:
+            name = run.info.run_name or run.info.run_id
+            rows.append(MethodResults(name, run, json.loads(file.read_text())))
     if not rows:
         raise InputError(
             f"{experiment}: no finished protocol in it; train one with --folds or --seeds"
@@ -152,7 +134,7 @@ def _about(row: MethodResults) -> str:
         for name, value in sorted(params.items())
         if name.startswith("codec_") and value != "None"
     )
-    names = list(row.figures)
+    names = list(row.results)
     return (
         f"{len(names)} runs a row ({names[0]} to {names[-1]}), {params['epochs']} epochs; "
         f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs: "
@@ -177,41 +159,36 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
     def table(columns: dict[str, Callable[[MethodResults], str]]) -> list[list[str]]:
         return [[*columns], *([cell(row) for cell in columns.values()] for row in rows)]
 
-    yield Section(
-        "Recognition",
-        table(
-            {
-                "method": lambda row: f"**{row.name}**",
-                "accuracy": lambda row: row.cell("held_out/accuracy"),
-                "UAR": lambda row: row.cell("held_out/uar"),
-                "accuracy by clip": lambda row: f"{row.run.data.metrics['pooled/accuracy']:.3f}",
-                "UAR by clip": lambda row: f"{row.run.data.metrics['pooled/uar']:.3f}",
-                f"accuracy − {reference.name}": lambda row: _against(
-                    row, reference, "held_out/accuracy"
-                ),
-                "parameters": lambda row: row.mean("cost/parameters", 0),
-                "bytes/clip": lambda row: row.mean("cost/bytes_per_clip", 0),
-            }
-        ),
-        _not_compared(rows, reference),
-    )
+    recognition = {
+        "method": lambda row: f"**{row.name}**",
+        "accuracy": lambda row: row.cell("held_out/accuracy"),
+        "UAR": lambda row: row.cell("held_out/uar"),
+        "accuracy by clip": lambda row: f"{row.run.data.metrics['pooled/accuracy']:.3f}",
+        "UAR by clip": lambda row: f"{row.run.data.metrics['pooled/uar']:.3f}",
+        f"accuracy − {reference.name}": lambda row: _against(row, reference, "held_out/accuracy"),
+        "parameters": lambda row: row.mean("cost/parameters", 0),
+        "bytes/clip": lambda row: row.mean("cost/bytes_per_clip", 0),
+    }
+    identity = {
+        "method": lambda row: f"**{row.name}**",
+        "AUC, held-out": lambda row: row.cell("leakage/auc_held_out"),
+        f"AUC − {reference.name}": lambda row: _against(row, reference, "leakage/auc_held_out"),
+        "AUC, training": lambda row: row.cell("leakage/auc_train"),
+        "probe, held-out": lambda row: row.cell("leakage/linear_held_out"),
+        "probe, training": lambda row: row.cell("leakage/linear_train"),
+        "1-NN, held-out": lambda row: row.cell("leakage/knn_held_out"),
+        "R² z_R → z_I": lambda row: row.mean("leakage/r2", 3),
+        "vCLUB": lambda row: row.mean("leakage/vclub", 3),
+    }
+    commands = {
+        "method": lambda row: row.name,
+        "command": lambda row: _command(row.run),
+        "commit": lambda row: _commit(row.run),
+    }
+    yield Section("Recognition", table(recognition), _not_compared(rows, reference))
     yield Section(
         "Identity in the code",
-        table(
-            {
-                "method": lambda row: f"**{row.name}**",
-                "AUC, held-out": lambda row: row.cell("leakage/auc_held_out"),
-                f"AUC − {reference.name}": lambda row: _against(
-                    row, reference, "leakage/auc_held_out"
-                ),
-                "AUC, training": lambda row: row.cell("leakage/auc_train"),
-                "probe, held-out": lambda row: row.cell("leakage/linear_held_out"),
-                "probe, training": lambda row: row.cell("leakage/linear_train"),
-                "1-NN, held-out": lambda row: row.cell("leakage/knn_held_out"),
-                "R² z_R → z_I": lambda row: row.mean("leakage/r2", 3),
-                "vCLUB": lambda row: row.mean("leakage/vclub", 3),
-            }
-        ),
+        table(identity),
         [
             '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across '
             "classes (0.5 is chance); the strict probe is a linear classifier that names the "
@@ -226,16 +203,7 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
             "where the runs of a row differ in their seeds alone, it says nothing of other people."
         ],
     )
-    yield Section(
-        "Commands",
-        table(
-            {
-                "method": lambda row: row.name,
-                "command": lambda row: _command(row.run),
-                "commit": lambda row: _commit(row.run),
-            }
-        ),
-    )
+    yield Section("Commands", table(commands))
 
 
 def _against(row: MethodResults, reference: MethodResults, metric: str) -> str:
@@ -285,7 +253,7 @@ def _pictures(
     ]
     yield Section("Confusion matrices, pooled over the runs", pictures=[matrices])
     for row in _pictured(rows, reference):
-        run = tracking.find_run(next(iter(row.run_ids.values())))
+        run = tracking.find_run(next(iter(row.results.values()))["mlflow_run_id"])
         yield Section(
             row.name,
             pictures=[
@@ -298,7 +266,7 @@ def _pictured(rows: Sequence[MethodResults], reference: MethodResults) -> list[M
     """The reference, the game, and the best other in accuracy: nobody reads a page of all."""
 
     def accuracy(row: MethodResults) -> float:
-        return float(np.mean([f["held_out/accuracy"] for f in row.figures.values()]))
+        return float(np.mean([*row.values("held_out/accuracy").values()]))
 
     games = [row for row in rows if row.run.data.params.get("method") == "min-min"][:1]
     others = [row for row in rows if row not in (reference, *games)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mlflow.entities import Run
@@ -22,27 +23,27 @@ class MethodResults:
 
     Attributes:
         name, run: as MLflow has it.
-        figures: by the name of each of its runs ("seed 0, fold 3"), then by metric.
-        held_out: by the same names, who was held out (`cfer.data.folds.who_is_held_out`).
-        test_share: by the same names, clips held out per clip that was trained on.
-        run_ids: by the same names.
+        results: of each of its runs, by the name of the run ("seed 0, fold 3"): `figures` by
+            metric, `confusion` and `mlflow_run_id`, and unless an earlier cfer trained it,
+            `num_train` and `held_out` (`cfer.data.folds.who_is_held_out`).
     """
 
     name: str
     run: Run
-    figures: dict[str, dict[str, float]]
-    held_out: dict[str, list[str]]
-    test_share: dict[str, float]
-    run_ids: dict[str, str]
+    results: dict[str, dict[str, Any]]
+
+    def values(self, metric: str) -> dict[str, float]:
+        """By the name of the run, of those that have the metric."""
+        figures = {name: results["figures"] for name, results in self.results.items()}
+        return {name: each[metric] for name, each in figures.items() if metric in each}
 
     def cell(self, metric: str) -> str:
         """Mean ± standard deviation."""
-        values = [f[metric] for f in self.figures.values() if metric in f]
-        mean = self.mean(metric, 3)
+        values, mean = [*self.values(metric).values()], self.mean(metric, 3)
         return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.3f}"
 
     def mean(self, metric: str, digits: int) -> str:
-        values = [f[metric] for f in self.figures.values() if metric in f]
+        values = [*self.values(metric).values()]
         return f"{np.mean(values):,.{digits}f}".replace("-", "−") if values else "–"
 
 
@@ -61,14 +62,15 @@ def difference(
     """
     from scipy import stats
 
-    names = sorted(row.figures.keys() & reference.figures.keys())
-    for name in names:
+    for name in sorted(row.results.keys() & reference.results.keys()):
         _check_paired(row, reference, name)
-    names = [n for n in names if metric in row.figures[n] and metric in reference.figures[n]]
-    changes = np.array([row.figures[n][metric] - reference.figures[n][metric] for n in names])
+    mine, others = row.values(metric), reference.values(metric)
+    names = sorted(mine.keys() & others.keys())
+    changes = np.array([mine[name] - others[name] for name in names])
     if len(changes) < 2:
         return None
-    ratio = float(np.mean([one.test_share[name] for one in (row, reference) for name in names]))
+    pairs = [one.results[name] for one in (row, reference) for name in names]
+    ratio = float(np.mean([np.sum(one["confusion"]) / one["num_train"] for one in pairs]))
     variance = (1 / len(changes) + ratio) * changes.var(ddof=1)
     if variance == 0:
         return float(changes.mean()), 1.0 if changes.mean() == 0 else 0.0, len(changes)
@@ -79,12 +81,12 @@ def difference(
 
 def _check_paired(row: MethodResults, reference: MethodResults, name: str) -> None:
     for one in (row, reference):
-        if not one.held_out[name]:
+        if not one.results[name].get("held_out"):
             raise InputError(
                 f"{one.name}, {name}: an earlier cfer trained it, and did not note who was held "
                 "out; train it again to compare it"
             )
-    mine, others = set(row.held_out[name]), set(reference.held_out[name])
+    mine, others = (set(one.results[name]["held_out"]) for one in (row, reference))
     if mine != others:
         apart = sorted(mine ^ others)
         raise InputError(

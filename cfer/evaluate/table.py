@@ -122,16 +122,15 @@ def on_data(model: str, data: str) -> str:
     known = recognizer.card
     description = read_description(data)
     check_classes(model, known.classes, data, description.classes)
-    if known.size != description.codec["size"]:
-        raise InputError(
-            f"{data}: its size is {description.codec['size']}, and {model} was trained on "
-            f"{known.size}; extract the data set with the model's settings"
-        )
-    if known.codec != description.codec_settings:
-        raise InputError(
-            f"{data}: it was encoded with {description.codec_settings}, and {model} was trained on "
-            f"{known.codec}; extract the data set with the model's settings"
-        )
+    for what, given, expected in (
+        ("size is", description.codec["size"], known.size),
+        ("clips were encoded with", description.codec_settings, known.codec),
+    ):
+        if given != expected:
+            raise InputError(
+                f"{data}: its {what} {given}, and {model} was trained on {expected}; extract the "
+                "data set with the model's settings"
+            )
     index = read_index(data)
     join_cluster(for_training=False)
     labels, predicted = [], []

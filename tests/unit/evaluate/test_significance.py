@@ -17,10 +17,16 @@ def row(
     name: str = "seed 0, fold {}",
     share: float = 1 / 9,
 ) -> MethodResults:
-    names = [name.format(i) for i in range(len(values))]
-    figures = {n: {"a": float(v)} for n, v in zip(names, values, strict=True)}
-    held_out = {n: [f"{people}{i}", f"{people}{i + 1}"] for i, n in enumerate(names)}
-    return MethodResults("x", None, figures, held_out, dict.fromkeys(names, share), {})  # type: ignore[arg-type]
+    results = {
+        name.format(i): {
+            "figures": {"a": float(value)},
+            "held_out": [f"{people}{i}", f"{people}{i + 1}"],
+            "confusion": [[1, 0], [0, 1]],
+            "num_train": 2 / share,
+        }
+        for i, value in enumerate(values)
+    }
+    return MethodResults("x", None, results)  # type: ignore[arg-type]
 
 
 def test_differences_are_tested_with_the_corrected_t_test() -> None:
@@ -62,7 +68,7 @@ def test_only_runs_that_held_out_the_same_people_are_compared() -> None:
     with pytest.raises(InputError, match=r"^x and x, seed 0, fold 0: 0 of the 4 that they held o"):
         difference(row(values), row(values, "T"), "a")
     unknown = row(values)
-    unknown.held_out["seed 0, fold 1"] = []
+    unknown.results["seed 0, fold 1"]["held_out"] = []
     with pytest.raises(InputError, match="fold 1: an earlier cfer trained it, and did not note"):
         difference(row(values), unknown, "a")
     assert report._against(row(values, "T"), row(values), "a") == "not comparable"
