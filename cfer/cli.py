@@ -42,7 +42,7 @@ COMMANDS = {
     "extract": Command(
         "videos → shards of encoded faces", "pipeline.extract", "ExtractOptions", "main"
     ),
-    "verify": Command("every hash and count of shards", "cfer.data.command", "verify"),
+    "verify": Command("every hash and count of shards", "cfer.data.verify_command", "verify"),
     "train": Command("one run, or a protocol", "cfer.train.command", "TrainOptions", "main"),
     "evaluate": Command("what runs are worth", "cfer.evaluate.command", "evaluate"),
     "report": Command("a page about an experiment", "cfer.evaluate.command", "report"),
