@@ -377,7 +377,7 @@ def _location(source: str, folder: Folder, where: str) -> str:
 
 
 def apex_frame(cell: str, where: str) -> int | None:
-    """The frame number in a cell; None where it is empty, InputError where it is none."""
+    """The frame number in a cell; None where it is empty, InputError where it is not a number."""
     if not cell:
         return None
     if not cell.isdecimal():

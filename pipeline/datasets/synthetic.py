@@ -141,8 +141,11 @@ def draw_dataset(
     """Draw `DIR/videos/S001/anger_1.mp4` … and, last, `DIR/manifest.csv`, whose path is returned.
 
     Videos that are there already are kept, so that an interrupted run goes on where it was and a
-    set can grow by subjects, classes or clips. Raises `InputError` for a folder that was drawn
-    with other settings, and for numbers or classes that can't be drawn.
+    set can grow by subjects, classes or clips.
+
+    Raises:
+        InputError: a folder that was drawn with other settings, or numbers or classes that can't be
+            drawn.
     """
     directory = Path(directory)
     for option, value in (
@@ -293,10 +296,11 @@ class Verification:
 
 
 def measure_dataset(directory: Path, embedder_name: str) -> str:
-    """Measure a drawn set, and say it in a few lines.
+    """What a drawn set is like, in a few lines of text.
 
-    Raises `InputError` where there is no set, or where one subject or one clip each leaves nothing
-    to compare.
+    Raises:
+        InputError: there is no set, or its one subject, or one clip of each, leaves nothing to
+            compare.
     """
     manifest = directory / "manifest.csv"
     if not manifest.exists():
