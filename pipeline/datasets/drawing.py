@@ -810,8 +810,7 @@ class Pose:
 
     def of_unit(self, unit: int) -> np.ndarray:
         """How far one action unit is on, left and right of the picture."""
-        level: np.ndarray = self.level[INDEX[unit]]
-        return level
+        return self.level[INDEX[unit]]
 
 
 def lay_over(picture: np.ndarray, layer: np.ndarray, places: np.ndarray) -> None:

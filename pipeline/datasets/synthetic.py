@@ -95,20 +95,15 @@ def _written_whole(path: Path) -> Iterator[Path]:
 def write_video(path: Path, pictures: Sequence[np.ndarray]) -> None:
     """Write RGB uint8 pictures as a visually lossless video; the file appears whole or not at all.
 
-    H.264 at constant rate factor 12 where this PyAV has x264, otherwise MPEG-4 at quantizer 2.
-    One thread, so that the same pictures give the same bytes.
+    H.264 at constant rate factor 12. One thread, so that the same pictures give the same bytes.
     """
     with (
         _written_whole(path) as temporary,
         open(temporary, "wb") as file,
         av.open(file, "w", format="mp4") as container,
     ):
-        if "libx264" in av.codecs_available:
-            options = {"crf": "12", "preset": "veryfast"}
-            stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
-        else:
-            options = {"qmin": "2", "qmax": "2"}
-            stream = container.add_stream("mpeg4", rate=Fraction(FPS), options=options)
+        options = {"crf": "12", "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
