@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tyro
+
 from cfer.errors import exit_with_message
 from cfer.predict.models import default_path
 
@@ -27,11 +29,7 @@ STEPS = (
 
 
 def make(*, out: Path = Path("default")) -> int:
-    """Make the model file that ships with cfer, from nothing.
-
-    Args:
-        out: folder to work in.
-    """
+    """Make the model file that ships with cfer, from nothing, working in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for step in STEPS:
         print(f"$ python {step}", flush=True)
@@ -42,11 +40,5 @@ def make(*, out: Path = Path("default")) -> int:
     return 0
 
 
-def main() -> int:
-    import tyro
-
-    return tyro.cli(make, prog="python pipeline/default_model.py")
-
-
 if __name__ == "__main__":
-    exit_with_message(main)
+    exit_with_message(lambda: tyro.cli(make))

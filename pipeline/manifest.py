@@ -202,13 +202,11 @@ def _each_once(paths: Iterable[Path]) -> list[Path]:
 
 
 def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
-    return _named(
-        {
-            (path.relative_to(base) if path != base else Path(path.resolve().name)): str(path)
-            for path in paths
-        },
-        dataset,
-    )
+    locations = {}
+    for path in paths:
+        name = path.relative_to(base) if path != base else Path(path.resolve().name)
+        locations[name] = str(path)
+    return _named(locations, dataset)
 
 
 def _from_store(uri: str) -> tuple[list[Entry], list[str]]:
@@ -280,18 +278,14 @@ def csv_rows(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV with a header: where each one is (file and line), and its stripped cells.
 
-    Args:
-        path: a local file, or a URI.
-        columns: all that there may be.
-        required: those that there have to be.
-        folder: the folder that a URI lies in.
+    `path` is a local file or, with its `folder`, a URI.
 
     Raises:
         InputError: not a readable CSV, a column missing, unknown or there twice, or a row that does
             not fit.
     """
     try:
-        if folder is not None and is_uri(path):
+        if folder is not None and is_uri(path):  # opened once: a store takes its time
             text = folder.read(_last_name(str(path))).decode("utf-8-sig")
         else:
             text = Path(path).read_text(encoding="utf-8-sig")
