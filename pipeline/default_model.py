@@ -2,40 +2,34 @@
 
     python pipeline/default_model.py --out default     # about 10 minutes on 2 cores, once drawn
 
-Draws people, extracts their clips, trains the min-min game and exports the model to
-`OUT/default.safetensors`, with the figures of the people that were held out in its card. Killed and
-started again, each step goes on where it was.
+Draws people, extracts their clips, trains the min-min game and exports the model, with the figures
+of the people that were held out in its card. Killed and started again, each step goes on where it
+was.
 """
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import tyro
+
 from cfer.errors import exit_with_message
 from cfer.predict.models import default_path
 
-NUM_SUBJECTS = 60
 STEPS = (
-    f"-m pipeline.datasets.synthetic --out videos --subjects {NUM_SUBJECTS}",
+    "-m pipeline.datasets.synthetic --out videos --subjects 60",
     "-m pipeline.extract --videos videos/manifest.csv --out shards --identity dlib",
     "-m cfer.train --data shards --experiment default --run default-model --method min-min "
     "--epochs 90",
-    f"-m cfer.cli models export default-model {default_path().name}",
+    f"-m cfer.cli models export default-model {shlex.quote(str(default_path()))}",
 )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python pipeline/default_model.py",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=Path("default"), help="folder (default)")
-    out: Path = parser.parse_args().out
+def make(*, out: Path = Path("default")) -> int:
+    """Make the model file that ships with cfer, from nothing, working in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for step in STEPS:
         print(f"$ python {step}", flush=True)
@@ -47,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    exit_with_message(main)
+    exit_with_message(lambda: tyro.cli(make))

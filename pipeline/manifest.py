@@ -193,7 +193,7 @@ def class_names(entries: Sequence[Entry], given: Sequence[str] | None = None) ->
 
 
 def _each_once(paths: Iterable[Path]) -> list[Path]:
-    """Sorted, without those that links of folders lead to once more; `**` follows each of them."""
+    """Sorted, without the paths that reach a file again by a link to its folder, as `**` does."""
     found: dict[Path, Path] = {}
     for path in sorted(paths, key=lambda path: (len(path.parts), path)):
         real = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
@@ -202,13 +202,11 @@ def _each_once(paths: Iterable[Path]) -> list[Path]:
 
 
 def _from_paths(paths: Sequence[Path], base: Path, dataset: str) -> list[Entry]:
-    return _named(
-        {
-            (path.relative_to(base) if path != base else Path(path.resolve().name)): str(path)
-            for path in paths
-        },
-        dataset,
-    )
+    locations = {}
+    for path in paths:
+        name = path.relative_to(base) if path != base else Path(path.resolve().name)
+        locations[name] = str(path)
+    return _named(locations, dataset)
 
 
 def _from_store(uri: str) -> tuple[list[Entry], list[str]]:
@@ -233,13 +231,13 @@ def _from_store(uri: str) -> tuple[list[Entry], list[str]]:
 
 
 def _named(locations: Mapping[Path, str], dataset: str) -> list[Entry]:
-    """Entries of clips that nothing is known of but where they are, by their relative paths."""
+    """Entries of clips of which only the location is known, by their relative paths."""
     entries = []
     taken: set[str] = set()
     for relative, location in locations.items():
         clip_id = without_suffix(relative)
         if clip_id in taken:
-            # Two videos may differ in their endings alone.
+            # Two videos may have names that differ in their endings only.
             clip_id = relative.as_posix()
         taken.add(clip_id)
         source = relative.as_posix()
@@ -265,7 +263,7 @@ def read_csv(path: str | Path) -> list[Entry]:
     """
     entries: dict[str, Entry] = {}
     folder, _ = folder_of(path)
-    for where, cells in csv_rows(path, COLUMNS, ("path",)):
+    for where, cells in csv_rows(path, COLUMNS, ("path",), folder):
         entry = _entry(cells, folder, where)
         if entry.clip_id in entries:
             raise InputError(
@@ -276,18 +274,19 @@ def read_csv(path: str | Path) -> list[Entry]:
 
 
 def csv_rows(
-    path: str | Path, columns: Sequence[str], required: Sequence[str]
+    path: str | Path, columns: Sequence[str], required: Sequence[str], folder: Folder | None = None
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV with a header: where each one is (file and line), and its stripped cells.
+
+    `path` is a local file or, with its `folder`, a URI.
 
     Raises:
         InputError: not a readable CSV, a column missing, unknown or there twice, or a row that does
             not fit.
     """
     try:
-        if is_uri(path):
-            folder, name = folder_of(path)
-            text = folder.read(name).decode("utf-8-sig")
+        if folder is not None and is_uri(path):  # opened once: a store takes its time
+            text = folder.read(_last_name(str(path))).decode("utf-8-sig")
         else:
             text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -372,7 +371,7 @@ def _location(source: str, folder: Folder, where: str) -> str:
 
 
 def apex_frame(cell: str, where: str) -> int | None:
-    """The frame number in a cell; None where it is empty, InputError where it is none."""
+    """The frame number in a cell; None where it is empty, InputError where it is not a number."""
     if not cell:
         return None
     if not cell.isdecimal():

@@ -70,11 +70,10 @@ def read(root: Path) -> list[Entry]:
         if sequence not in labels:
             without_label.append(sequence)
             continue
-        file, label = labels.pop(sequence)
         pictures = numbered_pictures(folder)
         if not pictures:
-            labels[sequence] = file, label
             continue
+        file, label = labels.pop(sequence)
         if _number(pictures[-1].stem) != _number(file.stem):
             log.warning("%s: its label is for another picture than its last", sequence)
         known = {"subject": sequence.split("/")[0], "apex_frame": len(pictures) - 1, "fps": FPS}

@@ -21,18 +21,20 @@ person, and each of its clips the same pixels, however many subjects are drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cfer.errors import InputError
 
 EXPRESSIONS = ("anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
 ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 20, 23, 25, 26, 27)
 INDEX = {unit: i for i, unit in enumerate(ACTION_UNITS)}
+FPS = 24
 # Part of the settings' digest: raise it when the same settings draw other pixels.
 DRAWING_VERSION = 1
 
@@ -58,32 +60,44 @@ MOODS: tuple[dict[int, float], ...] = (
     {12: 0.4},
     {1: 0.4, 2: 0.5, 5: 0.3},
 )
+# Creases: the units that deepen them, and how visible they are at rest in the oldest faces.
+CREASES: dict[str, tuple[dict[int, float], float]] = {
+    "forehead": ({1: 0.7, 2: 0.7}, 0.35),
+    "glabella": ({4: 1.0, 9: 0.4}, 0.2),
+    "nose": ({9: 1.0}, 0.0),
+    "crow": ({6: 0.9}, 0.0),
+    "under_eye": ({6: 0.8, 7: 0.5}, 0.4),
+    "nasolabial": ({12: 0.7, 10: 0.6, 9: 0.5, 20: 0.3, 6: 0.2}, 0.5),
+    "dimple": ({14: 1.0, 12: 0.3}, 0.0),
+    "mouth_corner": ({15: 0.9, 17: 0.2}, 0.0),
+    "chin": ({17: 1.0}, 0.0),
+}
 
-SKIN_TONES = ((247, 219, 200), (233, 194, 166), (210, 163, 128), (170, 118, 84), (116, 75, 53))
-HAIR_COLORS = (
-    (28, 24, 24),
-    (58, 38, 28),
-    (96, 62, 38),
-    (150, 104, 60),
-    (205, 170, 110),
-    (150, 66, 34),
-    (165, 162, 160),
+SKIN_TONES = np.array(
+    [(247, 219, 200), (233, 194, 166), (210, 163, 128), (170, 118, 84), (116, 75, 53)]
 )
-IRIS_COLORS = ((70, 45, 28), (104, 70, 38), (92, 104, 58), (86, 122, 150), (110, 130, 138))
+HAIR_COLORS = np.array([
+    (28, 24, 24), (58, 38, 28), (96, 62, 38), (150, 104, 60), (205, 170, 110), (150, 66, 34),
+    (165, 162, 160),
+])  # fmt: skip
+IRIS_COLORS = np.array(
+    [(70, 45, 28), (104, 70, 38), (92, 104, 58), (86, 122, 150), (110, 130, 138)]
+)
+GLASSES_COLORS = np.array([(25, 22, 22), (80, 45, 25), (120, 25, 35)])
 HAIR_STYLES = ("bald", "buzz", "short", "parted", "fringe", "long", "curly", "receding")
 GLASSES = ("none", "none", "none", "round", "square", "half")
 BEARDS = ("none", "none", "none", "stubble", "moustache", "goatee", "full")
 
-Color = tuple[float, float, float]
 Paint = Sequence[float] | np.ndarray | float
-Tint = Callable[[np.ndarray, Paint, float], None]
+# What colors the skin: where (H, W) 0..1, with which color, how much of it.
+Tint = tuple[np.ndarray, np.ndarray, float]
 
 
 @dataclass(frozen=True)
 class DrawingSettings:
-    """What decides a clip's pixels beside the subject and the expression.
+    """What decides a clip's pixels besides the subject and the expression.
 
-    `picture_size` in pixels; `difficulty` from 0 (easy) over 1 (hard) upwards scales head motion,
+    `picture_size` in pixels; `difficulty` from 0 (easy) over 1 (hard) to 2 scales head motion,
     noise, flicker, the spread of the personal ways of moving and the misleading resting faces,
     and weakens the expressions.
     """
@@ -112,149 +126,85 @@ class DrawingSettings:
             raise InputError(f"--seed: {self.seed} is negative; give 0 or more")
 
 
-@dataclass(frozen=True)
 class Identity:
     """One person. Lengths in half face widths, colors RGB 0..255, `*_z` standard normal scores.
 
-    Arrays over action units are in the order of `ACTION_UNITS`.
+    Arrays over action units are in the order of `ACTION_UNITS`. Each attribute is drawn from `rng`
+    in this order: another order is another person.
     """
 
-    # Head
-    cheek_width: float
-    jaw_width: float
-    chin_width: float
-    chin_y: float
-    crown_y: float
-    ear_size: float
-    # Features
-    eye_x: float
-    eye_width: float
-    eye_height: float
-    eye_tilt: float
-    lash: float
-    lid_fold: float
-    brow_y: float
-    brow_thickness: float
-    brow_arch: float
-    brow_slope: float
-    brow_gap: float
-    nose_y: float
-    nose_width: float
-    nose_height: float
-    mouth_y: float
-    mouth_width: float
-    mouth_curve: float
-    upper_lip: float
-    lower_lip: float
-    # Colors
-    skin: Color
-    blush: float
-    lip: Color
-    hair: Color
-    brow: Color
-    iris: Color
-    glasses_color: Color
-    # What one has or has not
-    hair_style: str
-    hair_volume: float
-    glasses: str
-    glasses_size: float
-    beard: str
-    age: float
-    num_freckles: int
-    num_moles: int
-    texture_seed: int
-    # Ways of moving
-    mood: int
-    mood_strength: float
-    gain_z: tuple[float, ...]
-    onset: tuple[float, ...]
-    asymmetry_z: tuple[float, ...]
-    habit_unit: int
-    habit_strength: float
-    contempt_side: int
-    crease_depth: tuple[float, ...]
-    variant_bias: int
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator) -> Identity:
-        """Draw one person from `rng`."""
+    def __init__(self, rng: np.random.Generator) -> None:
         u = rng.uniform
         n = len(ACTION_UNITS)
         female = rng.random() < 0.5
         tone = u(0, len(SKIN_TONES) - 1.001)
         low = int(tone)
-        skin = np.array(SKIN_TONES[low]) * (1 - tone + low) + np.array(SKIN_TONES[low + 1]) * (
-            tone - low
-        )
+        skin = SKIN_TONES[low] * (1 - tone + low) + SKIN_TONES[low + 1] * (tone - low)
         skin *= 1 + rng.normal(0, 0.025, 3)
         dark = tone / (len(SKIN_TONES) - 1)
         weights = np.array([4, 4, 3 - 2 * dark, 2 - 1.6 * dark, 2 - 1.9 * dark, 1 - 0.9 * dark, 1])
-        hair = np.array(HAIR_COLORS[rng.choice(len(HAIR_COLORS), p=weights / weights.sum())])
-        hair = np.clip(hair * (1 + rng.normal(0, 0.1)), 12, 235)
+        hair = HAIR_COLORS[rng.choice(len(HAIR_COLORS), p=weights / weights.sum())]
+        self.hair = np.clip(hair * (1 + rng.normal(0, 0.1)), 12, 235)
         lipstick = female and rng.random() < 0.45
         natural = skin * np.array([0.86, 0.62, 0.62])
         lip = np.array([u(140, 190), u(30, 80), u(50, 95)]) if lipstick else natural
-        iris = IRIS_COLORS[0] if rng.random() < dark else IRIS_COLORS[rng.integers(5)]
+        iris = IRIS_COLORS[0 if rng.random() < dark else rng.integers(5)]
         styles = HAIR_STYLES[2:7] if female else HAIR_STYLES
-        return cls(
-            cheek_width=u(0.93, 1.04),
-            jaw_width=u(0.66, 0.84) if female else u(0.72, 0.92),
-            chin_width=u(0.22, 0.4),
-            chin_y=u(1.34, 1.58),
-            crown_y=u(-1.5, -1.3),
-            ear_size=u(0.18, 0.28),
-            eye_x=u(0.38, 0.46),
-            eye_width=u(0.165, 0.215),
-            eye_height=u(0.06, 0.095),
-            eye_tilt=u(-0.02, 0.05),
-            lash=u(0.6, 1.0) if female else u(0.2, 0.5),
-            lid_fold=u(0.2, 1.0),
-            brow_y=u(-0.36, -0.27),
-            brow_thickness=u(0.03, 0.06) if female else u(0.045, 0.085),
-            brow_arch=u(0.0, 0.07),
-            brow_slope=rng.normal(0, 0.03),
-            brow_gap=u(0.14, 0.22),
-            nose_y=u(0.5, 0.64),
-            nose_width=u(0.15, 0.25),
-            nose_height=u(0.2, 0.36),
-            mouth_y=u(0.89, 1.0),
-            mouth_width=u(0.3, 0.42),
-            mouth_curve=rng.normal(0, 0.015),
-            upper_lip=u(0.035, 0.085),
-            lower_lip=u(0.055, 0.11),
-            skin=_color(skin),
-            blush=u(0.0, 1.0),
-            lip=_color(lip),
-            hair=_color(hair),
-            brow=_color(hair * u(0.5, 0.9)),
-            iris=_color(np.array(iris) * u(0.85, 1.15)),
-            glasses_color=_color(rng.choice(np.array([[25, 22, 22], [80, 45, 25], [120, 25, 35]]))),
-            hair_style=styles[rng.integers(len(styles))],
-            hair_volume=u(0.0, 1.0),
-            glasses=GLASSES[rng.integers(len(GLASSES))],
-            glasses_size=u(0.85, 1.1),
-            beard="none" if female else BEARDS[rng.integers(len(BEARDS))],
-            age=float(rng.beta(1.2, 2.0)),
-            num_freckles=int(rng.integers(30, 140)) if rng.random() < 0.25 else 0,
-            num_moles=int(rng.integers(0, 5)),
-            texture_seed=int(rng.integers(2**31)),
-            mood=int(rng.integers(len(MOODS))),
-            mood_strength=u(0.5, 1.0),
-            gain_z=tuple(rng.standard_normal(n).tolist()),
-            onset=tuple(rng.uniform(0, 1, n).tolist()),
-            asymmetry_z=tuple(rng.standard_normal(n).tolist()),
-            habit_unit=int(rng.choice([1, 2, 4, 7, 10, 14, 17, 20, 25])),
-            habit_strength=u(0.1, 0.5),
-            contempt_side=int(rng.integers(2)),
-            crease_depth=tuple(rng.uniform(0.25, 1.0, len(CREASES)).tolist()),
-            variant_bias=int(rng.integers(3)),
-        )
-
-
-def _color(values: np.ndarray) -> Color:
-    red, green, blue = np.clip(values, 0, 255).tolist()
-    return (red, green, blue)
+        # Head
+        self.cheek_width = u(0.93, 1.04)
+        self.jaw_width = u(0.66, 0.84) if female else u(0.72, 0.92)
+        self.chin_width = u(0.22, 0.4)
+        self.chin_y = u(1.34, 1.58)
+        self.crown_y = u(-1.5, -1.3)
+        self.ear_size = u(0.18, 0.28)
+        # Features
+        self.eye_x = u(0.38, 0.46)
+        self.eye_width = u(0.165, 0.215)
+        self.eye_height = u(0.06, 0.095)
+        self.eye_tilt = u(-0.02, 0.05)
+        self.lash = u(0.6, 1.0) if female else u(0.2, 0.5)
+        self.lid_fold = u(0.2, 1.0)
+        self.brow_y = u(-0.36, -0.27)
+        self.brow_thickness = u(0.03, 0.06) if female else u(0.045, 0.085)
+        self.brow_arch = u(0.0, 0.07)
+        self.brow_slope = rng.normal(0, 0.03)
+        self.brow_gap = u(0.14, 0.22)
+        self.nose_y = u(0.5, 0.64)
+        self.nose_width = u(0.15, 0.25)
+        self.nose_height = u(0.2, 0.36)
+        self.mouth_y = u(0.89, 1.0)
+        self.mouth_width = u(0.3, 0.42)
+        self.mouth_curve = rng.normal(0, 0.015)
+        self.upper_lip = u(0.035, 0.085)
+        self.lower_lip = u(0.055, 0.11)
+        # Colors
+        self.skin = np.clip(skin, 0, 255)
+        self.blush = u(0.0, 1.0)
+        self.lip = np.clip(lip, 0, 255)
+        self.brow = self.hair * u(0.5, 0.9)
+        self.iris = iris * u(0.85, 1.15)
+        self.glasses_color = rng.choice(GLASSES_COLORS)
+        # What one has or has not
+        self.hair_style = styles[rng.integers(len(styles))]
+        self.hair_volume = u(0.0, 1.0)
+        self.glasses = GLASSES[rng.integers(len(GLASSES))]
+        self.glasses_size = u(0.85, 1.1)
+        self.beard = "none" if female else BEARDS[rng.integers(len(BEARDS))]
+        self.age = float(rng.beta(1.2, 2.0))
+        self.num_freckles = int(rng.integers(30, 140)) if rng.random() < 0.25 else 0
+        self.num_moles = int(rng.integers(0, 5))
+        self.texture_seed = int(rng.integers(2**31))
+        # Ways of moving
+        self.mood = int(rng.integers(len(MOODS)))
+        self.mood_strength = u(0.5, 1.0)
+        self.gain_z = rng.standard_normal(n)
+        self.onset = u(0, 1, n)
+        self.asymmetry_z = rng.standard_normal(n)
+        self.habit_unit = int(rng.choice([1, 2, 4, 7, 10, 14, 17, 20, 25]))
+        self.habit_strength = u(0.1, 0.5)
+        self.contempt_side = int(rng.integers(2))
+        self.crease_depth = u(0.25, 1.0, len(CREASES))
+        self.variant_bias = int(rng.integers(3))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -276,22 +226,21 @@ def activations(
     for unit, value in {**core, **variants[chosen]}.items():
         strength[INDEX[unit]] = value
     overall = max(1 - 0.3 * d, 0.3) * math.exp(rng.normal(0, 0.12 * d))
-    gains = np.exp(0.45 * d * np.array(identity.gain_z) + rng.normal(0, 0.12 * d, len(strength)))
+    gains = np.exp(0.45 * d * identity.gain_z + rng.normal(0, 0.12 * d, len(strength)))
     strength = np.minimum(strength * overall * np.clip(gains, 0.2, 1.8), 1.3)
     strength[INDEX[identity.habit_unit]] += identity.habit_strength * d
     # Something unrelated moves as well in most clips.
     strength[rng.integers(len(strength))] += 0.4 * d * rng.random()
-    skew = np.clip(0.22 * d * np.array(identity.asymmetry_z), -0.7, 0.7)
+    skew = np.clip(0.22 * d * identity.asymmetry_z, -0.7, 0.7)
     both = np.stack([strength * (1 + skew), strength * (1 - skew)], axis=1)
     if expression == "contempt":
         for unit in (12, 14):
             both[INDEX[unit], 1 - identity.contempt_side] *= 0.12
-    apex = settings.frames - 1
-    onset = np.clip(
-        np.array(identity.onset) * 0.5 * min(d, 1) + rng.normal(0, 0.04, len(strength)), 0, 0.6
-    )
+    late = identity.onset * 0.5 * min(d, 1)
+    onset = np.clip(late + rng.normal(0, 0.04, len(strength)), 0, 0.6)
     end = np.clip(1 - 0.25 * rng.random(len(strength)), onset + 0.2, 1)
-    position = np.clip((np.arange(settings.frames)[:, None] / apex - onset) / (end - onset), 0, 1)
+    time = np.arange(settings.frames)[:, None] / (settings.frames - 1)
+    position = np.clip((time - onset) / (end - onset), 0, 1)
     rise = position**2 * (3 - 2 * position)
     return (rise[:, :, None] * both[None]).astype(np.float32)
 
@@ -320,23 +269,12 @@ def _catmull_rom(
     )
 
 
-@dataclass(frozen=True)
 class Pulls:
-    """Every muscle pull of a face: unit and side (K,), center and vector (K, 2), reach (K,)."""
+    """Every muscle pull of a face, one a row: unit, side, center, vector (2), reach, is_jaw."""
 
-    unit: np.ndarray
-    side: np.ndarray
-    center: np.ndarray
-    vector: np.ndarray
-    reach: np.ndarray
-    is_jaw: np.ndarray
-    mouth_y: float
-
-    @classmethod
-    def of(cls, who: Identity) -> Pulls:
-        """The pulls for this person's proportions, given for the right of the picture."""
-        brow, eye, mouth = who.brow_y, who.eye_x, who.mouth_y
-        corner = who.mouth_width
+    def __init__(self, who: Identity) -> None:
+        brow, eye, mouth, corner = who.brow_y, who.eye_x, who.mouth_y, who.mouth_width
+        # On the right of the picture.
         table: list[tuple[int, float, float, float, float, float]] = [
             # unit, center x, center y, displacement x, displacement y, reach
             (1, who.brow_gap + 0.04, brow, 0.0, -0.17, 0.17),
@@ -362,17 +300,15 @@ class Pulls:
             (26, 0.12, who.chin_y - 0.22, 0.0, 0.12, 0.36),
             (27, 0.12, who.chin_y - 0.22, 0.0, 0.2, 0.38),
         ]
-        rows = np.array([row for row in table for _ in range(2)])
-        sign = np.tile([-1.0, 1.0], len(table))
-        return cls(
-            unit=np.array([INDEX[int(unit)] for unit in rows[:, 0]]),
-            side=np.tile([0, 1], len(table)),
-            center=np.stack([rows[:, 1] * sign, rows[:, 2]], axis=1).astype(np.float32),
-            vector=np.stack([rows[:, 3] * sign, rows[:, 4]], axis=1).astype(np.float32),
-            reach=rows[:, 5].astype(np.float32),
-            is_jaw=np.isin(rows[:, 0], (26, 27)),
-            mouth_y=mouth,
-        )
+        rows = np.repeat(table, 2, axis=0)
+        sides = np.tile([(-1.0, 1.0), (1.0, 1.0)], (len(table), 1))
+        self.unit = np.array([INDEX[int(unit)] for unit in rows[:, 0]])
+        self.side = np.tile([0, 1], len(table))
+        self.center = (rows[:, 1:3] * sides).astype(np.float32)
+        self.vector = (rows[:, 3:5] * sides).astype(np.float32)
+        self.reach = rows[:, 5].astype(np.float32)
+        self.is_jaw = np.isin(rows[:, 0], (26, 27))
+        self.mouth_y = mouth
 
     def displacement(
         self, points: np.ndarray, level: np.ndarray, jaw: float | None = None
@@ -400,13 +336,13 @@ class Pulls:
 # Drawing tools
 
 
-def spline(points: Sequence[Sequence[float]], closed: bool = False, steps: int = 8) -> np.ndarray:
+def spline(points: Sequence[Sequence[float]], closed: bool = False) -> np.ndarray:
     """A smooth curve through `points`: float32 (N, 2)."""
     p = np.asarray(points, np.float64)
     n = len(p)
     i = np.arange(n if closed else n - 1)
     pick = (lambda k: p[k % n]) if closed else (lambda k: p[np.clip(k, 0, n - 1)])
-    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
+    t = np.linspace(0, 1, 8, endpoint=False)[None, :, None]
     a, b, c, d = (pick(i + k)[:, None] for k in (-1, 0, 1, 2))
     curve = _catmull_rom(a, b, c, d, t).reshape(-1, 2)
     return (curve if closed else np.concatenate([curve, p[-1:]])).astype(np.float32)
@@ -425,8 +361,17 @@ def _fixed(points: np.ndarray) -> np.ndarray:
     return np.round(points * (1 << SHIFT)).astype(np.int32)
 
 
+def _scalar(color: Paint) -> tuple[float, ...]:
+    return (float(color),) if isinstance(color, (int, float)) else tuple(map(float, color))
+
+
 def fill(picture: np.ndarray, points: np.ndarray, color: Paint) -> None:
     cv2.fillPoly(picture, [_fixed(points)], _scalar(color), cv2.LINE_AA, SHIFT)
+
+
+def fill_between(picture: np.ndarray, upper: np.ndarray, lower: np.ndarray, color: Paint) -> None:
+    """Fill what lies between two curves that run the same way."""
+    fill(picture, np.concatenate([upper, lower[::-1]]), color)
 
 
 def stroke(picture: np.ndarray, points: np.ndarray, color: Paint, width: float) -> None:
@@ -435,21 +380,31 @@ def stroke(picture: np.ndarray, points: np.ndarray, color: Paint, width: float) 
     )
 
 
-def _scalar(color: Paint) -> tuple[float, ...]:
-    return (float(color),) if isinstance(color, (int, float)) else tuple(map(float, color))
+def disc(picture: np.ndarray, center: np.ndarray, radius: float, color: Paint) -> None:
+    at = _fixed(center).tolist()
+    cv2.circle(picture, at, round(radius * (1 << SHIFT)), _scalar(color), -1, cv2.LINE_AA, SHIFT)
+
+
+def shares(mask: np.ndarray, blur: float = 0.0) -> np.ndarray:
+    """A mask of bytes, blurred over so many pixels: float32, 0..1."""
+    soft = cv2.GaussianBlur(mask, (0, 0), blur) if blur else mask
+    return soft.astype(np.float32) / 255
+
+
+def mix(below: np.ndarray, above: Paint, share: np.ndarray) -> np.ndarray:
+    """`above`, a picture or a color, laid over a picture (H, W, C) by its `share` (H, W), 0..1."""
+    return below * (1 - share[..., None]) + np.asarray(above) * share[..., None]
 
 
 def fractal_noise(
-    rng: np.random.Generator, shape: tuple[int, int], cells: Iterable[int]
+    rng: np.random.Generator, shape: tuple[int, int], cells: Sequence[int]
 ) -> np.ndarray:
     """Smooth noise of about unit variance, a sum over numbers of cells: float32 `shape`."""
     total = np.zeros(shape, np.float32)
-    count = 0
     for cell in cells:
         coarse = rng.standard_normal((cell + 2, cell + 2), dtype=np.float32)
         total += cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
-        count += 1
-    return total / math.sqrt(count)
+    return total / math.sqrt(len(cells))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -473,14 +428,31 @@ class Canvas:
         self.x, self.y = np.meshgrid(x, y)
         self.columns, self.rows = x, y[:, None]
 
-    def pixels(self, points: np.ndarray) -> np.ndarray:
-        return (points - np.array([X_RANGE[0], Y_RANGE[0]], np.float32)) * self.per_unit
+    def blank(self) -> np.ndarray:
+        return np.zeros(self.shape, np.uint8)
+
+    def pixels(self, points: ArrayLike) -> np.ndarray:
+        """Head coordinates (..., 2) → pixels of the canvas, float32 (..., 2)."""
+        corner = np.array([X_RANGE[0], Y_RANGE[0]], np.float32)
+        return (np.asarray(points, np.float32) - corner) * self.per_unit
+
+    def disc(self, picture: np.ndarray, at: Sequence[float], radius: float, color: float) -> None:
+        """A disc at a place in the head, its `radius` in units."""
+        fixed = int(radius * self.per_unit * (1 << SHIFT))
+        disc(picture, self.pixels(at), fixed / (1 << SHIFT), color)
+
+    def oval(
+        self, picture: np.ndarray, at: Sequence[float], size: Sequence[float], degrees: float,
+        scale: float = 1.0,
+    ) -> None:  # fmt: skip
+        pixels = (np.array(size) * self.per_unit * scale).tolist()
+        cv2.ellipse(picture, (self.pixels(at).tolist(), pixels, degrees), 255.0, -1, cv2.LINE_AA)
 
     def mask(self, points: np.ndarray, soft: float = 0.0) -> np.ndarray:
         """A filled outline, its edge blurred over `soft` units: float32 (H, W), 0..1."""
-        picture = np.zeros(self.shape, np.uint8)
+        picture = self.blank()
         fill(picture, self.pixels(points), 255)
-        mask = picture.astype(np.float32) / 255
+        mask = shares(picture)
         return cv2.GaussianBlur(mask, (0, 0), soft * self.per_unit) if soft else mask
 
     def blob(self, x: float, y: float, wide: float, high: float) -> np.ndarray:
@@ -498,34 +470,6 @@ def depth(x: np.ndarray, y: np.ndarray, who: Identity) -> np.ndarray:
     return np.sqrt(head) + who.nose_height * np.exp(
         -((x / 0.16) ** 2) - ((y - who.nose_y + 0.1) / 0.22) ** 2
     )
-
-
-def head_outline(who: Identity) -> np.ndarray:
-    w = who.cheek_width
-    return spline(
-        mirror(
-            [
-                (0, who.crown_y),
-                (0.55 * w, who.crown_y * 0.9),
-                (0.9 * w, -0.72),
-                (1.0 * w, -0.1),
-                (0.5 * w + 0.5 * who.jaw_width, 0.55),
-                (who.jaw_width, 0.92),
-                (who.chin_width, who.chin_y - 0.05),
-                (0, who.chin_y),
-            ]
-        ),
-        closed=True,
-    )
-
-
-def brow_curve(who: Identity) -> tuple[np.ndarray, np.ndarray]:
-    """The right brow from the nose outwards: its middle line (N, 2) and its thickness (N,)."""
-    s = np.linspace(0, 1, 24, dtype=np.float32)
-    x = who.brow_gap + s * (who.eye_x + who.eye_width * 1.35 - who.brow_gap)
-    arch = -who.brow_arch * np.sin(np.pi * np.clip(s * 1.25 - 0.1, 0, 1))
-    y = who.brow_y + arch + who.brow_slope * (0.5 - s) + 0.03 * s**2
-    return np.stack([x, y], 1), who.brow_thickness * np.clip(1.1 - 0.9 * s**2, 0.15, 1)
 
 
 def shading(canvas: Canvas, who: Identity, light: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -560,76 +504,36 @@ def skin_of(who: Identity, per_unit: float) -> np.ndarray:
     """
     canvas = Canvas(per_unit)
     rng = np.random.default_rng(who.texture_seed)
-    skin = np.array(who.skin, np.float32)
     mottle = fractal_noise(rng, canvas.shape, (9, 30)) * 0.018
     pores = rng.standard_normal(canvas.shape, dtype=np.float32) * (0.012 + 0.02 * who.age)
-    albedo: np.ndarray = np.broadcast_to(skin, (*canvas.shape, 3)) * (
-        1 + mottle + cv2.GaussianBlur(pores, (0, 0), 0.8) * 2
-    )[..., None].astype(np.float32)
-
-    def tint(mask: np.ndarray, color: Paint, share: float) -> None:
-        nonlocal albedo
-        weight = (mask * share)[..., None]
-        albedo = albedo * (1 - weight) + np.array(color, np.float32) * weight
-
-    red = skin * np.array([1.0, 0.72, 0.7], np.float32)
-    tint(canvas.blobs(0.56, 0.42, 0.26, 0.2), red, 0.15 + 0.4 * who.blush)
-    tint(canvas.blob(0, who.nose_y - 0.03, 0.14, 0.12), red, 0.25 + 0.2 * who.blush)
-    tint(canvas.blobs(who.eye_x, 0.02, 0.24, 0.14), skin * np.float32(0.72), 0.25 + 0.3 * who.age)
-
-    dots = np.zeros(canvas.shape, np.uint8)
-    for _ in range(who.num_freckles):
-        at = np.array([rng.normal(0, 0.42), rng.normal(0.3, 0.17)], np.float32)
-        center = _fixed(canvas.pixels(at))
-        radius = int(rng.uniform(0.006, 0.015) * canvas.per_unit * (1 << SHIFT))
-        cv2.circle(dots, center.tolist(), radius, rng.uniform(90, 230), -1, cv2.LINE_AA, SHIFT)
-    tint(dots.astype(np.float32) / 255, skin * np.array([0.66, 0.5, 0.42]), 0.6)
-    dots[:] = 0
-    for _ in range(who.num_moles):
-        angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.85)
-        at = np.array([far * np.cos(angle) * 0.85, 0.35 + far * np.sin(angle) * 0.85], np.float32)
-        radius = int(rng.uniform(0.014, 0.03) * canvas.per_unit * (1 << SHIFT))
-        cv2.circle(dots, _fixed(canvas.pixels(at)).tolist(), radius, 255.0, -1, cv2.LINE_AA, SHIFT)
-    tint(cv2.GaussianBlur(dots, (0, 0), 0.8).astype(np.float32) / 255, skin * 0.35, 0.85)
-
-    _beard(canvas, who, rng, tint)
-    _nose(canvas, who, skin, tint)
-    _brows(canvas, who, rng, tint)
-
+    texture = 1 + mottle + cv2.GaussianBlur(pores, (0, 0), 0.8) * 2
+    albedo = who.skin.astype(np.float32) * texture[..., None].astype(np.float32)
+    for tints in (_complexion, _beard, _nose, _brows):
+        for mask, color, share in tints(canvas, who, rng):
+            albedo = mix(albedo, color.astype(np.float32), mask * share)
     return albedo
 
 
-def face_layer(canvas: Canvas, who: Identity, light: np.ndarray) -> np.ndarray:
-    """Everything that the muscles move, less eyes and mouth: uint8 (H, W, 4), premultiplied."""
-    skin = np.array(who.skin, np.float32)
-    shade, gloss = shading(canvas, who, light)
-    picture = skin_of(who, canvas.per_unit) * shade[..., None] + 30 * gloss[..., None]
-    outline = head_outline(who)
-    alpha = canvas.mask(outline)
-    inner = cv2.GaussianBlur(alpha, (0, 0), 0.05 * canvas.per_unit)
-    picture *= (0.72 + 0.28 * np.clip(2 * inner - 1, 0, 1))[..., None]
-    ears = np.zeros(canvas.shape, np.float32)
-    for side in (-1, 1):
-        ear = canvas.pixels(np.array([side * (who.cheek_width + 0.02), 0.16], np.float32))
-        size = np.array([0.22, 2 * who.ear_size]) * canvas.per_unit
-        for scale, darken in ((1.0, 0.82), (0.55, 0.62)):
-            mask = np.zeros(canvas.shape, np.uint8)
-            box = (ear.tolist(), (size * scale).tolist(), side * 8.0)
-            cv2.ellipse(mask, box, 255.0, -1, cv2.LINE_AA)
-            behind = (mask.astype(np.float32) / 255 * (1 - alpha))[..., None]
-            picture = picture * (1 - behind) + skin * darken * behind
-            ears = np.maximum(ears, mask.astype(np.float32) / 255)
-    return _premultiply(picture, np.maximum(alpha, ears))
+def _complexion(canvas: Canvas, who: Identity, rng: np.random.Generator) -> Iterator[Tint]:
+    skin = who.skin.astype(np.float32)
+    red = skin * np.array([1.0, 0.72, 0.7], np.float32)
+    yield canvas.blobs(0.56, 0.42, 0.26, 0.2), red, 0.15 + 0.4 * who.blush
+    yield canvas.blob(0, who.nose_y - 0.03, 0.14, 0.12), red, 0.25 + 0.2 * who.blush
+    shadow = skin * np.float32(0.72)
+    yield canvas.blobs(who.eye_x, 0.02, 0.24, 0.14), shadow, 0.25 + 0.3 * who.age
+    freckles, moles = canvas.blank(), canvas.blank()
+    for _ in range(who.num_freckles):
+        at = (rng.normal(0, 0.42), rng.normal(0.3, 0.17))
+        canvas.disc(freckles, at, rng.uniform(0.006, 0.015), rng.uniform(90, 230))
+    yield shares(freckles), skin * np.array([0.66, 0.5, 0.42]), 0.6
+    for _ in range(who.num_moles):
+        angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.85)
+        at = (far * np.cos(angle) * 0.85, 0.35 + far * np.sin(angle) * 0.85)
+        canvas.disc(moles, at, rng.uniform(0.014, 0.03), 255)
+    yield shares(moles, blur=0.8), skin * 0.35, 0.85
 
 
-def _premultiply(picture: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    layer = np.empty((*alpha.shape, 4), np.float32)
-    layer[..., :3] = np.clip(picture, 0, 255) * alpha[..., None]
-    layer[..., 3] = alpha * 255
-    return np.round(layer).astype(np.uint8)
-
-
-def _beard(canvas: Canvas, who: Identity, rng: np.random.Generator, tint: Tint) -> None:
+def _beard(canvas: Canvas, who: Identity, rng: np.random.Generator) -> Iterator[Tint]:
     if who.beard == "none":
         return
     x, y = np.abs(canvas.x), canvas.y
@@ -638,140 +542,159 @@ def _beard(canvas: Canvas, who: Identity, rng: np.random.Generator, tint: Tint) 
     jaw = 1 / (1 + np.exp(np.clip((edge + 0.1 - y) / 0.035, -30, 30)))
     lips = canvas.blob(0, who.mouth_y + 0.01, who.mouth_width * 1.05, 0.11)
     goatee = canvas.blob(0, who.chin_y - 0.16, 0.24, 0.19)
-    masks = {
-        "stubble": (np.maximum(jaw, moustache), 0.38),
-        "full": (np.maximum(jaw, moustache), 0.85),
+    rest, share = {
+        "stubble": (jaw, 0.38),
+        "full": (jaw, 0.85),
         "moustache": (moustache, 0.9),
-        "goatee": (np.maximum(goatee, moustache), 0.85),
-    }
-    mask, share = masks[who.beard]
+        "goatee": (goatee, 0.85),
+    }[who.beard]
+    mask = np.maximum(rest, moustache)
     mask = np.clip(mask * 1.4, 0, 1) * (1 - np.clip(lips * 1.3, 0, 1))
-    hairs = cv2.GaussianBlur(
-        rng.standard_normal(canvas.shape, dtype=np.float32), (0, 0), 0.7, sigmaY=1.8
-    )
+    noise = rng.standard_normal(canvas.shape, dtype=np.float32)
+    hairs = cv2.GaussianBlur(noise, (0, 0), 0.7, sigmaY=1.8)
     mask *= np.clip(0.8 + 0.9 * hairs, 0, 1.1)
-    tint(np.clip(mask, 0, 1), np.array(who.hair) * 0.75, share)
+    yield np.clip(mask, 0, 1), who.hair * 0.75, share
 
 
-def _nose(canvas: Canvas, who: Identity, skin: np.ndarray, tint: Tint) -> None:
-    lines = np.zeros(canvas.shape, np.uint8)
-    holes = np.zeros(canvas.shape, np.uint8)
+def _nose(canvas: Canvas, who: Identity, rng: np.random.Generator) -> Iterator[Tint]:
+    lines, holes = canvas.blank(), canvas.blank()
     w, y = who.nose_width, who.nose_y
     for side in (-1, 1):
-        wing = spline(
-            [
-                (side * w * 0.8, y - 0.13),
-                (side * w * 1.02, y - 0.03),
-                (side * w * 0.8, y + 0.035),
-                (side * w * 0.5, y + 0.02),
-            ]
-        )
+        at = ((0.8, y - 0.13), (1.02, y - 0.03), (0.8, y + 0.035), (0.5, y + 0.02))
+        wing = spline([(side * w * x, height) for x, height in at])
         stroke(lines, canvas.pixels(wing), 200, 0.022 * canvas.per_unit)
-        hole = canvas.pixels(np.array([side * w * 0.48, y + 0.02], np.float32)).tolist()
-        size = (np.array([w * 0.5, 0.055]) * canvas.per_unit).tolist()
-        cv2.ellipse(holes, (hole, size, -side * 14.0), 255.0, -1, cv2.LINE_AA)
+        canvas.oval(holes, (side * w * 0.48, y + 0.02), (w * 0.5, 0.055), -side * 14.0)
     base = spline([(-w * 0.5, y + 0.05), (0, y + 0.075), (w * 0.5, y + 0.05)])
     stroke(lines, canvas.pixels(base), 130, 0.02 * canvas.per_unit)
     soft = 0.014 * canvas.per_unit
-    tint(cv2.GaussianBlur(lines, (0, 0), soft).astype(np.float32) / 255, skin * 0.45, 0.8)
-    tint(cv2.GaussianBlur(holes, (0, 0), soft * 0.7).astype(np.float32) / 255, skin * 0.2, 0.85)
+    skin = who.skin.astype(np.float32)
+    yield shares(lines, soft), skin * 0.45, 0.8
+    yield shares(holes, soft * 0.7), skin * 0.2, 0.85
 
 
-def _brows(canvas: Canvas, who: Identity, rng: np.random.Generator, tint: Tint) -> None:
-    middle, thick = brow_curve(who)
-    base = np.zeros(canvas.shape, np.uint8)
-    hairs = np.zeros(canvas.shape, np.uint8)
+def _brows(canvas: Canvas, who: Identity, rng: np.random.Generator) -> Iterator[Tint]:
+    # From the nose outwards.
+    s = np.linspace(0, 1, 24, dtype=np.float32)
+    x = who.brow_gap + s * (who.eye_x + who.eye_width * 1.35 - who.brow_gap)
+    arch = -who.brow_arch * np.sin(np.pi * np.clip(s * 1.25 - 0.1, 0, 1))
+    y = who.brow_y + arch + who.brow_slope * (0.5 - s) + 0.03 * s**2
+    middle = np.stack([x, y], 1)
+    thick = who.brow_thickness * np.clip(1.1 - 0.9 * s**2, 0.15, 1)
+    half = np.stack([np.zeros_like(thick), thick / 2], 1)
+    base, hairs = canvas.blank(), canvas.blank()
     for side in (-1, 1):
         sign = np.array([side, 1], np.float32)
-        half = np.stack([np.zeros_like(thick), thick / 2], 1)
-        outline = np.concatenate([middle - half, (middle + half)[::-1]]) * sign
-        fill(base, canvas.pixels(outline), 255)
+        edges = canvas.pixels((middle - half) * sign), canvas.pixels((middle + half) * sign)
+        fill_between(base, *edges, 255)
         for _ in range(70):
             i = int(rng.integers(0, len(middle) - 3))
             root = middle[i] + [0, rng.uniform(-0.6, 0.6) * thick[i]]
             lean = np.array([rng.uniform(0.03, 0.07), -thick[i] * rng.uniform(-0.3, 0.5)])
             stroke(hairs, canvas.pixels(np.array([root, root + lean], np.float32) * sign), 255, 1)
-    soft = cv2.GaussianBlur(base, (0, 0), 0.012 * canvas.per_unit)
-    tint(soft.astype(np.float32) / 255, who.brow, 0.75)
-    tint(hairs.astype(np.float32) / 255, np.array(who.brow) * 0.7, 0.65)
+    yield shares(base, 0.012 * canvas.per_unit), who.brow, 0.75
+    yield shares(hairs), who.brow * 0.7, 0.65
 
 
-def hairline(who: Identity) -> list[tuple[float, float]]:
-    """The right half of the opening that the hair leaves, from the middle of the forehead down."""
+def face_layer(canvas: Canvas, who: Identity, light: np.ndarray) -> np.ndarray:
+    """Everything that the muscles move, less eyes and mouth: uint8 (H, W, 4), premultiplied."""
+    shade, gloss = shading(canvas, who, light)
+    picture = skin_of(who, canvas.per_unit) * shade[..., None] + 30 * gloss[..., None]
     w = who.cheek_width
-    side = {"fringe": (0.92, 0.2), "long": (0.9, 0.2), "curly": (0.98, 0.0)}.get(
-        who.hair_style, (1.0, 0.05)
-    )
-    top = {"fringe": -0.5, "receding": -1.2, "buzz": -0.95, "long": -0.92}.get(
-        who.hair_style, -0.86
-    )
-    shoulder = {"fringe": -0.46, "receding": -0.95, "long": -0.5}.get(who.hair_style, -0.72)
-    reach = 0.98 if who.hair_style in ("fringe",) else 0.8
-    return [(0, top), (0.45 * w, top + 0.03), (reach * w * 0.95, shoulder), (side[0] * w, side[1])]
+    right = [
+        (0, who.crown_y),
+        (0.55 * w, who.crown_y * 0.9),
+        (0.9 * w, -0.72),
+        (1.0 * w, -0.1),
+        (0.5 * w + 0.5 * who.jaw_width, 0.55),
+        (who.jaw_width, 0.92),
+        (who.chin_width, who.chin_y - 0.05),
+        (0, who.chin_y),
+    ]
+    alpha = canvas.mask(spline(mirror(right), closed=True))
+    inner = cv2.GaussianBlur(alpha, (0, 0), 0.05 * canvas.per_unit)
+    picture *= (0.72 + 0.28 * np.clip(2 * inner - 1, 0, 1))[..., None]
+    skin = who.skin.astype(np.float32)
+    ears = np.zeros(canvas.shape, np.float32)
+    for side in (-1, 1):
+        for scale, darken in ((1.0, 0.82), (0.55, 0.62)):
+            mask = canvas.blank()
+            canvas.oval(
+                mask, (side * (w + 0.02), 0.16), (0.22, 2 * who.ear_size), side * 8.0, scale
+            )
+            picture = mix(picture, skin * darken, shares(mask) * (1 - alpha))
+            ears = np.maximum(ears, shares(mask))
+    return _premultiply(picture, np.maximum(alpha, ears))
+
+
+def _premultiply(picture: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    layer = np.dstack([np.clip(picture, 0, 255) * alpha[..., None], alpha * 255])
+    return np.round(layer.astype(np.float32)).astype(np.uint8)
 
 
 def front_layer(canvas: Canvas, who: Identity, light: np.ndarray) -> np.ndarray:
     """Hair and glasses, which only follow the head: uint8 (H, W, 4), premultiplied."""
-    alpha: np.ndarray = np.zeros(canvas.shape, np.float32)
-    picture: np.ndarray = np.zeros((*canvas.shape, 3), np.float32)
+    layer = np.zeros((*canvas.shape, 4), np.uint8)
+    if who.hair_style != "bald":
+        layer = _hair(canvas, who, light)
+    if who.glasses != "none":
+        _put_on_glasses(layer, canvas, who)
+    return layer
+
+
+# Of each style, how far the hair stands out from the head, and how much more with volume; then the
+# opening that it leaves for the face: at the middle of the forehead, and at the shoulder and the
+# side of the face, whose x is in widths of the cheeks.
+HAIR_SHAPES = {
+    "buzz": (0.03, 0.0, -0.95, (0.8, -0.72), (1.0, 0.05)),
+    "short": (0.08, 0.1, -0.86, (0.8, -0.72), (1.0, 0.05)),
+    "parted": (0.08, 0.1, -0.86, (0.8, -0.72), (1.0, 0.05)),
+    "fringe": (0.08, 0.1, -0.5, (0.98, -0.46), (0.92, 0.2)),
+    "long": (0.08, 0.1, -0.92, (0.8, -0.5), (0.9, 0.2)),
+    "curly": (0.14, 0.1, -0.86, (0.8, -0.72), (0.98, 0.0)),
+    "receding": (0.05, 0.0, -1.2, (0.8, -0.95), (1.0, 0.05)),
+}
+
+
+def _hair(canvas: Canvas, who: Identity, light: np.ndarray) -> np.ndarray:
     style, w = who.hair_style, who.cheek_width
-    if style != "bald":
-        grow = {"buzz": 0.03, "receding": 0.05, "curly": 0.14}.get(style, 0.08)
-        grow += 0.10 * who.hair_volume * (style not in ("buzz", "receding"))
-        top = who.crown_y - grow
-        low = {"long": 1.75, "fringe": 1.0 + 0.4 * who.hair_volume}.get(style)
-        right: list[tuple[float, float]] = [
-            (0, top),
-            (0.6 * w, top * 0.9),
-            ((0.98 + grow) * w, -0.7),
-            ((1.02 + grow) * w, -0.1),
-        ]
-        if low is None:
-            right += [(1.03 * w, 0.12), (0.97 * w, 0.12)]
-        else:
-            right += [((1.08 + grow) * w, 0.6), (1.05 * w, low), (0.8 * w, low + 0.05)]
-        hair = canvas.mask(spline(mirror([*right, (0, 0.3)]), closed=True))
-        inner = hairline(who)
-        if low is not None:
-            inner += [(0.9 * w, 0.7), (0.8 * w, 2.2), (0, 2.3)]
-        else:
-            inner += [(1.3 * w, 0.4), (0.8 * w, 1.2), (0, 1.4)]
-        opening = mirror(inner)
-        if style == "parted":
-            opening = [[x + 0.25 * (y < -0.6), y - 0.1 * (y < -0.8)] for x, y in opening]
-        hair *= 1 - canvas.mask(spline(opening, closed=True), soft=0.012)
-        if style == "curly":
-            curls = np.zeros(canvas.shape, np.uint8)
-            own = np.random.default_rng(who.texture_seed + 1)
-            for angle in np.linspace(0.06, 0.94, 22) * np.pi:
-                far = 1.05 + 0.08 * own.random() + 0.12 * who.hair_volume
-                at = np.array(
-                    [np.cos(angle) * w * far, -0.1 - np.sin(angle) * (-who.crown_y - 0.1) * far],
-                    np.float32,
-                )
-                radius = int(own.uniform(0.13, 0.22) * canvas.per_unit * (1 << SHIFT))
-                center = _fixed(canvas.pixels(at)).tolist()
-                cv2.circle(curls, center, radius, 255.0, -1, cv2.LINE_AA, SHIFT)
-            hair = np.maximum(hair, curls.astype(np.float32) / 255)
-        own = np.random.default_rng(who.texture_seed + 2)
-        strands = cv2.resize(
-            own.standard_normal((8 if style != "curly" else 60, 140), dtype=np.float32),
-            canvas.shape[::-1],
-            interpolation=cv2.INTER_CUBIC,
-        )
-        lit = 0.8 + 0.25 * np.clip(canvas.x * light[0] - (canvas.y + 0.3) * 0.7, -1, 1)
-        shine = 0.35 * canvas.blob(light[0] * 0.5, who.crown_y * 0.75, 0.7, 0.16)
-        tone = np.clip(lit + shine + 0.13 * strands, 0.3, 1.6)[..., None]
-        picture = np.array(who.hair, np.float32) * tone + 6
-        alpha = hair * (0.75 if style == "buzz" else 1.0)
-    layer = _premultiply(picture, alpha)
-    return _glasses(canvas, who, layer) if who.glasses != "none" else layer
+    grow, more, forehead, shoulder, side = HAIR_SHAPES[style]
+    grow += more * who.hair_volume
+    top = who.crown_y - grow
+    outer = [(0, top), (0.6 * w, top * 0.9), ((0.98 + grow) * w, -0.7), ((1.02 + grow) * w, -0.1)]
+    opening = [(0, forehead), (0.45 * w, forehead + 0.03)]
+    opening += [(shoulder[0] * w * 0.95, shoulder[1]), (side[0] * w, side[1])]
+    if style in ("long", "fringe"):
+        low = 1.75 if style == "long" else 1.0 + 0.4 * who.hair_volume
+        outer += [((1.08 + grow) * w, 0.6), (1.05 * w, low), (0.8 * w, low + 0.05)]
+        opening += [(0.9 * w, 0.7), (0.8 * w, 2.2), (0, 2.3)]
+    else:
+        outer += [(1.03 * w, 0.12), (0.97 * w, 0.12)]
+        opening += [(1.3 * w, 0.4), (0.8 * w, 1.2), (0, 1.4)]
+    hair = canvas.mask(spline(mirror([*outer, (0, 0.3)]), closed=True))
+    both = mirror(opening)
+    if style == "parted":
+        both = [[x + 0.25 * (y < -0.6), y - 0.1 * (y < -0.8)] for x, y in both]
+    hair *= 1 - canvas.mask(spline(both, closed=True), soft=0.012)
+    if style == "curly":
+        curls = canvas.blank()
+        rng = np.random.default_rng(who.texture_seed + 1)
+        for angle in np.linspace(0.06, 0.94, 22) * np.pi:
+            far = 1.05 + 0.08 * rng.random() + 0.12 * who.hair_volume
+            y = -0.1 - np.sin(angle) * (-who.crown_y - 0.1) * far
+            canvas.disc(curls, (np.cos(angle) * w * far, y), rng.uniform(0.13, 0.22), 255)
+        hair = np.maximum(hair, shares(curls))
+    rng = np.random.default_rng(who.texture_seed + 2)
+    coarse = rng.standard_normal((60 if style == "curly" else 8, 140), dtype=np.float32)
+    strands = cv2.resize(coarse, canvas.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    lit = 0.8 + 0.25 * np.clip(canvas.x * light[0] - (canvas.y + 0.3) * 0.7, -1, 1)
+    shine = 0.35 * canvas.blob(light[0] * 0.5, who.crown_y * 0.75, 0.7, 0.16)
+    tone = np.clip(lit + shine + 0.13 * strands, 0.3, 1.6)[..., None]
+    picture = who.hair.astype(np.float32) * tone + 6
+    return _premultiply(picture, hair * (0.75 if style == "buzz" else 1.0))
 
 
-def _glasses(canvas: Canvas, who: Identity, layer: np.ndarray) -> np.ndarray:
-    lens = np.zeros(canvas.shape, np.uint8)
-    rims = np.zeros(canvas.shape, np.uint8)
-    band = slice(*np.searchsorted(canvas.rows[:, 0], (-0.5, 0.6)))
+def _put_on_glasses(layer: np.ndarray, canvas: Canvas, who: Identity) -> None:
+    lens, rims = canvas.blank(), canvas.blank()
     size = 0.30 * who.glasses_size
     corner = {"round": 2.0, "square": 5.0, "half": 3.5}[who.glasses]
     t = np.linspace(0, 2 * np.pi, 60, dtype=np.float32)
@@ -779,25 +702,20 @@ def _glasses(canvas: Canvas, who: Identity, layer: np.ndarray) -> np.ndarray:
     shape = np.sign(wave) * np.abs(wave) ** (2 / corner) * [size, size * (0.95 - 0.06 * corner)]
     width = 0.03 * canvas.per_unit
     for side in (-1, 1):
-        rim = canvas.pixels((shape + np.array([side * who.eye_x, 0.05])).astype(np.float32))
+        rim = canvas.pixels(shape + np.array([side * who.eye_x, 0.05]))
         fill(lens, rim, 255)
         stroke(rims, rim[30:] if who.glasses == "half" else rim, 255, width)
         temple = [(side * (who.eye_x + size), -0.02), (side * (who.cheek_width + 0.04), -0.06)]
-        stroke(rims, canvas.pixels(np.array(temple, np.float32)), 255, width)
+        stroke(rims, canvas.pixels(temple), 255, width)
     inside = who.eye_x - size
     bridge = spline([(-inside, 0.0), (0, -0.04), (inside, 0.0)])
     stroke(rims, canvas.pixels(bridge), 255, width)
+    band = slice(*np.searchsorted(canvas.rows[:, 0], (-0.5, 0.6)))
     glint = np.clip(np.sin((canvas.x + canvas.y)[band] * 9), 0.8, 1) - 0.8
-    sheen = lens[band].astype(np.float32) / 255 * (0.03 + 0.35 * glint)
-    out = layer[band].astype(np.float32)
-    for alpha, color in (
-        (sheen, (235, 240, 245)),
-        (rims[band].astype(np.float32) / 255, who.glasses_color),
-    ):
-        over = np.array([*color, 255], np.float32)
-        out = out * (1 - alpha[..., None]) + over * alpha[..., None]
+    sheen = shares(lens[band]) * (0.03 + 0.35 * glint)
+    out = mix(layer[band].astype(np.float32), np.array([235, 240, 245, 255], np.float32), sheen)
+    out = mix(out, np.array([*who.glasses_color, 255], np.float32), shares(rims[band]))
     layer[band] = np.round(out).astype(np.uint8)
-    return layer
 
 
 def backdrop(
@@ -811,44 +729,26 @@ def backdrop(
     for _ in range(int(rng.integers(0, 4))):
         x, y, w, h = rng.uniform(-0.2, 1.0, 4) * size
         shape = np.array([[x, y], [x + abs(w), y], [x + abs(w), y + abs(h)], [x, y + abs(h)]])
-        fill(picture, shape.astype(np.float32), (rng.uniform(30, 225, 3) * 0.8).tolist())
+        fill(picture, shape.astype(np.float32), rng.uniform(30, 225, 3) * 0.8)
     picture = cv2.GaussianBlur(picture, (0, 0), size * rng.uniform(0.006, 0.03))
 
-    def place(points: Sequence[Sequence[float]], closed: bool = True) -> np.ndarray:
-        return head + spline(points, closed=closed) * unit
+    def outline(*right: tuple[float, float]) -> np.ndarray:
+        return head + spline(mirror(right), closed=True) * unit
 
-    skin = np.array(who.skin, np.float32)
     if who.hair_style == "long":
-        fill(
-            picture,
-            place(mirror([(0, -0.5), (1.12, 0.4), (1.15, 1.6), (0.9, 2.0), (0, 2.0)])),
-            np.array(who.hair) * 0.62,
-        )
-    neck = who.jaw_width * 0.68
-    fill(
-        picture,
-        place(mirror([(0, 0.8), (neck, 0.8), (neck, 1.8), (neck + 0.3, 2.2), (0, 2.6)])),
-        skin * 0.72,
-    )
-    shadow = np.zeros((size, size), np.uint8)
-    fill(
-        shadow,
-        place(
-            mirror([(0, 0.8), (neck, 0.9), (neck * 0.8, who.chin_y + 0.18), (0, who.chin_y + 0.25)])
-        ),
-        255,
-    )
-    dim = cv2.GaussianBlur(shadow, (0, 0), 0.09 * unit).astype(np.float32)[..., None] / 255
-    picture *= 1 - 0.38 * dim
+        hair = outline((0, -0.5), (1.12, 0.4), (1.15, 1.6), (0.9, 2.0), (0, 2.0))
+        fill(picture, hair, who.hair * 0.62)
+    w, chin = who.jaw_width * 0.68, who.chin_y
+    neck = outline((0, 0.8), (w, 0.8), (w, 1.8), (w + 0.3, 2.2), (0, 2.6))
+    fill(picture, neck, who.skin.astype(np.float32) * 0.72)
+    shadow, shirt = np.zeros((2, size, size), np.uint8)
+    fill(shadow, outline((0, 0.8), (w, 0.9), (w * 0.8, chin + 0.18), (0, chin + 0.25)), 255)
+    picture *= 1 - 0.38 * shares(shadow, 0.09 * unit)[..., None]
     cloth = rng.uniform(25, 220, 3)
-    shirt = place(
-        mirror([(0, 2.12), (neck + 0.08, 1.82), (1.25, 2.05), (1.75, 2.5), (1.9, 4.0), (0, 4.2)])
-    )
-    mask = np.zeros((size, size), np.uint8)
-    fill(mask, shirt, 255)
+    shoulders = ((w + 0.08, 1.82), (1.25, 2.05), (1.75, 2.5), (1.9, 4.0))
+    fill(shirt, outline((0, 2.12), *shoulders, (0, 4.2)), 255)
     weave = 1 + 0.06 * fractal_noise(rng, (size, size), (5, 14))
-    cover = mask.astype(np.float32)[..., None] / 255
-    picture = picture * (1 - cover) + cloth * weave[..., None] * cover
+    picture = mix(picture, cloth * weave[..., None], shares(shirt))
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
@@ -856,252 +756,234 @@ def backdrop(
 # What is drawn anew in every frame
 
 
-# Creases: the units that deepen them, with the curve on the right of the picture as a function of
-# the face. Those of one line move with both sides' mean.
-CREASES = (
-    "forehead", "glabella", "nose", "crow", "under_eye", "nasolabial", "dimple", "mouth_corner",
-    "chin",
-)  # fmt: skip
-CREASE_UNITS: dict[str, dict[int, float]] = {
-    "forehead": {1: 0.7, 2: 0.7},
-    "glabella": {4: 1.0, 9: 0.4},
-    "nose": {9: 1.0},
-    "crow": {6: 0.9},
-    "under_eye": {6: 0.8, 7: 0.5},
-    "nasolabial": {12: 0.7, 10: 0.6, 9: 0.5, 20: 0.3, 6: 0.2},
-    "dimple": {14: 1.0, 12: 0.3},
-    "mouth_corner": {15: 0.9, 17: 0.2},
-    "chin": {17: 1.0},
-}
-# How visible a crease is at rest in the oldest faces.
-CREASE_AT_REST = {"forehead": 0.35, "glabella": 0.2, "under_eye": 0.4, "nasolabial": 0.5}
-
-
 def crease_curves(who: Identity) -> dict[str, list[np.ndarray]]:
     """The creases on the right of the picture, by name."""
     ex, ew, my, mw = who.eye_x, who.eye_width, who.mouth_y, who.mouth_width
     ny, nw, by = who.nose_y, who.nose_width, who.brow_y
-    eye_end = ex + ew + 0.05
-    return {
+    end = ex + ew + 0.05
+    curves: dict[str, list[list[tuple[float, float]]]] = {
         "forehead": [
-            spline([(0, by - 0.2 - k), (0.3, by - 0.24 - k), (0.58, by - 0.17 - k)])
+            [(0, by - 0.2 - k), (0.3, by - 0.24 - k), (0.58, by - 0.17 - k)]
             for k in (0, 0.12, 0.24)
         ],
-        "glabella": [spline([(0.07, by + 0.1), (0.075, by), (0.1, by - 0.12)])],
-        "nose": [
-            spline([(0.02, 0.02 + k), (0.08, 0.0 + k), (0.13, 0.06 + k)]) for k in (0.0, 0.09)
-        ],
+        "glabella": [[(0.07, by + 0.1), (0.075, by), (0.1, by - 0.12)]],
+        "nose": [[(0.02, 0.02 + k), (0.08, 0.0 + k), (0.13, 0.06 + k)] for k in (0.0, 0.09)],
         "crow": [
-            spline([(eye_end, 0.02 + k * 0.5), (eye_end + 0.08, k), (eye_end + 0.15, k * 1.8)])
+            [(end, 0.02 + k * 0.5), (end + 0.08, k), (end + 0.15, k * 1.8)]
             for k in (-0.06, 0.02, 0.1)
         ],
-        "under_eye": [
-            spline([(ex - ew, 0.09), (ex - 0.03, 0.17), (ex + ew * 0.9, 0.12)]),
-        ],
+        "under_eye": [[(ex - ew, 0.09), (ex - 0.03, 0.17), (ex + ew * 0.9, 0.12)]],
         "nasolabial": [
-            spline([(nw + 0.04, ny - 0.06), (nw + 0.16, ny + 0.12), (mw + 0.12, my - 0.05),
-                    (mw + 0.11, my + 0.06)])
+            [(nw + 0.04, ny - 0.06), (nw + 0.16, ny + 0.12), (mw + 0.12, my - 0.05),
+             (mw + 0.11, my + 0.06)]
         ],
-        "dimple": [spline([(mw + 0.05, my - 0.08), (mw + 0.085, my), (mw + 0.05, my + 0.07)])],
-        "mouth_corner": [
-            spline([(mw + 0.02, my + 0.03), (mw + 0.06, my + 0.11), (mw + 0.05, my + 0.2)])
-        ],
+        "dimple": [[(mw + 0.05, my - 0.08), (mw + 0.085, my), (mw + 0.05, my + 0.07)]],
+        "mouth_corner": [[(mw + 0.02, my + 0.03), (mw + 0.06, my + 0.11), (mw + 0.05, my + 0.2)]],
         "chin": [
-            spline([(0.0, my + 0.19), (0.12, my + 0.2), (0.2, my + 0.25)]),
-            spline([(0.05, my + 0.3), (0.1, my + 0.33)]),
+            [(0.0, my + 0.19), (0.12, my + 0.2), (0.2, my + 0.25)],
+            [(0.05, my + 0.3), (0.1, my + 0.33)],
         ],
     }  # fmt: skip
+    return {name: [spline(curve) for curve in several] for name, several in curves.items()}
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the head is in a frame: pixels of the drawing, radians, and turns in depth."""
+    """A head in one frame.
+
+    Attributes:
+        center, unit: where its origin is and how long a unit is, in pixels of the drawing.
+        angle, yaw, pitch: radians, and turns in depth.
+        level: how far each action unit is on, (units, 2).
+        blink: 0 (open) to 1.
+        gaze: (2,), in units.
+    """
 
     center: np.ndarray
     unit: float
     angle: float
     yaw: float
     pitch: float
+    level: np.ndarray
+    blink: float
+    gaze: np.ndarray
+
+    def of_unit(self, unit: int) -> np.ndarray:
+        """How far one action unit is on, left and right of the picture."""
+        return self.level[INDEX[unit]]
 
 
-def to_picture(points: np.ndarray, pose: Pose, who: Identity) -> np.ndarray:
-    """Head coordinates (N, 2) → pixels (N, 2)."""
-    z = depth(points[:, 0], points[:, 1], who)
-    turned = points + np.stack([pose.yaw * z, pose.pitch * z], 1)
-    c, s = math.cos(pose.angle), math.sin(pose.angle)
-    return pose.center + pose.unit * (turned @ np.array([[c, s], [-s, c]]))
-
-
-def sampling_maps(
-    shape: tuple[int, int], origin: np.ndarray, pose: Pose, who: Identity, canvas: Canvas,
-    pulls: Pulls, level: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """For each pixel of the drawing's region, its place in the layers: rigid, and with the pulls.
-
-    Two float32 (H, W, 2), for `cv2.remap`.
-    """
-    c, s = math.cos(pose.angle), math.sin(pose.angle)
-    back = np.array([[c, s], [-s, c]], np.float32) / pose.unit  # rotation by -angle, rows x, y
-    step = 12  # the fields are smooth: computed on a coarse grid
-    rows, columns = (n // step + 1 for n in shape)
-    gx, gy = np.meshgrid(
-        (np.arange(columns) + 0.5) * step - 0.5, (np.arange(rows) + 0.5) * step - 0.5
-    )
-    at = np.stack([gx.ravel(), gy.ravel()], 1) + origin - pose.center
-    plain = (at @ back.T).astype(np.float32)
-    z = depth(plain[:, 0], plain[:, 1], who)
-    flat = plain - np.stack([pose.yaw * z, pose.pitch * z], 1).astype(np.float32)
-    source = flat
-    for _ in range(3):  # the inverse of the pulls, as a fixed point
-        source = flat - pulls.displacement(source, level)
-    maps = []
-    for place in (flat, source):
-        coarse = canvas.pixels(place).astype(np.float32).reshape(rows, columns, 2)
-        full = cv2.resize(coarse, (columns * step, rows * step), interpolation=cv2.INTER_LINEAR)
-        maps.append(full[: shape[0], : shape[1]])
-    return maps[0], maps[1]
-
-
-def sample(layer: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """A layer (H, W, 4) as seen from `places` (h, w, 2) in it: uint8 (h, w, 4)."""
+def lay_over(picture: np.ndarray, layer: np.ndarray, places: np.ndarray) -> None:
+    """Put a premultiplied layer (H, W, 4), as seen from `places` (h, w, 2) in it, on the picture
+    (h, w, 3), in place."""
     # OpenCV's types don't know that the second map is absent where the first holds both.
-    return cv2.remap(layer, places, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
-
-
-def lay_over(picture: np.ndarray, layer: np.ndarray) -> None:
-    """Put a premultiplied layer (H, W, 4) on the picture (H, W, 3), in place."""
-    keep = cv2.cvtColor(255 - cv2.extractChannel(layer, 3), cv2.COLOR_GRAY2RGB)
+    seen = cv2.remap(layer, places, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
+    keep = cv2.cvtColor(255 - cv2.extractChannel(seen, 3), cv2.COLOR_GRAY2RGB)
     under = cv2.multiply(picture, keep, scale=1 / 255)
-    cv2.add(under, cv2.cvtColor(layer, cv2.COLOR_RGBA2RGB), dst=picture)
+    cv2.add(under, cv2.cvtColor(seen, cv2.COLOR_RGBA2RGB), dst=picture)
+
+
+def window_around(
+    points: np.ndarray, picture: np.ndarray, margin: float = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a picture that has `points` (N, 2) in it, and where it begins (x, y)."""
+    limit = np.array(picture.shape[1::-1])
+    low = np.clip(np.floor(points.min(0)).astype(int) - round(margin), 0, limit - 2)
+    high = np.clip(np.ceil(points.max(0)).astype(int) + round(margin), low + 2, limit)
+    return picture[low[1] : high[1], low[0] : high[0]], low
 
 
 class Head:
-    """One person in one clip's light, ready to be drawn in any pose with any action units on."""
+    """One person in one clip's light, ready to be drawn in any pose."""
 
     def __init__(self, who: Identity, canvas: Canvas, light: np.ndarray) -> None:
         self.who = who
         self.canvas = canvas
-        self.face = face_layer(self.canvas, who, light)
-        self.front = front_layer(self.canvas, who, light)
-        self.pulls = Pulls.of(who)
+        self.face = face_layer(canvas, who, light)
+        self.front = front_layer(canvas, who, light)
+        self.pulls = Pulls(who)
         self.creases = crease_curves(who)
 
-    def draw(
-        self, picture: np.ndarray, pose: Pose, level: np.ndarray, blink: float, gaze: np.ndarray
-    ) -> None:
-        """Draw the head on `picture` (uint8, in place): `level` (units, 2), `blink` 0..1."""
-        size = picture.shape[0]
-        reach = pose.unit * np.array([[X_RANGE[0], Y_RANGE[0]], [X_RANGE[1], Y_RANGE[1]]])
-        low, high = np.clip(np.round(pose.center + reach), 0, size).astype(int)
+    def draw(self, picture: np.ndarray, pose: Pose) -> None:
+        """Draw the head on `picture` (uint8 (S, S, 3)), in place."""
+        reach = pose.unit * np.array([X_RANGE, Y_RANGE]).T
+        low, high = np.clip(np.round(pose.center + reach), 0, picture.shape[0]).astype(int)
         region = picture[low[1] : high[1], low[0] : high[0]]
-        rigid, pulled = sampling_maps(
-            region.shape[:2], low, pose, self.who, self.canvas, self.pulls, level
-        )
-        lay_over(region, sample(self.face, pulled))
-        self._draw_creases(picture, pose, level)
+        rigid, pulled = self._sampling_maps(region.shape[:2], low, pose)
+        lay_over(region, self.face, pulled)
+        self._draw_creases(picture, pose)
         for side in (0, 1):
-            self._draw_eye(picture, pose, level, side, blink, gaze)
-        self._draw_mouth(picture, pose, level)
-        lay_over(region, sample(self.front, rigid))
+            self._draw_eye(picture, pose, side)
+        self._draw_mouth(picture, pose)
+        lay_over(region, self.front, rigid)
+
+    def _sampling_maps(
+        self, shape: tuple[int, ...], origin: np.ndarray, pose: Pose
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each pixel of a region, its place in the layers: rigid, and with the pulls.
+
+        Two float32 (H, W, 2), for `cv2.remap`.
+        """
+        c, s = math.cos(pose.angle), math.sin(pose.angle)
+        back = np.array([[c, s], [-s, c]], np.float32) / pose.unit  # rotation by -angle, rows x, y
+        step = 12  # the fields are smooth: computed on a coarse grid
+        rows, columns = (n // step + 1 for n in shape)
+        gx, gy = np.meshgrid(
+            (np.arange(columns) + 0.5) * step - 0.5, (np.arange(rows) + 0.5) * step - 0.5
+        )
+        at = np.stack([gx.ravel(), gy.ravel()], 1) + origin - pose.center
+        plain = (at @ back.T).astype(np.float32)
+        flat = plain - self._turn(plain, pose).astype(np.float32)
+        source = flat
+        for _ in range(3):  # the inverse of the pulls, as a fixed point
+            source = flat - self.pulls.displacement(source, pose.level)
+        maps = []
+        for place in (flat, source):
+            coarse = self.canvas.pixels(place).reshape(rows, columns, 2)
+            full = cv2.resize(coarse, (columns * step, rows * step), interpolation=cv2.INTER_LINEAR)
+            maps.append(full[: shape[0], : shape[1]])
+        return maps[0], maps[1]
+
+    def _turn(self, points: np.ndarray, pose: Pose) -> np.ndarray:
+        """How far turns in depth move `points` (N, 2)."""
+        z = depth(points[:, 0], points[:, 1], self.who)
+        return np.stack([pose.yaw * z, pose.pitch * z], 1)
+
+    def _seen(self, points: np.ndarray, pose: Pose) -> np.ndarray:
+        """Head coordinates (N, 2) → pixels (N, 2)."""
+        turned = points + self._turn(points, pose)
+        c, s = math.cos(pose.angle), math.sin(pose.angle)
+        return pose.center + pose.unit * (turned @ np.array([[c, s], [-s, c]]))
 
     def _place(
-        self, points: np.ndarray, pose: Pose, level: np.ndarray, jaw: float | None = None
+        self, points: np.ndarray, pose: Pose, share: float = 1.0, jaw: float | None = None
     ) -> np.ndarray:
-        moved = points + self.pulls.displacement(points, level, jaw)
-        return to_picture(moved, pose, self.who)
+        """Where points of the face are seen, pulled by a share of the pose's levels."""
+        pulled = self.pulls.displacement(points, share * pose.level, jaw)
+        return self._seen(points + pulled, pose)
 
-    def _draw_creases(self, picture: np.ndarray, pose: Pose, level: np.ndarray) -> None:
-        mask = np.zeros(picture.shape[:2], np.uint8)
+    def _draw_creases(self, picture: np.ndarray, pose: Pose) -> None:
         curves, weights = [], []
-        for i, name in enumerate(CREASES):
+        for i, (name, (units, at_rest)) in enumerate(CREASES.items()):
             for side in (0, 1):
-                drive = sum(w * level[INDEX[u], side] for u, w in CREASE_UNITS[name].items())
-                rest = CREASE_AT_REST.get(name, 0.0) * self.who.age
-                weight = rest + min(float(drive), 1.2) * self.who.crease_depth[i]
+                drive = sum(w * pose.of_unit(u)[side] for u, w in units.items())
+                weight = at_rest * self.who.age + min(float(drive), 1.2) * self.who.crease_depth[i]
                 if weight > 0.03:
                     sign = np.array([2 * side - 1, 1], np.float32)
                     curves += [curve * sign for curve in self.creases[name]]
                     weights += [min(weight, 1.0)] * len(self.creases[name])
         if not curves:
             return
-        points = self._place(np.concatenate(curves), pose, level)
+        mask = np.zeros(picture.shape[:2], np.uint8)
+        points = self._place(np.concatenate(curves), pose)
         ends = np.cumsum([len(curve) for curve in curves])[:-1]
         for curve, weight in zip(np.split(points, ends), weights, strict=True):
             stroke(mask, curve, weight * 255, 0.03 * pose.unit)
-        low, high = _bounds(to_picture(np.array([[-1, -0.9], [1, 1.5]]), pose, self.who), picture)
-        window = (slice(low[1], high[1]), slice(low[0], high[0]))
-        soft = cv2.GaussianBlur(mask[window], (0, 0), 0.02 * pose.unit)
+        corners = self._seen(np.array([[-1, -0.9], [1, 1.5]]), pose)
+        window, _ = window_around(corners, picture)
+        soft = cv2.GaussianBlur(window_around(corners, mask)[0], (0, 0), 0.02 * pose.unit)
         # A crease is a shadow with a lit edge below it.
         lit = np.roll(soft, round(0.035 * pose.unit), axis=0)
         keep = 255 - (soft * np.float32(0.55)).astype(np.uint8)
-        part = cv2.multiply(picture[window], cv2.merge([keep] * 3), scale=1 / 255)
+        part = cv2.multiply(window, cv2.merge([keep] * 3), scale=1 / 255)
         edge = (lit * np.float32(0.05)).astype(np.uint8)
-        picture[window] = cv2.add(part, cv2.merge([edge] * 3))
+        cv2.add(part, cv2.merge([edge] * 3), dst=window)
 
-    def _draw_eye(
-        self, picture: np.ndarray, pose: Pose, level: np.ndarray, side: int, blink: float,
-        gaze: np.ndarray,
-    ) -> None:  # fmt: skip
-        who = self.who
-        unit = {u: float(level[INDEX[u], side]) for u in (4, 5, 6, 7, 9)}
+    def _draw_eye(self, picture: np.ndarray, pose: Pose, side: int) -> None:
+        who, blink = self.who, pose.blink
+        unit = {u: float(pose.of_unit(u)[side]) for u in (4, 5, 6, 7, 9)}
         open_up = who.eye_height * (
             1 + 0.5 * unit[5] - 0.4 * unit[7] - 0.15 * unit[6] - 0.2 * unit[4] - 0.15 * unit[9]
         )
         open_up = max(open_up, 0.012)
-        open_down = max(
-            who.eye_height * 0.62 * (1 + 0.1 * unit[5] - 0.5 * unit[7] - 0.5 * unit[6]), 0.006
-        )
+        open_down = who.eye_height * 0.62 * (1 + 0.1 * unit[5] - 0.5 * unit[7] - 0.5 * unit[6])
+        open_down = max(open_down, 0.006)
         open_up = open_up * (1 - blink) - open_down * 0.8 * blink
         s = np.linspace(-1, 1, 21, dtype=np.float32)
         arc = (1 - s**2) ** 0.75
         x = who.eye_x + s * who.eye_width
         tilt = -who.eye_tilt * s
         sign = np.array([2 * side - 1, 1], np.float32)
-        level_eye = 0.5 * level  # the globe holds the lids back
-        upper = self._place(np.stack([x, tilt - open_up * arc], 1) * sign, pose, level_eye)
-        lower = self._place(np.stack([x, tilt + open_down * arc], 1) * sign, pose, level_eye)
-        low, high = _bounds(np.concatenate([upper, lower]), picture, margin=round(0.2 * pose.unit))
-        window = picture[low[1] : high[1], low[0] : high[0]]
+
+        def lid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            # The globe holds the lids back.
+            return self._place(np.stack([x, y], 1) * sign, pose, share=0.5)
+
+        upper, lower = lid(x, tilt - open_up * arc), lid(x, tilt + open_down * arc)
+        both = np.concatenate([upper, lower])
+        window, low = window_around(both, picture, margin=0.2 * pose.unit)
         upper, lower = upper - low, lower - low
-        skin = np.array(who.skin)
         if blink < 0.9:
             ball = np.empty_like(window)
             ball[:] = (226, 221, 216)
-            middle = np.array([[who.eye_x + gaze[0] * sign[0], gaze[1] - 0.012]], np.float32)
-            center = to_picture(middle * sign, pose, who)[0] - low
-            radius = 0.078 * pose.unit
-            circles = (
-                (1.0, np.array(who.iris) * 0.45),
-                (0.86, np.array(who.iris)),
-                (0.45, np.array([12, 10, 10])),
+            middle = np.array(
+                [[who.eye_x + pose.gaze[0] * sign[0], pose.gaze[1] - 0.012]], np.float32
             )
-            for scale, color in circles:
-                _disc(ball, center, radius * scale, color)
-            _disc(ball, center + np.array([-0.3, -0.35]) * radius, radius * 0.22, (250, 250, 250))
+            center = self._seen(middle * sign, pose)[0] - low
+            radius = 0.078 * pose.unit
+            disc(ball, center, radius, who.iris * 0.45)
+            disc(ball, center, radius * 0.86, who.iris)
+            disc(ball, center, radius * 0.45, (12, 10, 10))
+            disc(ball, center + np.array([-0.3, -0.35]) * radius, radius * 0.22, (250, 250, 250))
             # The upper lid's shadow on the globe.
-            stroke(ball, upper, np.array([120, 105, 100]), 0.05 * pose.unit)
+            stroke(ball, upper, (120, 105, 100), 0.05 * pose.unit)
             ball = cv2.GaussianBlur(ball, (0, 0), 0.9)
             almond = np.zeros(window.shape[:2], np.uint8)
-            fill(almond, np.concatenate([upper, lower[::-1]]), 255)
+            fill_between(almond, upper, lower, 255)
             keep = cv2.merge([almond] * 3)
-            cv2.add(
-                cv2.multiply(window, 255 - keep, scale=1 / 255),
-                cv2.multiply(ball, keep, scale=1 / 255),
-                dst=window,
-            )
-        stroke(window, lower, skin * 0.55, 0.012 * pose.unit)
-        lash = skin * 0.3 * (1 - who.lash) + 18
+            skin = cv2.multiply(window, 255 - keep, scale=1 / 255)
+            cv2.add(skin, cv2.multiply(ball, keep, scale=1 / 255), dst=window)
+        stroke(window, lower, who.skin * 0.55, 0.012 * pose.unit)
+        lash = who.skin * 0.3 * (1 - who.lash) + 18
         stroke(window, upper, lash, (0.02 + 0.025 * who.lash) * pose.unit)
         rise = (0.05 + 0.02 * unit[5] - 0.03 * unit[4]) * who.lid_fold
-        fold = np.stack(
-            [x, tilt - np.maximum(open_up, 0.2 * who.eye_height) * arc * 1.15 - rise], 1
-        )
-        points = self._place(fold[2:-1] * sign, pose, level_eye) - low
-        stroke(window, points, skin * 0.62, 0.012 * pose.unit)
+        fold = tilt - np.maximum(open_up, 0.2 * who.eye_height) * arc * 1.15 - rise
+        crease = lid(x[2:-1], fold[2:-1]) - low
+        stroke(window, crease, who.skin * 0.62, 0.012 * pose.unit)
 
-    def _draw_mouth(self, picture: np.ndarray, pose: Pose, level: np.ndarray) -> None:
+    def _draw_mouth(self, picture: np.ndarray, pose: Pose) -> None:
         who = self.who
-        unit = {u: float(level[INDEX[u]].mean()) for u in (10, 12, 16, 17, 23, 25, 26, 27)}
+        unit = {u: float(pose.of_unit(u).mean()) for u in (10, 12, 16, 17, 23, 25, 26, 27)}
         s = np.linspace(-1, 1, 31, dtype=np.float32)
         arc = np.clip(1 - s**2, 0, 1) ** 0.7
         thin = 1 - 0.55 * min(unit[23], 1.2)
@@ -1111,7 +993,6 @@ class Head:
             + 0.35 * np.exp(-(((np.abs(s) - 0.22) / 0.14) ** 2))
             - 0.25 * np.exp(-((s / 0.1) ** 2))
         )
-        x = s * who.mouth_width
         line = who.mouth_y - who.mouth_curve * (2 * s**2 - 1)
         up = who.upper_lip * thin * stretch * arc * bow
         down = who.lower_lip * thin * stretch * (1 + 0.2 * unit[17]) * arc
@@ -1120,61 +1001,40 @@ class Head:
 
         def lip(y: np.ndarray, jaw: float) -> np.ndarray:
             # The corners hang between the two jaws.
-            points = np.stack([x, y], 1)
+            points = np.stack([s * who.mouth_width, y], 1)
             share = np.abs(s)[:, None] ** 3
-            middle = self._place(points, pose, level, jaw)
-            corner = self._place(points, pose, level, 0.4)
+            middle = self._place(points, pose, jaw=jaw)
+            corner = self._place(points, pose, jaw=0.4)
             return middle * (1 - share) + corner * share
 
         outer_up, inner_up = lip(line - part_up - up, 0.0), lip(line - part_up, 0.0)
         inner_down, outer_down = lip(line + part_down, 1.0), lip(line + part_down + down, 1.0)
-        low, high = _bounds(
-            np.concatenate([outer_up, outer_down]), picture, margin=round(0.1 * pose.unit)
-        )
-        window = picture[low[1] : high[1], low[0] : high[0]]
-        outer_up, inner_up, inner_down, outer_down = (
-            p - low for p in (outer_up, inner_up, inner_down, outer_down)
-        )
+        both = np.concatenate([outer_up, outer_down])
+        window, low = window_around(both, picture, margin=0.1 * pose.unit)
+        for curve in (outer_up, inner_up, inner_down, outer_down):
+            curve -= low
         drawn = window.copy()
-        color = np.array(who.lip)
         gap = inner_down - inner_up
         if gap[:, 1].max() > 0.015 * pose.unit:
-            cavity = np.concatenate([inner_up, inner_down[::-1]])
-            fill(drawn, cavity, (52, 16, 18))
-            shown = np.minimum(gap * 0.62, 0.085 * pose.unit)
-            fill(drawn, np.concatenate([inner_up, (inner_up + shown)[::-1]]), (226, 218, 206))
+            fill_between(drawn, inner_up, inner_down, (52, 16, 18))
+            teeth = inner_up + np.minimum(gap * 0.62, 0.085 * pose.unit)
+            fill_between(drawn, inner_up, teeth, (226, 218, 206))
             if unit[16] > 0.3:
-                shown = np.minimum(gap * 0.3, 0.05 * pose.unit)
-                fill(
-                    drawn, np.concatenate([inner_down, (inner_down - shown)[::-1]]), (205, 196, 184)
-                )
-            tongue = slice(7, 24)
+                teeth = inner_down - np.minimum(gap * 0.3, 0.05 * pose.unit)
+                fill_between(drawn, inner_down, teeth, (205, 196, 184))
             if gap[:, 1].max() > 0.16 * pose.unit:
+                tongue = slice(7, 24)
                 hump = inner_down[tongue] - gap[tongue] * 0.32 * arc[tongue, None]
-                fill(drawn, np.concatenate([inner_down[tongue], hump[::-1]]), (150, 66, 66))
-        fill(drawn, np.concatenate([outer_up, inner_up[::-1]]), color * 0.8)
-        fill(drawn, np.concatenate([inner_down, outer_down[::-1]]), color)
+                fill_between(drawn, inner_down[tongue], hump, (150, 66, 66))
+        fill_between(drawn, outer_up, inner_up, who.lip * 0.8)
+        fill_between(drawn, inner_down, outer_down, who.lip)
         middle = 0.55 * inner_down + 0.45 * outer_down
-        stroke(drawn, middle[9:22], np.minimum(color * 1.18 + 8, 255), 0.025 * pose.unit)
-        stroke(drawn, inner_up, color * 0.38, 0.014 * pose.unit)
-        stroke(
-            drawn, outer_down[8:23] + np.array([0, 0.02 * pose.unit]), np.array(who.skin) * 0.72, 2
-        )
+        stroke(drawn, middle[9:22], np.minimum(who.lip * 1.18 + 8, 255), 0.025 * pose.unit)
+        stroke(drawn, inner_up, who.lip * 0.38, 0.014 * pose.unit)
+        shadow = outer_down[8:23] + np.array([0, 0.02 * pose.unit])
+        stroke(drawn, shadow, who.skin * 0.72, 2)
         drawn = cv2.GaussianBlur(drawn, (0, 0), 0.012 * pose.unit)
         cv2.addWeighted(drawn, 0.93, window, 0.07, 0, dst=window)
-
-
-def _disc(picture: np.ndarray, center: np.ndarray, radius: float, color: Paint) -> None:
-    at = _fixed(center).tolist()
-    cv2.circle(picture, at, round(radius * (1 << SHIFT)), _scalar(color), -1, cv2.LINE_AA, SHIFT)
-
-
-def _bounds(
-    points: np.ndarray, picture: np.ndarray, margin: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    limit = np.array(picture.shape[1::-1])
-    low = np.clip(np.floor(points.min(0)).astype(int) - margin, 0, limit - 2)
-    return low, np.clip(np.ceil(points.max(0)).astype(int) + margin, low + 2, limit)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1186,15 +1046,8 @@ SUPERSAMPLING = 2
 
 def draw_clip(
     identity: Identity, expression: str, settings: DrawingSettings, rng: np.random.Generator
-) -> tuple[list[np.ndarray], int]:
-    """Draw one clip, neutral to apex.
-
-    Returns the frames, RGB uint8 (S, S, 3), and the number of the apex frame, the last one.
-    """
-    if expression not in EXPRESSIONS:
-        raise InputError(
-            f"--classes: {expression!r} is not an expression; choose from {', '.join(EXPRESSIONS)}"
-        )
+) -> list[np.ndarray]:
+    """Draw one clip, from neutral to its apex, the last frame: RGB uint8 (S, S, 3) each."""
     d, frames = settings.difficulty, settings.frames
     size = settings.picture_size * SUPERSAMPLING
     unit = size * rng.uniform(0.205, 0.245)
@@ -1225,12 +1078,15 @@ def draw_clip(
             angle=still[0] + 0.028 * d * walk[t, 3],
             yaw=still[1] + 0.04 * d * walk[t, 4],
             pitch=still[2] + 0.04 * d * walk[t, 5],
+            level=level[t],
+            blink=float(blink[t]),
+            gaze=gaze[t],
         )
-        drawn_head.draw(picture, pose, level[t], float(blink[t]), gaze[t])
+        drawn_head.draw(picture, pose)
         picture = cv2.resize(picture, (settings.picture_size,) * 2, interpolation=cv2.INTER_AREA)
         lit = picture * (cast * flicker[t]).astype(np.float32)
         pictures.append(cv2.add(lit, noise * sensor_noise(rng, lit.shape), dtype=cv2.CV_8U))
-    return pictures, frames - 1
+    return pictures
 
 
 def sensor_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from cfer.errors import InputError
@@ -41,6 +42,7 @@ NOUN = "sequences"
 CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 PUBLISHED = None
 COLUMNS = ("session", "subject", "emotion", "apex_frame")
+Row = tuple[Path, str, str, int | None]  # a session's video, subject, label and apex frame
 PROFILE = "1"
 APEX = "2"
 TREE = """
@@ -66,11 +68,14 @@ def read(root: Path) -> list[Entry]:
     if sessions is None:
         raise layout_error(root, NAME, TREE, "there is no Sessions/ in it")
     found = named(folders(sessions), r"\d+", "session")
-    return _from_csv(table, found, base) if table.is_file() else _from_metadata(found, base)
+    rows = _from_csv(table, found, base) if table.is_file() else _from_metadata(found)
+    return [
+        clip(video, base, NAME, video.stem.upper(), label, subject=subject, apex_frame=apex)
+        for video, subject, label, apex in rows
+    ]
 
 
-def _from_metadata(sessions: dict[str, Path], root: Path) -> list[Entry]:
-    entries = []
+def _from_metadata(sessions: dict[str, Path]) -> Iterator[Row]:
     reasons: dict[str, list[str]] = defaultdict(list)
     for session, folder in sessions.items():
         video = _video(folder)
@@ -85,14 +90,12 @@ def _from_metadata(sessions: dict[str, Path], root: Path) -> list[Entry]:
             reasons["sessions in profile"].append(session)
             continue
         apex = _apex_of_units(video.with_name(f"{video.stem}-oao_aucs.xml"))
-        entries.append(_entry(video, root, _subject(video), CLASSES[emotion - 1], apex))
+        yield video, _subject(video), CLASSES[emotion - 1], apex
     for reason, names in reasons.items():
         left_out(names, reason)
-    return entries
 
 
-def _from_csv(table: Path, sessions: dict[str, Path], root: Path) -> list[Entry]:
-    entries = []
+def _from_csv(table: Path, sessions: dict[str, Path], root: Path) -> Iterator[Row]:
     for where, cells in csv_rows(table, COLUMNS, COLUMNS[:3]):
         session, subject = cells["session"], cells["subject"].upper()
         video = _video(sessions[session]) if session in sessions else None
@@ -115,14 +118,7 @@ def _from_csv(table: Path, sessions: dict[str, Path], root: Path) -> list[Entry]
                 f"{where}: emotion {cells['emotion']!r}: give 1 to 6, or one of "
                 f"{', '.join(CLASSES)}"
             )
-        apex = apex_frame(cells.get("apex_frame", ""), where)
-        entries.append(_entry(video, root, subject, label, apex))
-    return entries
-
-
-def _entry(video: Path, root: Path, subject: str, label: str, apex: int | None) -> Entry:
-    known = {"subject": subject, "apex_frame": apex}
-    return clip(video, root, NAME, video.stem.upper(), label, **known)
+        yield video, subject, label, apex_frame(cells.get("apex_frame", ""), where)
 
 
 def _video(folder: Path) -> Path | None:

@@ -1,35 +1,30 @@
 """A built-in data set: procedurally drawn faces, as video, of the seven CK+ expressions.
 
-    python -m pipeline.datasets.synthetic --out DIR --subjects 60
-    python -m pipeline.datasets.synthetic --measure DIR
+    cfer draw --out DIR --subjects 60
+    cfer draw --measure DIR
 
 The first command writes `DIR/videos/S001/anger_1.mp4` … and `DIR/manifest.csv`; the second reports
-how good the set is: whether MTCNN finds the faces, and whether a face network, and plain pixels
-beside it, tell the subjects apart.
-
-How a face is drawn is in `drawing.py`. Every clip starts neutral and ends at its apex, as in CK+.
-Subject k of a seed is always the same person, and each of its clips the same pixels, however many
-subjects are drawn.
+how good the set is: whether MTCNN finds the faces, and whether a face network, and in addition
+plain pixels, tell the subjects apart. How a face is drawn is in `drawing.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import io
 import json
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NamedTuple
 
 import av
 import cv2
@@ -40,6 +35,7 @@ from cfer.errors import InputError, exit_with_message
 from pipeline.datasets.drawing import (
     DRAWING_VERSION,
     EXPRESSIONS,
+    FPS,
     DrawingSettings,
     Identity,
     draw_clip,
@@ -47,17 +43,13 @@ from pipeline.datasets.drawing import (
 
 log = logging.getLogger(__name__)
 
-FPS = 24
-DATASET_NAME = "synthetic"
+DEFAULTS = DrawingSettings()
 
 
-def subject_name(subject: int) -> str:
-    return f"S{subject + 1:03d}"
-
-
+@lru_cache(maxsize=2)
 def identity_of(seed: int, subject: int) -> Identity:
     """Subject number `subject` (from 0) of a seed: the same in a set of any size."""
-    return Identity.sample(np.random.default_rng([seed, subject]))
+    return Identity(np.random.default_rng([seed, subject]))
 
 
 def clip_generator(
@@ -71,58 +63,59 @@ def clip_generator(
 # The data set on disk
 
 
-@dataclass(frozen=True)
-class Task:
-    """One clip to be drawn."""
+class Task(NamedTuple):
+    """One clip to be drawn; `subject` and `repetition` count from 0."""
 
-    path: Path
     subject: int
     expression: str
     repetition: int
 
-    def manifest_row(self, directory: Path, settings: DrawingSettings) -> dict[str, str | int]:
-        return {
-            "path": self.path.relative_to(directory).as_posix(),
-            "clip_id": f"{subject_name(self.subject)}_{self.path.stem}",
-            "subject": subject_name(self.subject),
-            "label": self.expression,
-            "apex_frame": settings.frames - 1,
-            "dataset": DATASET_NAME,
-        }
+    def subject_name(self) -> str:
+        return f"S{self.subject + 1:03d}"
+
+    def path(self) -> str:
+        """Below the set's folder."""
+        return f"videos/{self.subject_name()}/{self.expression}_{self.repetition + 1}.mp4"
+
+    def draw(self, settings: DrawingSettings) -> list[np.ndarray]:
+        generator = clip_generator(settings.seed, *self)
+        return draw_clip(
+            identity_of(settings.seed, self.subject), self.expression, settings, generator
+        )
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Another path to write to: the file appears whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    yield temporary
+    os.replace(temporary, path)
 
 
 def write_video(path: Path, pictures: Sequence[np.ndarray]) -> None:
     """Write RGB uint8 pictures as a visually lossless video; the file appears whole or not at all.
 
-    H.264 at constant rate factor 12 where this PyAV has x264, otherwise MPEG-4 at quantizer 2.
-    One thread, so that the same pictures give the same bytes.
+    H.264 at constant rate factor 12. One thread, so that the same pictures give the same bytes.
     """
-    height, width = pictures[0].shape[:2]
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file, av.open(file, "w", format="mp4") as container:
-        if "libx264" in av.codecs_available:
-            options = {"crf": "12", "preset": "veryfast"}
-            stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
-        else:
-            options = {"qmin": "2", "qmax": "2"}
-            stream = container.add_stream("mpeg4", rate=Fraction(FPS), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    with (
+        _written_whole(path) as temporary,
+        open(temporary, "wb") as file,
+        av.open(file, "w", format="mp4") as container,
+    ):
+        options = {"crf": "12", "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    os.replace(temporary, path)
 
 
-def draw_task(task: Task, settings: DrawingSettings) -> int:
+def _draw_task(task: Task, directory: Path, settings: DrawingSettings) -> int:
     """Draw one clip and write its video; returns the number of frames."""
-    pictures, _ = draw_clip(
-        identity_of(settings.seed, task.subject),
-        task.expression,
-        settings,
-        clip_generator(settings.seed, task.subject, task.expression, task.repetition),
-    )
-    write_video(task.path, pictures)
+    pictures = task.draw(settings)
+    write_video(directory / task.path(), pictures)
     return len(pictures)
 
 
@@ -135,7 +128,7 @@ def _start_worker() -> None:
 def draw_dataset(
     directory: str | Path,
     subjects: int = 60,
-    settings: DrawingSettings | None = None,
+    settings: DrawingSettings = DEFAULTS,
     classes: Sequence[str] = EXPRESSIONS,
     clips_per_class: int = 1,
     workers: int = 1,
@@ -143,10 +136,12 @@ def draw_dataset(
     """Draw `DIR/videos/S001/anger_1.mp4` … and, last, `DIR/manifest.csv`, whose path is returned.
 
     Videos that are there already are kept, so that an interrupted run goes on where it was and a
-    set can grow by subjects, classes or clips. Raises `InputError` for a folder that was drawn
-    with other settings, and for numbers or classes that can't be drawn.
+    set can grow by subjects, classes or clips.
+
+    Raises:
+        InputError: a folder that was drawn with other settings, or numbers or classes that can't be
+            drawn.
     """
-    settings = settings or DrawingSettings()
     directory = Path(directory)
     for option, value in (
         ("--subjects", subjects),
@@ -162,64 +157,64 @@ def draw_dataset(
                 f"{', '.join(EXPRESSIONS)}"
             )
     tasks = [
-        Task(
-            directory / "videos" / subject_name(subject) / f"{name}_{repetition + 1}.mp4",
-            subject,
-            name,
-            repetition,
-        )
+        Task(subject, name, repetition)
         for subject in range(subjects)
         for name in EXPRESSIONS
         if name in classes
         for repetition in range(clips_per_class)
     ]
     _claim_directory(directory, settings)
-    for folder in sorted({task.path.parent for task in tasks}):
-        folder.mkdir(parents=True, exist_ok=True)
-    missing = [task for task in tasks if not task.path.exists()]
+    for name in {task.subject_name() for task in tasks}:
+        (directory / "videos" / name).mkdir(parents=True, exist_ok=True)
+    missing = [task for task in tasks if not (directory / task.path()).exists()]
     if len(missing) < len(tasks):
         log.info("%d of %d clips are there already", len(tasks) - len(missing), len(tasks))
-    start = time.monotonic()
-    frames = sum(_progress(_draw_all(missing, settings, workers), len(missing)))
+    start = last = time.monotonic()
+    frames = 0
+    # A bar on a terminal, a line every ten seconds in a log.
+    drawn = _draw_all(missing, directory, settings, workers)
+    bar = tqdm(drawn, "drawing", len(missing), unit="clip", disable=None)
+    for done, count in enumerate(bar, start=1):
+        frames += count
+        if bar.disable and time.monotonic() - last > 10:
+            last = time.monotonic()
+            log.info("drawn %d of %d clips", done, len(missing))
     seconds = time.monotonic() - start
-    _write_manifest(directory, [task.manifest_row(directory, settings) for task in tasks])
+    manifest = directory / "manifest.csv"
+    with _written_whole(manifest) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "clip_id", "subject", "label", "apex_frame", "dataset"))
+        for task in tasks:
+            path, subject = task.path(), task.subject_name()
+            clip_id = f"{subject}_{Path(path).stem}"
+            apex = settings.frames - 1
+            writer.writerow((path, clip_id, subject, task.expression, apex, "synthetic"))
     log.info(
         "%s: %d clips of %d subjects, %d frames drawn now in %.0f s (%.0f frames/s)",
-        directory / "manifest.csv",
+        manifest,
         len(tasks),
         subjects,
         frames,
         seconds,
         frames / max(seconds, 1e-9),
     )
-    return directory / "manifest.csv"
+    return manifest
 
 
-def _draw_all(tasks: Sequence[Task], settings: DrawingSettings, workers: int) -> Iterator[int]:
+def _draw_all(
+    tasks: Sequence[Task], directory: Path, settings: DrawingSettings, workers: int
+) -> Iterator[int]:
     workers = min(workers, len(tasks))
     if workers <= 1:
-        yield from (draw_task(task, settings) for task in tasks)
+        yield from (_draw_task(task, directory, settings) for task in tasks)
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
-        futures = [pool.submit(draw_task, task, settings) for task in tasks]
+        futures = [pool.submit(_draw_task, task, directory, settings) for task in tasks]
         for future in as_completed(futures):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _progress(counts: Iterator[int], total: int) -> Iterator[int]:
-    """Pass the counts on; a bar on a terminal, a line every ten seconds in a log."""
-    if sys.stderr.isatty():
-        yield from tqdm(counts, total=total, unit="clip", desc="drawing")
-        return
-    last = time.monotonic()
-    for done, count in enumerate(counts, start=1):
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            log.info("drawn %d of %d clips", done, total)
-        yield count
 
 
 def _claim_directory(directory: Path, settings: DrawingSettings) -> None:
@@ -229,7 +224,8 @@ def _claim_directory(directory: Path, settings: DrawingSettings) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not record.exists():
-            _write_whole(record, json.dumps(mine, indent=1) + "\n")
+            with _written_whole(record) as temporary:
+                temporary.write_text(json.dumps(mine, indent=1) + "\n")
             return
         theirs = json.loads(record.read_text())
     except OSError as error:
@@ -242,27 +238,15 @@ def _claim_directory(directory: Path, settings: DrawingSettings) -> None:
             "another one with --out"
         ) from error
     if theirs != mine:
-        names = ("drawing_version", *(field.name for field in fields(settings)))
-        differing = [name for name in names if theirs.get(name) != mine[name]]
-        described = ", ".join(f"{n} {theirs.get(n)} there, {mine[n]} now" for n in differing)
+        differing = [
+            f"{name} {theirs.get(name)} there, {value} now"
+            for name, value in mine.items()
+            if theirs.get(name) != value
+        ]
         raise InputError(
-            f"--out {directory}: was drawn with other settings ({described}); use the same ones, "
-            "delete the folder, or give another one"
+            f"--out {directory}: was drawn with other settings ({', '.join(differing)}); use the "
+            "same ones, delete the folder, or give another one"
         )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _write_manifest(directory: Path, rows: Sequence[dict[str, str | int]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _write_whole(directory / "manifest.csv", text.getvalue())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -288,7 +272,7 @@ class Verification:
     @classmethod
     def of(cls, codes: np.ndarray, subjects: Sequence[str]) -> Verification:
         """From one code per clip, (N, D)."""
-        from sklearn.metrics import auc, roc_curve  # see `measure`
+        from sklearn.metrics import auc, roc_curve  # see `measure_dataset`
 
         names = np.asarray(subjects)
         squares = np.square(codes).sum(axis=1)
@@ -306,23 +290,23 @@ class Verification:
         )
 
 
-def measure(directory: str | Path, embedder_name: str = "dlib") -> str:
-    """Measure a drawn set, and say it in a few lines.
+def measure_dataset(directory: Path, embedder_name: str) -> str:
+    """What a drawn set is like, in a few lines of text.
 
-    Raises `InputError` where there is no set, or where one subject or one clip each leaves nothing
-    to compare.
+    Raises:
+        InputError: there is no set, or its one subject, or one clip of each, leaves nothing to
+            compare.
     """
-    directory = Path(directory)
     manifest = directory / "manifest.csv"
     if not manifest.exists():
         raise InputError(f"--measure {directory}: has no manifest.csv; draw the set first (--out)")
     with manifest.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    subjects = [row["subject"] for row in rows]
-    if not 1 < len(set(subjects)) < len(rows):
+    num_subjects = len({row["subject"] for row in rows})
+    if not 1 < num_subjects < len(rows):
         raise InputError(
-            f"{manifest}: {len(rows)} clips of {len(set(subjects))} subjects leave nothing to "
-            "compare; draw two or more subjects with two or more clips each"
+            f"{manifest}: {len(rows)} clips of {num_subjects} subjects leave nothing to compare; "
+            "draw two or more subjects with two or more clips each"
         )
     # Heavy, and of no use to the processes that draw.
     from cfer.model.face_embedder import open_face_embedder
@@ -331,7 +315,7 @@ def measure(directory: str | Path, embedder_name: str = "dlib") -> str:
 
     detector = FaceDetector()
     looked, found, crops, kept = 0, 0, [], []
-    for row in tqdm(rows, desc="looking", unit="clip", disable=not sys.stderr.isatty()):
+    for row in tqdm(rows, desc="looking", unit="clip", disable=None):
         pictures = list(open_pictures(directory / row["path"]))
         three = (pictures[0], pictures[len(pictures) // 2], pictures[-1])
         looked += len(three)
@@ -343,7 +327,7 @@ def measure(directory: str | Path, embedder_name: str = "dlib") -> str:
     codes = open_face_embedder(embedder_name, None, "cpu").embed(crops)
     plain = [cv2.resize(c, (24, 24), interpolation=cv2.INTER_AREA).ravel() for c in crops]
     lines = [
-        f"{directory}: {len(rows)} clips of {len(set(subjects))} subjects",
+        f"{directory}: {len(rows)} clips of {num_subjects} subjects",
         f"MTCNN finds exactly one face in {found} of {looked} frames ({found / looked:.2%}): "
         "first, middle and last of each clip",
         "same subject or not, from the first frames' face crops:",
@@ -356,76 +340,58 @@ def measure(directory: str | Path, embedder_name: str = "dlib") -> str:
         )
     cv2.setNumThreads(1)
     start = time.monotonic()
-    settings = DrawingSettings()
-    for expression in EXPRESSIONS:
-        draw_clip(identity_of(0, 0), expression, settings, clip_generator(0, 0, expression, 0))
-    speed = settings.frames * len(EXPRESSIONS) / (time.monotonic() - start)
-    lines.append(
-        f"drawing: {speed:.0f} frames/s on one core, {settings.picture_size} pixels square"
-    )
+    frames = sum(len(Task(0, expression, 0).draw(DEFAULTS)) for expression in EXPRESSIONS)
+    speed = frames / (time.monotonic() - start)
+    size = DEFAULTS.picture_size
+    lines.append(f"drawing: {speed:.0f} frames/s on one core, {size} pixels square")
     return "\n".join(lines)
 
 
-class Parser(argparse.ArgumentParser):
-    """Its errors are the user's: one line, like all others."""
+def draw(
+    *,
+    out: Path | None = None,
+    measure: Path | None = None,
+    subjects: int = 60,
+    classes: str = ",".join(EXPRESSIONS),
+    clips_per_class: int = 1,
+    frames: int = DEFAULTS.frames,
+    picture_size: int = DEFAULTS.picture_size,
+    difficulty: float = DEFAULTS.difficulty,
+    seed: int = DEFAULTS.seed,
+    workers: int = os.cpu_count() or 1,
+    identity: Literal["dlib", "facenet"] = "dlib",
+) -> int:
+    """Draw a data set of faces as video, or measure one.
 
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    defaults = DrawingSettings()
-    parser = Parser(
-        prog="python -m pipeline.datasets.synthetic",
-        description="Draw a data set of faces as video, or measure one.",
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", metavar="DIR", help="draw a set into this folder")
-    what.add_argument("--measure", metavar="DIR", help="measure the set in this folder")
-    parser.add_argument(
-        "--identity", default="dlib", choices=("dlib", "facenet"),
-        help="the face network that measures (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--subjects", type=int, default=60, help="number of people (%(default)s)")
-    parser.add_argument(
-        "--frames", type=int, default=defaults.frames,
-        help=f"frames a clip, neutral to apex, at {FPS} a second (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--picture-size", type=int, default=defaults.picture_size, help="pixels (%(default)s)"
-    )
-    parser.add_argument(
-        "--difficulty", type=float, default=defaults.difficulty,
-        help="0 is easy, 1 is hard, up to 2 (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="(%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument(
-        "--clips-per-class", type=int, default=1, help="of each subject (%(default)s)"
-    )
-    parser.add_argument(
-        "--classes", default=",".join(EXPRESSIONS), help="comma-separated (%(default)s)"
-    )
-    options = parser.parse_args(arguments)
+    Args:
+        out: draw a set into this folder.
+        measure: measure the set in this folder.
+        subjects: number of people.
+        classes: comma-separated.
+        clips_per_class: clips of each subject and class.
+        frames: frames of a clip, from neutral to its apex, at 24 a second.
+        picture_size: width and height of the pictures, in pixels.
+        difficulty: 0 is easy, 1 is hard, up to 2.
+        seed: of the people and their clips.
+        workers: processes that draw.
+        identity: the face network that measures.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if options.measure:
-        print(measure(options.measure, options.identity))
-        return 0
-    settings = DrawingSettings(
-        frames=options.frames,
-        picture_size=options.picture_size,
-        difficulty=options.difficulty,
-        seed=options.seed,
-    )
-    draw_dataset(
-        options.out,
-        options.subjects,
-        settings,
-        [name.strip() for name in options.classes.split(",")],
-        options.clips_per_class,
-        options.workers,
-    )
+    if out is not None and measure is None:
+        settings = DrawingSettings(frames, picture_size, difficulty, seed)
+        names = [name.strip() for name in classes.split(",")]
+        draw_dataset(out, subjects, settings, names, clips_per_class, workers)
+    elif measure is not None and out is None:
+        print(measure_dataset(measure, identity))
+    else:
+        raise InputError("give either --out, to draw a set, or --measure, to measure one")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    import tyro
+
+    return tyro.cli(draw, prog="cfer draw", args=argv)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ CODECS = {".avi": "mpeg4", ".mp4": "mpeg4", ".flv": "flv"}
 def drawn(subject: int, expression: str) -> list[np.ndarray]:
     settings = Drawing(frames=FRAMES, picture_size=64)
     generator = clip_generator(0, subject, expression, 0)
-    return draw_clip(identity_of(0, subject), expression, settings, generator)[0]
+    return draw_clip(identity_of(0, subject), expression, settings, generator)
 
 
 def write_video(path: Path, subject: int, expression: str, frames: int = FRAMES) -> None:

@@ -95,7 +95,7 @@ def still_video(path, picture: np.ndarray, num_frames: int) -> None:
 def drawn_picture() -> np.ndarray:
     """256 × 256, so that it is a large face, and a small one where it is made smaller."""
     generator = clip_generator(0, 0, "anger", 0)
-    return draw_clip(identity_of(0, 0), "anger", DrawingSettings(frames=2), generator)[0][0]
+    return draw_clip(identity_of(0, 0), "anger", DrawingSettings(frames=2), generator)[0]
 
 
 def test_the_square_follows_the_face_but_stands_still_in_a_clip(drawn_picture, detector, tmp_path):
