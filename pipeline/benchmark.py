@@ -241,7 +241,7 @@ def _source(options: BenchmarkOptions) -> list[str]:
         subjects = options.subjects or (QUICK_SUBJECTS if options.quick else NUM_SUBJECTS)
         from pipeline.datasets import synthetic
 
-        synthetic.main(["--out", str(videos), "--subjects", str(subjects)])
+        synthetic.draw(out=videos, subjects=subjects)
         return ["--videos", str(videos / "manifest.csv")]
     if options.root is None:
         raise InputError(f"--dataset {options.dataset}: give --root, the folder with its files")

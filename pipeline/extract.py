@@ -15,6 +15,7 @@ crashes the decoder too.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -107,7 +108,7 @@ def clips_of(options: ExtractOptions) -> tuple[list[Entry], list[str]]:
     if options.dataset in (None, "synthetic"):
         videos = options.videos
         if videos is None:
-            synthetic.draw_dataset(DRAWN)
+            synthetic.draw_dataset(DRAWN, workers=os.cpu_count() or 1)
             videos = f"{DRAWN}/manifest.csv"
         entries = read_manifest(videos)
         classes = class_names(entries, ordered)

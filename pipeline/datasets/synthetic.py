@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cfer.errors import InputError, exit_with_message
+from cfer.errors import InputError
 from pipeline.datasets.drawing import (
     DRAWING_VERSION,
     EXPRESSIONS,
@@ -41,7 +41,8 @@ from pipeline.datasets.drawing import (
     draw_clip,
 )
 
-log = logging.getLogger(__name__)
+# A child of the extraction's logger: what is drawn for it is in its log.
+log = logging.getLogger("extract.draw")
 
 DEFAULTS = DrawingSettings()
 
@@ -386,13 +387,3 @@ def draw(
     else:
         raise InputError("give either --out, to draw a set, or --measure, to measure one")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    import tyro
-
-    return tyro.cli(draw, prog="cfer draw", args=argv)
-
-
-if __name__ == "__main__":
-    exit_with_message(main)
