@@ -2,7 +2,7 @@
 
     cfer models list                             # the shipped model, and those of the MLflow store
     cfer models show NAME                        # its card: classes, input, figures, origin
-    cfer models export NAME FILE                 # .safetensors, .onnx, .pt2 or .ts
+    cfer models export NAME FILE                 # .safetensors, .onnx or .pt2
     cfer models import FILE.safetensors --name N # into the MLflow store's registry: models:/N/1
 
 NAME is `default`, a model file, the name or id of a training run, `runs:/ID/model` or
