@@ -251,7 +251,7 @@ def traced_motion(residuals: Iterable[Residual]) -> Iterator[np.ndarray]:
 
 
 def block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """A frame's exported vectors (`MOTION_VECTOR_DTYPE`), laid out over its blocks: pixels, vertical
+    """A frame's exported vectors (`MOTION_VECTOR_DTYPE`) laid out over its blocks: pixels, vertical
     then horizontal, float32 (2, rows, columns); zero where a block has none."""
     field = np.zeros((2, rows, columns), np.float32)
     if not len(vectors):
