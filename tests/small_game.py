@@ -9,7 +9,7 @@ from cfer.data.inputs import APEX_SIZE
 from cfer.model.game import (
     PLAYERS,
     Batch,
-    Player,
+    Player1,
     Weights,
     estimator_turn,
     identity_term,
@@ -23,7 +23,7 @@ NUM_CLIPS = 8
 NUM_SUBJECTS = 4
 
 
-def players(with_apex: bool = True, game: str = "min-min") -> tuple[ExpressionNet, Player]:
+def players(with_apex: bool = True, game: str = "min-min") -> tuple[ExpressionNet, Player1]:
     torch.manual_seed(0)
     network = ExpressionNet(CONFIG, with_apex)
     player = PLAYERS[game](CONFIG.code_dim, IDENTITY_DIM, NUM_SUBJECTS)

@@ -1,17 +1,17 @@
-"""What a recognizer sees of a clip: which frames of its bitstream, as which planes.
+"""A recognizer's input: which frames of a clip's bitstream, as which planes.
 
-The input of the method is `accumulated` (or `direct`) residuals. The others are the opponents that
-they are compared with, read out of the same bitstream:
+The method's own input is `accumulated` (or `direct`) residuals. The others, which it is compared
+with, are read from the same bitstream:
 
     accumulated          change since the GOP's I-frame, less what motion explains
-    direct               what each P-frame transmits, less what motion explains
-    motion               motion vectors, traced back to the I-frame as CoViAR does
+    direct               the residual that each P-frame transmits
+    motion               motion vectors, traced back to the I-frame as in CoViAR
     accumulated+motion   both
-    pictures             decoded pictures: what everybody else uses
+    pictures             decoded pictures, as in most other work
     difference           decoded picture less the clip's first one
 
-Every kind is uint8 planes (T, C, S/2, S/2) with 128 = zero (of a picture: mid-gray), so that
-one encoder takes them all. Training and prediction read them by the same function.
+Every kind is uint8 planes (T, C, S/2, S/2) with 128 = zero (in a picture: mid-gray), so one encoder
+takes them all. Training and prediction read them by the same function.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ KINDS = ("accumulated", "direct", "motion", "accumulated+motion", "pictures", "d
 PLANES = ("yuv", "luma")
 LAST = "last"
 FrameRule = int | Literal["last"]
-# Motion vectors are known for blocks of 8 × 8 samples; a plane's sample is 2 × 2 of the picture.
-BLOCK = 8
-STEPS_PER_PIXEL = 4
+BLOCK = 8  # samples of luma along one side of the smallest block that has a motion vector
+STEPS_PER_PIXEL = 4  # of a motion plane
 APEX_SIZE = 32  # side in pixels of the picture that the apex decoder rebuilds
 
 
 def parse_frame_rule(text: str) -> FrameRule:
-    """`last`, or a number of frames ≥ 1."""
+    """Parse `last`, or a number of frames ≥ 1; raises `InputError` for anything else."""
     if text == LAST:
         return "last"
     if text.isdigit() and int(text) > 0:
@@ -46,7 +45,7 @@ def parse_frame_rule(text: str) -> FrameRule:
 
 
 def apex_picture(picture: np.ndarray) -> np.ndarray:
-    """RGB uint8 (S, S, 3) → what the apex decoder rebuilds of it, uint8 (32, 32, 3)."""
+    """RGB, uint8 (S, S, 3) → the picture that the apex decoder rebuilds, uint8 (32, 32, 3)."""
     small = Image.fromarray(picture).resize((APEX_SIZE, APEX_SIZE), Image.Resampling.BOX)
     return np.asarray(small)
 
@@ -62,36 +61,36 @@ def select_frames(
     Args:
         i_frame_numbers: the clip's I-frames, ascending.
         residual_frame_numbers: its P-frames, ascending.
-        rule: "last": the last P-frame of each GOP, which holds the GOP's whole change where
-            residuals are accumulated; or N: that many P-frames of the clip, all where it has fewer.
-        generator: for an N drawn at random, as in training; without one they are evenly spaced.
+        rule: "last": the last P-frame of each GOP, whose accumulated residual is the whole change
+            of the GOP; or N: that many P-frames of the clip, all where it has fewer.
+        generator: draws the N frames at random, as in training; None: they are evenly spaced.
 
     Returns:
         Ascending frame numbers; none where the clip has no P-frame.
     """
+    total = len(residual_frame_numbers)
     if rule == LAST:
         gop = np.searchsorted(i_frame_numbers, residual_frame_numbers)
-        return [
-            int(frame)
-            for position, frame in enumerate(residual_frame_numbers)
-            if position + 1 == len(gop) or gop[position + 1] != gop[position]
-        ]
-    total, count = len(residual_frame_numbers), min(int(rule), len(residual_frame_numbers))
-    if generator is None:
+        chosen = np.flatnonzero(np.diff(gop, append=-1))
+    elif generator is None:
+        count = min(int(rule), total)
         chosen = ((np.arange(count) + 0.5) * total / max(count, 1)).astype(int)
     else:
-        chosen = np.sort(generator.choice(total, count, replace=False))
-    return [int(residual_frame_numbers[position]) for position in chosen]
+        chosen = np.sort(generator.choice(total, min(int(rule), total), replace=False))
+    return [int(frame) for frame in np.asarray(residual_frame_numbers, int)[chosen]]
 
 
 @dataclass(frozen=True)
 class Input:
-    """A kind of input, the planes taken of it, and the frames looked at.
+    """A kind of input, its planes, and its frames.
 
     Attributes:
         kind: one of `KINDS`.
         planes: "yuv", or "luma" alone.
         frames: "last", or a number of frames; see `select_frames`.
+
+    Raises:
+        InputError: none of these.
     """
 
     kind: str = "accumulated"
@@ -117,10 +116,11 @@ class Input:
 
     @property
     def mirror(self) -> tuple[list[int], list[int]]:
-        """What a horizontal flip does to the planes beside flipping each: their order and signs.
+        """The order and the signs that the planes of a mirrored picture have, besides each plane
+        being mirrored itself.
 
-        The planes of luma are (even row, even column), (even, odd), (odd, even), (odd, odd); then
-        U and V; then the vertical and the horizontal part of the motion.
+        The planes are luma's (even row, even column), (even, odd), (odd, even), (odd, odd); then U
+        and V; then the vertical and the horizontal part of the motion.
         """
         order: list[int] = []
         if self._has_samples:
@@ -137,14 +137,12 @@ class Input:
 
     @property
     def gain(self) -> float:
-        """Brings planes in [-1, 1) to the scale that a network's initialization expects.
-
-        Changes are small (well under 1 % of the range on most samples); pictures are not.
-        """
+        """A factor that brings planes in [-1, 1) to the scale that a network's initialization
+        expects: changes are well under 1 % of the range in most samples, but pictures are not."""
         return 2.0 if self.kind == "pictures" else 8.0
 
     def read(self, bitstream: Bitstream, gops: range) -> np.ndarray:
-        """The frames of `self.frames` in these GOPs: uint8 (T, C, S/2, S/2).
+        """The planes of the frames that are `wanted` of these GOPs: uint8 (T, C, S/2, S/2).
 
         Raises:
             CodecError: no P-frame there, or a damaged one.
@@ -152,16 +150,16 @@ class Input:
         return self.read_frames(bitstream, gops, self.wanted(bitstream, gops))
 
     def wanted(self, bitstream: Bitstream, gops: range) -> list[int]:
-        """Which frames of these GOPs `self.frames` selects, evenly spaced where it is a number."""
+        """The frames of these GOPs that `self.frames` selects, evenly spaced if it is a number."""
         chosen = [bitstream.gops[g] for g in gops]
         p_frames = [frame for gop in chosen for frame in gop[1:]]
         return select_frames([gop[0] for gop in chosen], p_frames, self.frames)
 
     def read_frames(self, bitstream: Bitstream, gops: range, wanted: Sequence[int]) -> np.ndarray:
-        """These P-frames of these GOPs, ascending: uint8 (T, C, S/2, S/2)."""
+        """As `read`, for given P-frames of these GOPs, in ascending order."""
         if not wanted:
             raise CodecError(f"{bitstream.name}: it has no P-frame, so there is no change to see")
-        if self.kind == "pictures" or self.kind == "difference":
+        if self.kind in ("pictures", "difference"):
             return self._decoded(bitstream, gops, wanted)
         if self.kind == "direct":
             return np.stack([self._samples(bitstream.direct_residual(n).packed()) for n in wanted])
@@ -179,7 +177,7 @@ class Input:
         return np.stack(planes)
 
     def packets_read(self, bitstream: Bitstream, gops: range) -> list[int]:
-        """The frames whose packets `read` gives to the decoder: what the input costs to fetch."""
+        """The frames whose packets `read` gives to the decoder: the cost of fetching the input."""
         wanted = self.wanted(bitstream, gops)
         if self.kind == "direct":
             return wanted
@@ -196,7 +194,7 @@ class Input:
         return planes if self.planes == "yuv" else planes[:4]
 
     def _decoded(self, bitstream: Bitstream, gops: range, wanted: Sequence[int]) -> np.ndarray:
-        first: np.ndarray | None = None
+        first: np.ndarray | None = None  # the clip's first picture
         planes = []
         for g in sorted({gops[0], *_gops_of(bitstream, gops, wanted)}):
             for number, (y, u, v) in zip(bitstream.gops[g], bitstream.gop_pictures(g), strict=True):
@@ -220,8 +218,8 @@ def _gops_of(bitstream: Bitstream, gops: range, wanted: Sequence[int]) -> list[i
 def to_planes(packed: np.ndarray) -> np.ndarray:
     """Planar YUV 4:2:0 in one picture, uint8 (3S/2, S) → uint8 (6, S/2, S/2).
 
-    Luma at (even row, even column), (even, odd), (odd, even), (odd, odd), then U, V: every sample
-    once, at the resolution of chroma.
+    Luma at (even row, even column), (even, odd), (odd, even), (odd, odd), then U, V: each sample
+    once, at chroma's resolution.
     """
     side = packed.shape[-1]
     half = side // 2
@@ -230,11 +228,11 @@ def to_planes(packed: np.ndarray) -> np.ndarray:
 
 
 def traced_motion(residuals: Iterable[Residual]) -> Iterator[np.ndarray]:
-    """Where each block comes from in the GOP's I-frame: float32 (2, rows, columns) for each frame.
+    """The displacement from each block to its origin in the GOP's I-frame, frame by frame: pixels,
+    vertical then horizontal, float32 (2, rows, columns), of blocks of `BLOCK` × `BLOCK` samples.
 
-    Displacement in pixels, vertical then horizontal, of blocks of `BLOCK` × `BLOCK` samples: each
-    P-frame's vector, plus what had been traced for the block that it points into (Wu et al.,
-    "Compressed Video Action Recognition", CVPR 2018, accumulated motion vectors).
+    It is the P-frame's own vector plus the displacement traced so far for the block that it points
+    into (Wu et al., "Compressed Video Action Recognition", CVPR 2018, accumulated motion vectors).
     """
     traced: np.ndarray | None = None
     for residual in residuals:
@@ -253,12 +251,13 @@ def traced_motion(residuals: Iterable[Residual]) -> Iterator[np.ndarray]:
 
 
 def block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """A frame's exported vectors, laid out over its blocks; zero where a block has none."""
+    """A frame's exported vectors (`MOTION_VECTOR_DTYPE`) laid out over its blocks: pixels, vertical
+    then horizontal, float32 (2, rows, columns); zero where a block has none."""
     field = np.zeros((2, rows, columns), np.float32)
     if not len(vectors):
         return field
     moved = np.stack([vectors["motion_y"], vectors["motion_x"]]) / vectors["motion_scale"]
-    # A vector is exported with the middle of its block, of 16 × 16 or 8 × 8 samples.
+    # A vector is exported with the center of its block, of 16 × 16 or 8 × 8 samples.
     top = (vectors["dst_y"].astype(int) - vectors["h"] // 2) // BLOCK
     left = (vectors["dst_x"].astype(int) - vectors["w"] // 2) // BLOCK
     for down in range(2):

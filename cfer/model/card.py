@@ -1,4 +1,4 @@
-"""One model, one file: weights as safetensors, and the card that says what they are for.
+"""One model, one file: weights as safetensors, and the card that describes them.
 
 The card (classes, picture size, codec settings, input, shape of the network, where the model comes
 from) is JSON in the file's own header. A file is numbers and text: reading it runs no code, and
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,20 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What one must know to make a model's input and to read its output.
+    """The facts that are needed to make a model's input and to read its output.
 
     Attributes:
         classes: names, in the order of the output.
-        size: side of the face crop, pixels.
+        size: side of the face crop in pixels, even.
         codec: how the crop is encoded.
         window_gops: a longer video is predicted in windows of so many GOPs.
         what: which planes of which frames the model sees.
         network: the shape of the weights.
         origin: where it comes from, as text: data set and its digest, commit, command, limits.
-        figures: what its training run ended with on held-out clips, by metric.
+        figures: by metric, the last figures of its training run on held-out clips.
+
+    Raises:
+        InputError: a value out of its range, or two that contradict each other.
     """
 
     classes: tuple[str, ...]
@@ -79,7 +82,7 @@ class ModelCard:
 
     @property
     def planes_shape(self) -> tuple[int, int, int]:
-        """(C, S/2, S/2) of a frame's planes."""
+        """(C, S/2, S/2): the shape of a frame's planes."""
         return self.what.num_planes, self.size // 2, self.size // 2
 
     def to_json(self) -> str:
@@ -87,7 +90,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Raises InputError: not a card, or one of a later format."""
+        """Read a card; raises `InputError` where it is none, or is of another format."""
         try:
             values = _JSON.validate_json(text)
             version = values.pop("format", None)
@@ -112,9 +115,6 @@ class ModelCard:
                 )
         return card
 
-    def with_origin(self, **text: str) -> ModelCard:
-        return replace(self, origin={**self.origin, **text})
-
 
 _PARTS = ("codec", "what", "network")
 _JSON = pydantic.TypeAdapter(dict[str, Any])
@@ -122,7 +122,7 @@ _CARD = pydantic.TypeAdapter(ModelCard)
 
 
 def write_model(path: str | Path, predictor: Predictor, card: ModelCard) -> None:
-    """Write the file. The same weights and card give the same bytes."""
+    """Write a model file. The same weights and card give the same bytes."""
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in predictor.state_dict().items()
     }
@@ -133,8 +133,8 @@ def read_model(path: str | Path) -> tuple[Predictor, ModelCard]:
     """A model in evaluation mode on the CPU, and its card.
 
     Raises:
-        InputError: no such file, not a model of cfer's, or weights that are not the card's, or not
-            finite.
+        InputError: no such file, not a model of cfer's, or weights that are not finite or do not
+            have the shapes that the card describes.
     """
     try:
         with safetensors.safe_open(str(path), "pt") as file:
@@ -151,7 +151,7 @@ def read_model(path: str | Path) -> tuple[Predictor, ModelCard]:
         card = ModelCard.from_json(metadata[CARD_NAME])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    # Without memory of its own: the card's numbers alone must not be able to ask for any.
+    # Takes no memory, since a damaged card could ask for any amount.
     with torch.device("meta"):
         predictor = Predictor(card.network)
     wanted = {name: (value.shape, value.dtype) for name, value in predictor.state_dict().items()}

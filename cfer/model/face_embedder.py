@@ -1,15 +1,15 @@
-"""Frozen face networks: a picture of a face in, a vector that says who it is out.
+"""Face embedders, frozen networks: from a picture of a face to a vector that identifies the person.
 
     embedder = open_face_embedder("dlib")
     embedder.embed(pictures)          # RGB, uint8 (S, S, 3) each → float32 (N, 128)
 
 - `facenet`, `facenet-casia`: InceptionResnetV1 of facenet-pytorch (after Schroff et al., "FaceNet",
-  CVPR 2015), trained on VGGFace2 or CASIA-WebFace. The first one's weights are downloaded on first
-  use, and checked by their SHA-256; the other's file has to be given.
+  CVPR 2015), trained on VGGFace2 or CASIA-WebFace. The weights of the first are downloaded on first
+  use, and checked by their SHA-256; the file of the second has to be given.
 - `dlib`: the ResNet of dlib (King, "Dlib-ml", JMLR 2009), whose weights install from PyPI.
-- `auto`: FaceNet where its weights are here or can be downloaded, and dlib otherwise.
+- `auto`: FaceNet if its weights are here or can be downloaded, else dlib.
 
-The pictures are crops of `cfer.video.faces`, so it is known where in them the face is.
+The pictures are crops of `cfer.video.faces`, so the place of the face in them is known.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FACENET_FILES = {
     "facenet": "20180402-114759-vggface2.pt",
     "facenet-casia": "20180408-102900-casia-webface.pt",
 }
-# Of the file, not of one who serves it today.
+# Of the published files, by which a download is checked.
 FACENET_SHA256 = {"facenet": "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"}
 FACENET_SIZE = 160  # pixels, as in its training
 DLIB_NETWORK = "dlib_face_recognition_resnet_model_v1.dat"
@@ -45,10 +45,11 @@ DLIB_LANDMARKS = "shape_predictor_5_face_landmarks.dat"
 NAMES = ("auto", *FACENET_FILES, "dlib")
 DOWNLOAD_TIMEOUT_SECONDS = 10
 BATCH = 32
-# dlib's detector needs a face of 80 pixels; a crop of cfer.video.faces enlarged to this has one of 190.
+# dlib's detector needs a face of 80 pixels; a crop of cfer.video.faces, enlarged to this size, has
+# one of about 190.
 DLIB_PICTURE_SIZE = 320
-# About where dlib's own detector puts its square in a crop of cfer.video.faces: left, top, right, bottom
-# as shares of the side.
+# About where dlib's own detector puts its square in a crop of cfer.video.faces: left, top, right,
+# bottom, as shares of the side.
 DLIB_FACE = (0.20, 0.26, 0.80, 0.86)
 
 
@@ -76,7 +77,7 @@ class FaceEmbedder(Protocol):
 def open_face_embedder(
     name: str, weights: str | Path | None = None, device: str = "cpu"
 ) -> FaceEmbedder:
-    """Load a embedder, and download its weights where they are missing.
+    """Load an embedder, and download its weights if they are missing.
 
     Args:
         name: facenet, facenet-casia, dlib, or auto.
@@ -89,7 +90,12 @@ def open_face_embedder(
     if name not in NAMES:
         raise InputError(f"identity {name}: there is no such embedder; use {', '.join(NAMES)}")
     if name == "auto":
-        name = _choose(weights)
+        name = "facenet"
+        try:
+            weights = weights or facenet_weights(name)
+        except InputError as error:
+            log.warning("dlib's face network is used in place of FaceNet, since: %s", error)
+            name = "dlib"
     if name == "dlib":
         return DlibEmbedder(weights)
     path = Path(weights) if weights is not None else facenet_weights(name)
@@ -99,25 +105,14 @@ def open_face_embedder(
 def embed_clip(embedder: FaceEmbedder, bitstream: Bitstream) -> np.ndarray:
     """A clip's identity: the embedding of the middle one of its I-frames, float32 (1, D).
 
-    One face stays one person for a clip, and an embedding takes longer than everything else that
-    is done to a GOP (`python -m benchmarks extract`).
+    A clip shows one person, and an embedding takes longer than everything else that is done to a
+    GOP (`python -m benchmarks extract`).
     """
     return embedder.embed([bitstream.i_frame(len(bitstream.gops) // 2)])
 
 
-def _choose(weights: str | Path | None) -> str:
-    if weights is not None:
-        return "facenet"
-    try:
-        facenet_weights("facenet")
-    except InputError as error:
-        log.warning("dlib's face network is used in place of FaceNet, since: %s", error)
-        return "dlib"
-    return "facenet"
-
-
 class FaceNetEmbedder:
-    """InceptionResnetV1; see the module. Who uses dlib does not load PyTorch."""
+    """InceptionResnetV1 of facenet-pytorch. PyTorch is imported only here: dlib needs none."""
 
     dimension = 512
 
@@ -162,15 +157,18 @@ class FaceNetEmbedder:
 class DlibEmbedder:
     """dlib's ResNet with its own alignment by five landmarks.
 
-    Where dlib's detector does not find the face again in the crop, the landmarks are looked for
-    where the crop has the face.
+    Where dlib's detector does not find the face in the crop, the landmarks are searched in
+    `DLIB_FACE`.
     """
 
     name = "dlib"
     dimension = 128
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        dlib = _import_dlib()
+        try:
+            import dlib
+        except ImportError as error:
+            raise InputError("identity dlib: it is not installed; pip install dlib-bin") from error
         network = Path(weights) if weights is not None else _model_file(DLIB_NETWORK)
         landmarks = _model_file(DLIB_LANDMARKS)
         self.weights_sha256 = _sha256(network, landmarks)
@@ -182,7 +180,7 @@ class DlibEmbedder:
         except RuntimeError as error:
             raise InputError(
                 f"{network}: not the weights of dlib's face network; give the file "
-                f"{DLIB_NETWORK}, or leave --identity-weights away"
+                f"{DLIB_NETWORK}, or leave out --identity-weights"
             ) from error
 
     def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -203,10 +201,10 @@ class DlibEmbedder:
 
 
 def facenet_weights(name: str) -> Path:
-    """The file of published weights, in torch's own cache; downloaded where it is not there.
+    """The file of published weights in torch's own cache, downloaded if it is missing.
 
     Raises:
-        InputError: it cannot be downloaded, or is another file.
+        InputError: it cannot be downloaded, or the download is another file.
     """
     import torch
 
@@ -219,11 +217,11 @@ def facenet_weights(name: str) -> Path:
         if digest is None:
             raise OSError("nobody has published its SHA-256 to check it by")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # There is no other way to tell `torch.hub` how long to wait for a byte.
+        # `torch.hub` has no timeout of its own.
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
         try:
-            # Other workers of this machine may download it too: each file appears whole.
+            # It writes a temporary file first, so several workers may download at once.
             torch.hub.download_url_to_file(url, str(path), digest, sys.stderr.isatty())
         finally:
             socket.setdefaulttimeout(before)
@@ -235,14 +233,6 @@ def facenet_weights(name: str) -> Path:
             "weights install from PyPI"
         ) from error
     return path
-
-
-def _import_dlib() -> Any:
-    try:
-        import dlib
-    except ImportError as error:
-        raise InputError("identity dlib: it is not installed; pip install dlib-bin") from error
-    return dlib
 
 
 def _model_file(file: str) -> Path:
@@ -264,9 +254,7 @@ def _sha256(*paths: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            with path.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
+            digest.update(path.read_bytes())
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); correct --identity-weights"

@@ -1,22 +1,22 @@
-"""One turn of the game between the estimator and the network.
+"""One turn of the game between the estimator and the expression net.
 
-    player 1 (estimator):   min_θ      − E_p(z_R,z_I)[ log q_θ(z_I | z_R) ]
-    player 2 (network):  min_{E,C}  CE(C(z_R), y) + λ · vCLUB + μ · L_apex
+    player 1 (estimator):       min_θ      − E_p(z_R,z_I)[ log q_θ(z_I | z_R) ]
+    player 2 (expression net):  min_{E,C}  CE(C(z_R), y) + λ · vCLUB + μ · L_apex
 
 Both minimize: there is no saddle point and no discriminator. vCLUB bounds I(z_R; z_I) from above
 only while q_θ is close to the true conditional, so player 1 moves first. Each player's step leaves
 the other's parameters and gradients alone: player 1 sees z_R detached, and player 2 sees θ as
 constants, through which the gradient still flows into z_R.
 
-The games that it is compared with have the same turns, and another player 1 (`PLAYERS`):
+The games that it is compared with have the same turns, but another player 1 (`PLAYERS`):
 
     min-max             player 1 maximizes the Donsker–Varadhan bound, player 2 minimizes it
     gradient-reversal   player 1 names the training subject (Ganin & Lempitsky, "Unsupervised Domain
                         Adaptation by Backpropagation", ICML 2015); it needs identity labels
 
-λ weighs the *mean* of vCLUB over the dimensions of z_I, so that it means the same for a network
-of 128 dimensions and one of 512; of the other two games it weighs nats. Every expectation of the
-min-min game is over the global batch of all DDP workers.
+λ weighs the *mean* of vCLUB over the dimensions of z_I, so that it means the same for identities of
+128 dimensions and of 512; in the other two games it weighs nats. Every expectation of the min-min
+game is over the global batch of all DDP workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -38,7 +37,9 @@ from cfer.model.mi import (
     donsker_varadhan,
     identity_moments,
     log_likelihood,
+    sum_over_workers,
     vclub,
+    world_size,
 )
 
 UNKNOWN_SUBJECT = -1
@@ -69,9 +70,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Weights:
-    """λ of the identity term and μ of the apex constraint; 0 takes the term out.
+    """How player 2 weighs its terms.
 
-    `classes`: weight of each class in the cross-entropy, float (num_classes,); None: all alike.
+    Attributes:
+        identity: λ; 0 leaves the identity term out.
+        apex: μ.
+        label_smoothing: of the cross-entropy, in [0, 1].
+        classes: weight of each class in the cross-entropy, float (num_classes,); None: all alike.
     """
 
     identity: float = 0.0
@@ -80,49 +85,49 @@ class Weights:
     classes: Tensor | None = None
 
 
-class Player(nn.Module):
-    """Player 1. Called with `for_network=False` it gives what it minimizes itself, with True
-    what player 2 minimizes, times λ; each is the mean over this worker's clips, a scalar.
+class Player1(nn.Module):
+    """Player 1: what it minimizes itself or, with `for_player_2`, the term of player 2 that λ
+    weighs. Each is the mean over this worker's clips, a scalar.
 
     Both are in one `forward`, since DDP and `functional_call` know no other method.
     """
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_network: bool) -> Tensor:
+    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_player_2: bool) -> Tensor:
         raise NotImplementedError
 
 
-class MinMin(Player):
-    """Player 1 of the min-min game: −log q_θ(z_I | z_R) for itself, vCLUB for player 2; nats per
-    dimension of z_I. A collective operation under DDP."""
+class MinMin(Player1):
+    """−log q_θ(z_I | z_R) for player 1, vCLUB for player 2: nats per dimension of z_I. A collective
+    operation under DDP."""
 
     def __init__(self, code_dim: int, identity_dim: int, num_subjects: int) -> None:
         super().__init__()
         self.q = IdentityEstimator(code_dim, identity_dim)
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_network: bool) -> Tensor:
+    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_player_2: bool) -> Tensor:
         mean, log_variance = self.q(z_R)
-        if for_network:
+        if for_player_2:
             return vclub(mean, log_variance, z_I, identity_moments(z_I)).mean()
         return -log_likelihood(mean, log_variance, z_I).mean()
 
 
-class MinMax(Player):
-    """Player 1 of the min-max game: −DV for itself, DV for player 2; nats. The pairs are those of
-    this worker's batch; 0 for a batch of one clip, which has none."""
+class MinMax(Player1):
+    """−DV for player 1, DV for player 2: nats. The pairs are those of this worker's batch; a batch
+    of one clip has none, and gives 0."""
 
     def __init__(self, code_dim: int, identity_dim: int, num_subjects: int) -> None:
         super().__init__()
         self.statistics = StatisticsNetwork(code_dim, identity_dim)
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_network: bool) -> Tensor:
+    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_player_2: bool) -> Tensor:
         statistics = self.statistics(z_R, z_I)
         bound = donsker_varadhan(statistics) if len(z_R) > 1 else 0 * statistics.sum()
-        return bound if for_network else -bound
+        return bound if for_player_2 else -bound
 
 
-class GradientReversal(Player):
-    """Player 1 names the training subject: cross-entropy for itself, its negative for player 2;
-    nats. Clips of unknown subjects are left out."""
+class GradientReversal(Player1):
+    """The cross-entropy of the training subject for player 1, its negative for player 2: nats.
+    Clips of unknown subjects are left out."""
 
     def __init__(self, code_dim: int, identity_dim: int, num_subjects: int) -> None:
         super().__init__()
@@ -130,11 +135,11 @@ class GradientReversal(Player):
             nn.Linear(code_dim, 128), nn.ReLU(), nn.Linear(128, max(num_subjects, 1))
         )
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_network: bool) -> Tensor:
+    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_player_2: bool) -> Tensor:
         known = subjects != UNKNOWN_SUBJECT
         each = F.cross_entropy(self.name(z_R), subjects.clamp(min=0), reduction="none")
         loss = (each * known).sum() / known.sum().clamp(min=1)
-        return -loss if for_network else loss
+        return -loss if for_player_2 else loss
 
 
 PLAYERS: dict[str, type[MinMin] | type[MinMax] | type[GradientReversal]] = {
@@ -149,94 +154,80 @@ def optimizer_of(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, ICLR 2019) for one of the players.
 
-    Fused: both are small, and going through their parameters one by one took a tenth of a turn.
+    Fused: the players are small, and an update of each parameter on its own took a tenth of a turn.
     """
     return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, whose: str) -> None:
     """One step down a player's loss. A collective operation under DDP.
 
     Raises:
-        NotFinite: the loss, or its gradient, on any DDP worker: on all of them, and before anything
-            is updated with it.
+        NotFinite: the loss or its gradient, on any DDP worker. All workers raise it, before any
+            parameter is updated.
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     length = get_total_norm([p.grad for p in parameters if p.grad is not None])
     is_finite = torch.isfinite(loss.detach()) & torch.isfinite(length)
-    if _world_size() > 1:
-        # DDP has added up the gradients, and not the losses.
-        everywhere = is_finite.float()
-        dist.all_reduce(everywhere, dist.ReduceOp.MIN)
-        is_finite = everywhere > 0
-    if not is_finite:
+    # DDP has added up the gradients, but not the losses.
+    if sum_over_workers((~is_finite).float()):
         raise NotFinite(f"{whose} loss, or its gradient, is not a finite number")
     optimizer.step()
 
 
 def estimator_turn(
-    player: nn.Module,
+    player_1: nn.Module,
     optimizer: torch.optim.Optimizer,
     z_R: Tensor,
     batch: Batch,
     num_steps: int,
 ) -> Tensor:
-    """Player 1: `num_steps` ≥ 1 steps.
+    """Player 1's `num_steps` ≥ 1 steps.
 
     Returns:
         Its loss at the last step, before that step: a scalar without gradient.
 
     Raises:
-        NotFinite: see `_step`.
+        NotFinite: see `play_turn`.
     """
     codes = z_R.detach()
     for _ in range(num_steps):
-        loss = player(codes, batch.z_I, batch.subjects, for_network=False)
+        loss = player_1(codes, batch.z_I, batch.subjects, for_player_2=False)
         _step(optimizer, loss, "player 1's")
     return loss.detach()
 
 
-def identity_term(player: nn.Module, z_R: Tensor, batch: Batch) -> Tensor:
-    """What player 2 minimizes of the identity, a scalar: vCLUB per dimension in the min-min game.
+def identity_term(player_1: nn.Module, z_R: Tensor, batch: Batch) -> Tensor:
+    """The term of player 2 that λ weighs, a scalar: vCLUB per dimension in the min-min game.
 
     θ is a constant here; the gradient reaches z_R only. A collective operation under DDP.
     """
-    bare = _bare(player)
+    bare = player_1.module if isinstance(player_1, DistributedDataParallel) else player_1
     constants = {name: parameter.detach() for name, parameter in bare.named_parameters()}
     arguments = (z_R, batch.z_I, batch.subjects)
-    term: Tensor = functional_call(bare, constants, arguments, {"for_network": True})
+    term: Tensor = functional_call(bare, constants, arguments, {"for_player_2": True})
     return term
 
 
 def apex_error(rebuilt: Tensor, apex: Tensor, has_apex: Tensor) -> Tensor:
-    """Mean squared error over the annotated clips of the global batch, 0 where there is none.
+    """L_apex: mean squared error over the annotated clips of the global batch; 0 without any.
 
     Divided so that the mean over DDP workers is the mean over all annotated clips, however they
-    are spread. A collective operation under DDP.
+    are distributed. A collective operation under DDP.
     """
     per_clip = ((rebuilt - apex) ** 2).flatten(1).mean(1)
-    num_annotated = has_apex.sum().to(per_clip.dtype)
-    if _world_size() > 1:
-        dist.all_reduce(num_annotated)
+    num_annotated = sum_over_workers(has_apex.sum().to(per_clip.dtype))
     kept = torch.where(has_apex, per_clip, torch.zeros_like(per_clip))
-    return kept.sum() * _world_size() / num_annotated.clamp(min=1)
+    return kept.sum() * world_size() / num_annotated.clamp(min=1)
 
 
 def expression_error(logits: Tensor, labels: Tensor, weights: Weights) -> Tensor:
-    """Cross-entropy in nats, a scalar; each clip counts by its class's weight.
+    """Cross-entropy in nats, a scalar, with each clip weighed by its class.
 
-    Divided by the number of clips and not by their weights, so that the mean over DDP workers is
-    that of the global batch.
+    Divided by the number of clips and not by the sum of weights, so that the mean over DDP workers
+    is that of the global batch.
     """
     each = F.cross_entropy(
         logits, labels, label_smoothing=weights.label_smoothing, reduction="none"
@@ -247,44 +238,46 @@ def expression_error(logits: Tensor, labels: Tensor, weights: Weights) -> Tensor
 
 
 def play_turn(
-    network: nn.Module,
-    player: nn.Module,
-    network_optimizer: torch.optim.Optimizer,
-    player_optimizer: torch.optim.Optimizer,
+    expression_net: nn.Module,
+    player_1: nn.Module,
+    expression_net_optimizer: torch.optim.Optimizer,
+    player_1_optimizer: torch.optim.Optimizer,
     batch: Batch,
     weights: Weights,
     num_estimator_steps: int,
 ) -> dict[str, Tensor]:
     """Player 1's steps, then player 2's one, on one batch.
 
-    With λ = 0 player 1 still plays, so that its term can be reported; it then has no influence on
+    With λ = 0 player 1 still plays, so that its term can be reported, but has no influence on
     player 2.
 
     Args:
-        network: a `cfer.model.network.ExpressionNet`, bare or in DDP; one with an apex decoder iff μ > 0.
-        player: one of `PLAYERS`, bare or in DDP.
-        batch: of the same number of clips on every DDP worker.
+        expression_net: player 2, a `cfer.model.network.ExpressionNet`, bare or in DDP; with an apex
+            decoder if and only if μ > 0.
+        player_1: one of `PLAYERS`, bare or in DDP.
+        batch: with the same number of clips on every DDP worker.
 
     Returns:
         This worker's loss terms, scalars without gradient: `estimator_loss` and `identity_term`
-        (nats; per dimension in the min-min game), `cross_entropy` (nats), `apex_error` (where there
-        is a decoder), `loss` (player 2's); and `num_correct`.
+        (nats; per dimension in the min-min game), `cross_entropy` (nats), `apex_error` (with an
+        apex decoder), `loss` (player 2's); and `num_correct`.
 
     Raises:
-        NotFinite: a loss or gradient, on all DDP workers alike, before the player is updated.
+        NotFinite: a player's loss or its gradient, on any DDP worker. All workers raise it, before
+            that player is updated.
     """
-    z_R, logits, rebuilt = network(batch.planes, batch.mask, batch.z_I)
-    estimator_loss = estimator_turn(player, player_optimizer, z_R, batch, num_estimator_steps)
+    z_R, logits, rebuilt = expression_net(batch.planes, batch.mask, batch.z_I)
+    estimator_loss = estimator_turn(player_1, player_1_optimizer, z_R, batch, num_estimator_steps)
 
     cross_entropy = expression_error(logits, batch.labels, weights)
-    term = identity_term(player, z_R if weights.identity else z_R.detach(), batch)
+    term = identity_term(player_1, z_R if weights.identity else z_R.detach(), batch)
     loss = cross_entropy + weights.identity * term
     terms = {}
     if rebuilt is not None:
         error = apex_error(rebuilt, batch.apex, batch.has_apex)
         loss = loss + weights.apex * error
         terms["apex_error"] = error.detach()
-    _step(network_optimizer, loss, "player 2's")
+    _step(expression_net_optimizer, loss, "player 2's")
     return {
         "loss": loss.detach(),
         "cross_entropy": cross_entropy.detach(),

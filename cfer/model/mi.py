@@ -1,4 +1,4 @@
-"""How much the expression code z_R tells about the identity z_I: a variational upper bound.
+"""How much the expression code z_R says about the identity z_I: a variational upper bound.
 
 vCLUB (Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information", ICML 2020)
 needs q_θ(z_I | z_R), here a diagonal Gaussian whose mean and log-variance are small networks of
@@ -11,9 +11,8 @@ the information is −½·log(1−ρ²), and vCLUB with the true conditional is 
 
     pytest tests/unit/model/test_mi.py
 
-Beside it stands what it is compared with, the Donsker–Varadhan lower bound of a min-max game
-(Belghazi et al., "Mutual Information Neural Estimation", ICML 2018), which an estimator has to
-*maximize*:
+It is compared with the Donsker–Varadhan lower bound of a min-max game (Belghazi et al., "Mutual
+Information Neural Estimation", ICML 2018), which an estimator has to *maximize*:
 
     DV = E_p(z_R,z_I)[T(z_R, z_I)] − log E_p(z_R)p(z_I)[exp T(z_R, z_I)]  ≤  I(z_R; z_I)
 """
@@ -27,8 +26,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 # |log-variance| stays below this. z_I is standardized, so a variance above 1 explains nothing, and
-# one below e^-6 only says that a batch was learnt by heart.
+# one below e^-6 only shows that a batch was learned by heart.
 LOG_VARIANCE_BOUND = 6.0
+
+
+def world_size() -> int:
+    """The number of DDP workers."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_workers(values: Tensor) -> Tensor:
+    """Add the values up over all DDP workers, in place. A collective operation under DDP."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
 
 
 class IdentityEstimator(nn.Module):
@@ -66,11 +77,9 @@ def log_likelihood(mean: Tensor, log_variance: Tensor, z_I: Tensor) -> Tensor:
 def identity_moments(z_I: Tensor) -> tuple[Tensor, Tensor]:
     """E[z_I] and E[z_I²] per dimension, each (d,), over the batches of all DDP workers.
 
-    Every worker must call this together, with a batch of any size.
+    A collective operation under DDP; each worker's batch may be of any size.
     """
-    sums = torch.cat([z_I.sum(0), (z_I**2).sum(0), z_I.new_tensor([len(z_I)])])
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(sums)
+    sums = sum_over_workers(torch.cat([z_I.sum(0), (z_I**2).sum(0), z_I.new_tensor([len(z_I)])]))
     first, second = sums[:-1].div(sums[-1]).chunk(2)
     return first, second
 
@@ -80,13 +89,13 @@ def vclub(
 ) -> Tensor:
     """vCLUB of each pair and dimension, in nats: float (N, d); its mean is the bound per dimension.
 
-    The marginal term is the mean over *all* z_I that `moments` was taken of, without building the
-    pairs: E_j[(z_j − m)²] = E[z²] − 2m·E[z] + m². The normalizing terms of the two Gaussians are
-    the same and cancel. Averaged over N (and over DDP workers with batches of equal size) this is
-    the all-pairs bound of the global batch.
+    The marginal term is the mean over *all* z_I that `moments` are of, without building the pairs:
+    E_j[(z_j − m)²] = E[z²] − 2m·E[z] + m². The normalizing terms of the two Gaussians are the same
+    and cancel. Averaged over N (and over DDP workers with batches of equal size) this is the
+    all-pairs bound of the global batch.
 
     Args:
-        mean, log_variance: q_θ's for N codes, (N, d).
+        mean, log_variance: of q_θ for N codes, (N, d).
         z_I: the identities that belong to these codes, (N, d).
         moments: `identity_moments(z_I)`.
     """
@@ -114,8 +123,11 @@ class StatisticsNetwork(nn.Module):
 
 
 def donsker_varadhan(statistics: Tensor) -> Tensor:
-    """DV in nats, a scalar, from T float (N, N), N ≥ 2, whose diagonal is of the pairs that belong
-    together; the other pairs stand for the product of the marginals."""
+    """DV in nats, a scalar, from T float (N, N), N ≥ 2.
+
+    On the diagonal are the pairs that belong together; the others stand for the product of the
+    marginals.
+    """
     count = len(statistics)
     apart = ~torch.eye(count, dtype=torch.bool, device=statistics.device)
     marginal = torch.logsumexp(statistics[apart], 0) - math.log(count * (count - 1))

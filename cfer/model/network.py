@@ -1,8 +1,8 @@
-"""The network: a clip's planes → expression code z_R → classes; and the decoder of the apex.
+"""The expression net: a clip's planes → expression code z_R → classes; and the apex decoder.
 
-Nothing is resampled on the way in: `cfer.data.inputs` makes the luma's 2×2 samples four planes at S/2,
-where U and V already are. The networks normalize by GroupNorm: with BatchNorm the statistics of
-each DDP worker's own batch would make N workers differ from one with the N-fold batch.
+Nothing is resampled on the way in: `cfer.data.inputs` turns the luma's 2×2 samples into four planes
+of the resolution that U and V have, S/2. The networks normalize by GroupNorm: with BatchNorm, N DDP
+workers, each with the statistics of its own batch, would differ from one with the N-fold batch.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from torch import Tensor, nn
 from cfer.codec import GRAY
 from cfer.errors import InputError
 
-# A network of at most this many channels or classes: beyond it a file's card is nonsense.
-MOST = 4096
+MOST = 4096  # channels, classes, … of a network: a card with more is damaged
 NORM_GROUPS = 4
 POOLINGS = ("mean", "max")
-GRID = 4  # a crop is aligned with the face: where something moves is kept to a 4 × 4 grid
+GRID = 4  # a crop is aligned with the face, so where something moves matters: in a 4 × 4 grid
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What fixes a network: the shape of its weights, and what it does besides.
+    """The hyper-parameters of a network.
 
     Attributes:
         num_classes: expressions.
-        identity_dim: dimension of z_I (the frozen face network's).
+        identity_dim: dimension of z_I, the face embedder's vector.
         num_planes, gain: of the input, `cfer.data.inputs.Input`.
-        width: channels of the stem and of the first of three stages; each later one has twice as
-            many.
+        width: channels of the stem and of the first of three stages, a multiple of `NORM_GROUPS`;
+            each later stage has twice as many.
         code_dim: dimension of the expression code z_R.
         pooling: over a clip's frames, "mean" or "max".
         dropout: share of z_R that is zeroed before the classifier in training, in [0, 1).
+
+    Raises:
+        InputError: a value out of its range.
     """
 
     num_classes: int
@@ -91,7 +93,7 @@ class Encoder(nn.Module):
         width = config.width
         self.gain = config.gain
         self.pooling = config.pooling
-        # Most of the time would go into a first stage at full size.
+        # Strided, since a first stage at full size would take most of the time.
         self.stem = nn.Conv2d(config.num_planes, width, 5, 2, 2)
         self.stages = nn.Sequential(
             _Block(width, width, 1),
@@ -99,14 +101,13 @@ class Encoder(nn.Module):
             _Block(2 * width, 4 * width, 2),
         )
         self.code = nn.Linear(4 * width * GRID**2, config.code_dim)
-        # The layout that convolutions on CPUs are fastest in.
+        # Convolutions on CPUs are fastest in this layout.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, planes: Tensor, mask: Tensor) -> Tensor:
         """planes float (N, T, C, S/2, S/2), mask bool (N, T) → z_R float (N, code_dim).
 
-        A clip with fewer than T frames has False in its mask where there is none; what stands there
-        has no influence.
+        The mask is False where a clip has no frame; those planes have no influence.
         """
         num_clips, num_frames = planes.shape[:2]
         scaled = (self.gain * planes.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
@@ -114,7 +115,7 @@ class Encoder(nn.Module):
         frames = F.adaptive_avg_pool2d(x, GRID).reshape(num_clips, num_frames, -1)
         present = mask.unsqueeze(-1)
         if self.pooling == "max":
-            # What comes out of a stage is never negative, so a missing frame never wins.
+            # A stage's output is never negative, so a missing frame never wins.
             return self.code((frames * present).amax(1))
         weights = present.to(frames.dtype)
         return self.code((frames * weights).sum(1) / weights.sum(1))
@@ -123,8 +124,7 @@ class Encoder(nn.Module):
 class ApexDecoder(nn.Module):
     """(z_R, z_I) → the apex picture, RGB float (N, 3, APEX_SIZE, APEX_SIZE) in [0, 1].
 
-    What the expression code gives up about the identity this gets back from z_I, so the code loses
-    nothing that belongs to the expression.
+    It takes the identity from z_I, so z_R can lose the identity without losing the expression.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -145,7 +145,7 @@ class ApexDecoder(nn.Module):
 
 
 class ExpressionNet(nn.Module):
-    """Player 2: encoder E, classifier C and, where `with_apex`, the apex decoder."""
+    """Player 2: encoder E, classifier C and, if `with_apex`, the apex decoder."""
 
     def __init__(self, config: ModelConfig, with_apex: bool) -> None:
         super().__init__()
@@ -157,9 +157,10 @@ class ExpressionNet(nn.Module):
     def forward(
         self, planes: Tensor, mask: Tensor, z_I: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """→ z_R (N, code_dim), logits (N, num_classes), apex (N, 3, 32, 32) or None.
+        """planes and mask as in `Encoder`, z_I float (N, d), standardized → z_R (N, code_dim),
+        logits (N, num_classes), apex (N, 3, 32, 32) or None.
 
-        z_I float (N, d), standardized, reaches nothing but the apex.
+        z_I reaches nothing but the apex.
         """
         z_R = self.encoder(planes, mask)
         apex = None if self.apex_decoder is None else self.apex_decoder(z_R, z_I)
@@ -167,10 +168,7 @@ class ExpressionNet(nn.Module):
 
 
 class Predictor(nn.Module):
-    """What is stored for prediction: the planes of `cfer.data.inputs` in, probabilities out.
-
-    It has E and C only: no identity, no apex.
-    """
+    """E and C of an expression net, as they are stored for prediction: no identity, no apex."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -178,14 +176,15 @@ class Predictor(nn.Module):
         self.classifier = nn.Linear(config.code_dim, config.num_classes)
 
     @classmethod
-    def of(cls, network: ExpressionNet, config: ModelConfig) -> Predictor:
-        """A copy of a trained network's E and C, on the CPU, in evaluation mode."""
+    def of(cls, expression_net: ExpressionNet, config: ModelConfig) -> Predictor:
+        """A copy of a trained expression net's E and C, on the CPU, in evaluation mode."""
         predictor = cls(config)
-        predictor.encoder.load_state_dict(network.encoder.state_dict())
-        predictor.classifier.load_state_dict(network.classifier.state_dict())
+        predictor.encoder.load_state_dict(expression_net.encoder.state_dict())
+        predictor.classifier.load_state_dict(expression_net.classifier.state_dict())
         return predictor.eval()
 
     def forward(self, planes: Tensor) -> Tensor:
-        """uint8 (N, T, C, S/2, S/2) → float32 (N, num_classes), rows that sum to 1."""
+        """`cfer.data.inputs` planes, uint8 (N, T, C, S/2, S/2) → probabilities, float32
+        (N, num_classes), rows that sum to 1."""
         mask = torch.ones(planes.shape[:2], dtype=torch.bool, device=planes.device)
         return self.classifier(self.encoder(scale_planes(planes), mask)).softmax(1)

@@ -1,6 +1,6 @@
-"""The code that travels with a stored model: MLflow runs this file where the model is loaded.
+"""The code that is stored with a model: MLflow runs this file where the model is loaded.
 
-It must not import `cfer`, which need not be installed there. The network beside it is a
+It must not import `cfer`, which may not be installed there. The network is stored as a
 `torch.export` program, so it needs no class definitions either.
 """
 
@@ -21,7 +21,7 @@ class StoredModel(PythonModel):
         self.network = torch.export.load(context.artifacts["network"]).module()
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:
-        planes = torch.tensor(np.asarray(model_input))  # a copy: the given one may be read-only
+        planes = torch.tensor(np.asarray(model_input))  # a copy, since the input may be read-only
         with torch.inference_mode():
             return self.network(planes).numpy()
 

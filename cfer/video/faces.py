@@ -106,10 +106,6 @@ class _Face:
     box: np.ndarray  # x0, y0, x1, y1 in pixels, float64
     probability: float
 
-    @property
-    def area(self) -> float:
-        return float((self.box[2] - self.box[0]) * (self.box[3] - self.box[1]))
-
 
 class FaceDetector:
     """MTCNN (Zhang et al., IEEE Signal Processing Letters 2016); its weights come with the package.
@@ -206,7 +202,7 @@ def squares_of(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> list
 
 
 def _area(person: Sequence[_Face]) -> float:
-    return float(np.median([face.area for face in person]))
+    return float(np.median([np.prod(face.box[2:] - face.box[:2]) for face in person]))
 
 
 def _square(person: Sequence[_Face], num_persons: int) -> Square:
@@ -228,15 +224,8 @@ def crop(picture: np.ndarray, square: Square, size: int) -> np.ndarray:
     x0, y0 = square.x, square.y
     x1, y1 = x0 + square.side, y0 + square.side
     inside = picture[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
-    if inside.shape[:2] != (square.side, square.side):
-        inside = cv2.copyMakeBorder(
-            inside,
-            max(-y0, 0),
-            max(y1 - height, 0),
-            max(-x0, 0),
-            max(x1 - width, 0),
-            cv2.BORDER_REPLICATE,
-        )
+    margins = max(-y0, 0), max(y1 - height, 0), max(-x0, 0), max(x1 - width, 0)
+    inside = cv2.copyMakeBorder(inside, *margins, cv2.BORDER_REPLICATE)
     # Shrink by averaging: anything else would turn fine texture into flicker.
     method = cv2.INTER_AREA if square.side >= size else cv2.INTER_LINEAR
     return cv2.resize(inside, (size, size), interpolation=method)

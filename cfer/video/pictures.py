@@ -177,25 +177,21 @@ class VideoPictures(Pictures):
                 for packet in whole_packets(container, stream, file):
                     for frame in stream.decode(packet):
                         if frame.is_corrupt:
-                            raise self._damaged(decoded, "the decoder had to guess parts of it")
+                            raise CutOff("the decoder had to guess parts of it")
                         yield frame
                         decoded += 1
-            except (av.error.FFmpegError, OSError) as error:
-                raise self._damaged(decoded, str(error.strerror)) from error
-            except CutOff as error:
-                raise self._damaged(decoded, str(error)) from error
+            except (av.error.FFmpegError, OSError, CutOff) as error:
+                why = getattr(error, "strerror", error)
+                raise ClipError(
+                    self.source,
+                    "decode",
+                    f"damaged or cut off at frame {decoded} ({why}); copy it again, or cut the "
+                    "damaged part out and give the rest as a clip of its own",
+                ) from error
         if decoded == 0:
             raise ClipError(
                 self.source, "decode", "there is no frame in it; record or copy it again"
             )
-
-    def _damaged(self, frame: int, why: str) -> ClipError:
-        return ClipError(
-            self.source,
-            "decode",
-            f"damaged or cut off at frame {frame} ({why}); copy it again, or cut the damaged part "
-            "out and give the rest as a clip of its own",
-        )
 
 
 class StreamPictures:

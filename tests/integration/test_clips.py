@@ -8,11 +8,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from videos import quarters, write_video
 
 from cfer.video.pictures import open_pictures
 
@@ -37,18 +37,11 @@ def check(path: Path) -> None:
 @pytest.mark.parametrize("is_turned", [False, True])
 @pytest.mark.parametrize("signs", [*itertools.product((1, -1), repeat=2)])
 def test_all_eight_orientations(tmp_path, is_turned, signs):
-    picture = np.zeros((64, 96, 3), np.uint8)
-    picture[:32, :48], picture[:32, 48:], picture[32:, :48] = 255, 170, 85
-    one, other = (sign << 16 for sign in signs)
-    matrix = (0, one, 0, other, 0) if is_turned else (one, 0, 0, 0, other)
+    one, other = signs
     path = tmp_path / "turned.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
-        stream.set_display_matrix([*matrix, 0, 0, 0, 1 << 30])
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    write_video(
+        path, [quarters()] * 3, matrix=(0, one, other, 0) if is_turned else (one, 0, 0, other)
+    )
     check(path)
 
 

@@ -14,7 +14,7 @@ def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:
     settings = DrawingSettings(picture_size=64, difficulty=0.3)
     draw_dataset(tmp_path / "one", 2, settings, ["happiness", "surprise"])
     done = run_module(
-        *("pipeline.datasets.synthetic", "--out", str(tmp_path / "two"), "--subjects", "2"),
+        *("cfer.cli", "draw", "--out", str(tmp_path / "two"), "--subjects", "2"),
         *("--workers", "2", "--picture-size", "64", "--difficulty", "0.3"),
         *("--classes", "happiness,surprise"),
     )

@@ -11,9 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from bitstreams import (
-    moving_texture,
-)
+from bitstreams import moving_texture
+from videos import write_video
 
 from cfer.codec import Bitstream, CodecError, CodecSettings, encode
 
@@ -74,25 +73,14 @@ def test_files_that_are_no_video(tmp_path):
 
 def test_another_codec_is_refused(tmp_path):
     path = tmp_path / "mjpeg.avi"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuvj420p"
-        picture = np.zeros((32, 32, 3), np.uint8)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    write_video(path, [np.zeros((32, 32, 3), np.uint8)], codec="mjpeg")
     with pytest.raises(CodecError, match=r"mjpeg\.avi: its codec is mjpeg"):
         Bitstream.open(path)
 
 
 def test_a_film_in_another_codec_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "film.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for _ in range(3):
-            picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+    write_video(path, [np.zeros((64, 64, 3), np.uint8)] * 3)
     os.truncate(path, 1 << 28)  # a hole: it takes no room on the disk
     tracemalloc.start()
     with pytest.raises(CodecError, match="its codec is h264"):

@@ -8,11 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from bitstreams import (
-    direct_residuals,
-    moving_texture,
-    someone_elses,
-)
+from bitstreams import direct_residuals, moving_texture, someone_elses
 
 from cfer.codec import Bitstream, CodecError, CodecSettings, encode
 

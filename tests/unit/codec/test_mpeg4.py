@@ -5,11 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from bitstreams import (
-    direct_residuals,
-    moving_texture,
-    someone_elses,
-)
+from bitstreams import direct_residuals, moving_texture, someone_elses
 
 from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, encode
 from cfer.codec.bitstream import _planes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import av
 import cv2
 import numpy as np
 import pytest
+from videos import write_video
 
 from cfer.video.faces import LOOKS, MARGIN, Square, _Face, crop, face_clip, squares_of
 from cfer.video.pictures import ClipError, open_pictures
@@ -81,16 +81,6 @@ def test_crop_shrinks_by_averaging():
     assert np.abs(cut - means).max() <= 0.51
 
 
-def still_video(path, picture: np.ndarray, num_frames: int) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width = picture.shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for _ in range(num_frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
 @pytest.fixture(scope="module")
 def drawn_picture() -> np.ndarray:
     """256 × 256, so that it is a large face, and a small one where it is made smaller."""
@@ -106,7 +96,7 @@ def test_the_square_follows_the_face_but_stands_still_in_a_clip(drawn_picture, d
     for offset in (0, 64):
         scene = np.full((height + 64, width + 64, 3), 128, np.uint8)
         scene[offset : offset + height, offset : offset + width] = picture
-        still_video(tmp_path / f"{offset}.mp4", scene, 8)
+        write_video(tmp_path / f"{offset}.mp4", [scene] * 8)
         (window,) = face_clip(tmp_path / f"{offset}.mp4", 96, detector)
         assert len(window.pictures) == 8
         assert all(p.shape == (96, 96, 3) and p.dtype == np.uint8 for p in window.pictures)
@@ -121,13 +111,7 @@ def test_the_square_follows_the_face_but_stands_still_in_a_clip(drawn_picture, d
 def test_a_window_without_a_face_is_no_end_of_the_clip(drawn_picture, detector, tmp_path):
     picture = drawn_picture
     path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width = picture.shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for shown in [picture] * 6 + [np.full_like(picture, 90)] * 6 + [picture] * 7:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
-        container.mux(stream.encode(None))
+    write_video(path, [picture] * 6 + [np.full_like(picture, 90)] * 6 + [picture] * 7)
     windows = list(face_clip(path, 64, detector, window_frames=6))
     assert [window.number for window in windows] == [1, 2, 3]
     assert [len(window.pictures) for window in windows] == [6, 0, 7]
@@ -141,7 +125,7 @@ def test_a_window_without_a_face_is_no_end_of_the_clip(drawn_picture, detector, 
 
 
 def test_one_frame_is_an_error(drawn_picture, detector, tmp_path):
-    still_video(tmp_path / "one.mp4", drawn_picture, 1)
+    write_video(tmp_path / "one.mp4", [drawn_picture])
     with pytest.raises(ClipError, match="only one frame"):
         list(face_clip(tmp_path / "one.mp4", 64, detector))
 

@@ -19,6 +19,7 @@ import pytest
 from av.stream import Disposition
 from hostile import huge_png, png_video
 from PIL import Image
+from videos import quarters, write_video
 
 from cfer.video import pictures as clips
 from cfer.video.files import numbered_pictures
@@ -27,37 +28,6 @@ from cfer.video.pictures import ClipError, FolderPictures, StreamPictures, open_
 
 def gray_ramp(num_frames: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
     return [np.full((height, width, 3), 20 + 8 * n, np.uint8) for n in range(num_frames)]
-
-
-def write_video(
-    path: Path,
-    pictures: list[np.ndarray],
-    *,
-    codec: str = "libx264",
-    fps: int | Fraction = 25,
-    matrix: Sequence[int] = (),
-    times: Sequence[Fraction] = (),
-    pixel_aspect: Fraction | None = None,
-    faststart: bool = False,
-) -> None:
-    options = {"movflags": "faststart"} if faststart else {}
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        if pixel_aspect is not None:
-            stream.codec_context.sample_aspect_ratio = pixel_aspect
-        if matrix:
-            a, b, c, d = (value << 16 for value in matrix)
-            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
-        if times:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            if times:
-                frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 def noise(num_frames: int, seed: int = 0) -> list[np.ndarray]:
@@ -82,13 +52,6 @@ def test_frame_rate_given_by_hand_wins(tmp_path):
     path = tmp_path / "ramp.mp4"
     write_video(path, gray_ramp(3))
     assert open_pictures(path, Fraction(50)).fps == 50
-
-
-def quarters() -> np.ndarray:
-    """Each quarter of another gray, so that no two of its eight orientations are the same."""
-    picture = np.zeros((64, 96, 3), np.uint8)
-    picture[:32, :48], picture[:32, 48:], picture[32:, :48] = 255, 170, 85
-    return picture
 
 
 def displayed(picture: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
