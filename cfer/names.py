@@ -1,4 +1,4 @@
-"""Names that people give to subjects and classes: which are one to a reader, which say nothing."""
+"""Names that people give to subjects and classes: which mean the same, and which mean nothing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ EMOTIONS = {
     "neutral": "neutral",
     "calm": "calm",
 }  # fmt: skip
-# What pandas, R, SQL, Excel and Python write where they have no value (pandas.read_csv reads these
-# as none), in lower case.
+# What pandas, R, SQL, Excel and Python write for a missing value (pandas.read_csv reads these as
+# missing), in lower case.
 NO_VALUES = frozenset(["", *"nan -nan na n/a #na #n/a <na> null none".split()])
 MOST_NAMED = 3
 
 
 def printable(name: str) -> str:
-    """A file's name as text: of one that is no UTF-8, its strange bytes as \\xNN."""
+    """A file's name as text; bytes of it that are not UTF-8 are written as \\xNN."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
@@ -39,15 +39,15 @@ def says_nothing(name: str) -> bool:
 
 
 def plain(name: str) -> str:
-    """The same for names that differ in case, spaces, invisible characters or Unicode's form."""
+    """The same for names that differ only in case, spaces, invisible characters or Unicode form."""
     return "".join(_folded(name).split())
 
 
 def plain_label(label: str) -> str:
-    """The same for labels that differ as in `plain`, in what joins their words (`very-sad`,
+    """The same for labels that differ only as in `plain`, in what joins their words (`very-sad`,
     `very_sad`), in how a number is written (`1`, `1.0`) or in the word for an emotion (`happy`,
     `happiness`)."""
-    # Between digits, and before one, a space or a sign says something.
+    # Between digits, and before one, a space or a sign has a meaning.
     letter, joint = r"[^\W\d_]", r"[\s_\-‐-―]+"
     words = " ".join(_folded(label).split())
     name = re.sub(rf"(?<={letter}){joint}|{joint}(?={letter})", "", words)
@@ -63,28 +63,16 @@ def _folded(name: str) -> str:
 
 
 def check_subjects(names: Iterable[tuple[str, str]], where: str) -> None:
-    """Raises InputError where two of the names, each given with its row, are one to a reader."""
-    _check_spellings(
-        names,
-        plain,
-        f"{where}: the subjects",
-        "one person would be on both sides of a fold; give one name, or two that are clearly "
-        "different, in the manifest, and extract from it",
-    )
+    """Raises InputError: two of the names, each given with its row, are one to a reader."""
+    _check(names, plain, f"{where}: the subjects", "one person would be on both sides of a fold")
 
 
 def check_labels(names: Iterable[tuple[str, str]], where: str) -> None:
-    """As `check_subjects`, of the names of classes."""
-    _check_spellings(
-        names,
-        plain_label,
-        f"{where}: the labels",
-        "would be two classes; give one name, or two that are clearly different, in the manifest, "
-        "and extract from it",
-    )
+    """As `check_subjects`, for the names of classes."""
+    _check(names, plain_label, f"{where}: the labels", "would be two classes")
 
 
-def _check_spellings(
+def _check(
     names: Iterable[tuple[str, str]], key: Callable[[str], str], what: str, why: str
 ) -> None:
     rows: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -93,7 +81,10 @@ def _check_spellings(
     for spellings in rows.values():
         if len(spellings) > 1:
             listed = " and ".join(f"{n!r} ({rows_named(spellings[n])})" for n in sorted(spellings))
-            raise InputError(f"{what} {listed} are one name to a reader, and {why}")
+            raise InputError(
+                f"{what} {listed} are one name to a reader, and {why}; give one name, or two that "
+                "are clearly different, in the manifest, and extract from it"
+            )
 
 
 def rows_named(rows: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a command says on the way, and whether the files that it is going to write can be."""
+"""What a command says on the way, and a check before any work that its files can be written."""
 
 from __future__ import annotations
 
@@ -12,23 +12,14 @@ from cfer.errors import InputError
 
 
 def say(text: str) -> None:
-    """A line on stderr.
-
-    Not by print(): in its workers Ray Train replaces it by one that says everything twice.
-    """
+    """A line on stderr."""
+    # Not by print(): in its workers Ray Train replaces it by one that writes everything twice.
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 def check_output(path: Path, *suffixes: str) -> None:
-    """Before any work: can a file be written there?
-
-    Args:
-        suffixes: it has to end in one of them, if there are any.
-
-    Raises:
-        InputError: it can't.
-    """
+    """Raises InputError: a file can't be written there, or ends in none of the given suffixes."""
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError(f"{path}: give a file that ends in {' or '.join(suffixes)}")
     folder = path.absolute().parent
@@ -42,11 +33,7 @@ def check_output(path: Path, *suffixes: str) -> None:
 
 
 def check_output_folder(path: Path) -> None:
-    """Make a folder, before any work, in which files can be written.
-
-    Raises:
-        InputError: it can't be made or written.
-    """
+    """Make a folder; InputError: it can't be made, or files can't be written in it."""
     with _refused_in_a_line(path):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()

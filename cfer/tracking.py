@@ -5,12 +5,12 @@ directory. Look at them with
 
     mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-A stored model needs `mlflow.pyfunc.load_model(uri)` alone, and not `cfer`. Beside it lies the model
-file (`cfer.model.card`), which is what `cfer` itself reads.
+A stored model can be loaded by `mlflow.pyfunc.load_model(uri)` without `cfer`. Beside it lies the
+model file (`cfer.model.card`), which is what `cfer` itself reads.
 
-A tracking server may be away for some minutes: every request is tried again for about ten, by
-MLflow itself, and training does not wait for the figures of its epochs to arrive. What has not
-arrived by its end, or was lost with a process, is sent then, out of the checkpoint.
+A tracking server may be away for some minutes: MLflow itself tries every request again for about
+ten, and training does not wait for the figures of its epochs to arrive. Figures that have not
+arrived by the end of training, or were lost with a process, are sent then from the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import logging
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -39,29 +37,24 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
-from mlflow.utils.async_logging.run_operations import RunOperations
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from cfer.errors import InputError
 from cfer.model.card import SUFFIX, ModelCard, write_model
 from cfer.model.export import export_program
 from cfer.model.network import Predictor
+from cfer.outputs import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cfer.evaluate.metrics import ScoredClips
-
-COMMAND_TAG = "cfer.command"  # what one types to do a run again
+COMMAND_TAG = "cfer.command"  # repeats the run
+PARENT_TAG = "mlflow.parentRunId"
 MODEL_NAME = "model"
 IMPORTED = "imported"  # experiment of models that were trained elsewhere
 PREDICTIONS_NAME = "predictions"
 MODEL_FILE_NAME = f"model{SUFFIX}"
-# Waits of 4, 8, 16, … 120 s. MLflow takes no higher number.
-RETRIES = "10"
-_RETRIES_NAME = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-_TIMEOUT_NAME = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-_QUIET = ("alembic", "mlflow", "mlflow.store.db.utils", "mlflow.pyfunc", "mlflow.utils")
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
 def tracking_uri() -> str:
@@ -76,13 +69,14 @@ def tracking_uri() -> str:
 
 def connect(uri: str | None = None) -> MlflowClient:
     """Use this store from here on, in this process."""
-    for name in _QUIET:
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils", "mlflow.pyfunc", "mlflow.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     connections = logging.getLogger("urllib3.connectionpool")
     if not any(isinstance(handler, _OutageHandler) for handler in connections.handlers):
         connections.addHandler(_OutageHandler())
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    os.environ.setdefault(_RETRIES_NAME, RETRIES)
+    # Waits of 4, 8, 16, … 120 s. MLflow takes no higher number.
+    os.environ.setdefault(_RETRIES, "10")
     # Epochs arrive one after the other.
     os.environ.setdefault("MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE", "1")
     # An example would be stored with the model; the signature is given, and tested.
@@ -99,29 +93,25 @@ def connect(uri: str | None = None) -> MlflowClient:
 
 
 class _OutageHandler(logging.Handler):
-    """Says that a request is tried again, which the library keeps to itself."""
+    """Reports on stderr that a request is tried again, which MLflow does silently."""
 
     def emit(self, record: logging.LogRecord) -> None:
         uri = mlflow.get_tracking_uri()
         if uri.startswith("http") and str(record.msg).startswith("Retrying ("):
-            sys.stderr.write(
-                f"MLflow at {uri} does not answer ({_reason(record.getMessage())}); it is tried "
-                "again\n"
-            )
-            sys.stderr.flush()
+            say(f"MLflow at {uri} does not answer ({_reason(record.getMessage())}); trying again")
 
 
 def _reason(text: str) -> str:
-    """Of a connection that failed, what is at the end of many words."""
+    """The cause of a failed connection, which is near the end of a long message."""
     found = re.search(r"\[Errno \d+\] ([\w ]+)|(Read timed out)|(reset by peer)", text)
     return next(filter(None, found.groups())) if found else text.splitlines()[0]
 
 
 @contextlib.contextmanager
 def _without_retries() -> Iterator[None]:
-    """For what is not worth waiting for."""
-    patient = {name: os.environ.get(name) for name in (_RETRIES_NAME, _TIMEOUT_NAME)}
-    os.environ |= {_RETRIES_NAME: "0", _TIMEOUT_NAME: "5"}
+    """For a request that is not worth waiting for."""
+    patient = {name: os.environ.get(name) for name in (_RETRIES, _TIMEOUT)}
+    os.environ |= {_RETRIES: "0", _TIMEOUT: "5"}
     try:
         yield
     finally:
@@ -136,18 +126,14 @@ def code_version() -> dict[str, str]:
     tags = {"cfer_version": importlib.metadata.version("cfer")}
     root = Path(__file__).resolve().parent.parent
 
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    # Not the commit of some other repository that cfer happens to be installed inside of.
-    if git("ls-files", "--error-unmatch", "cfer/__init__.py") is not None:
-        tags["git_commit"] = git("rev-parse", "HEAD") or "none yet"
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        # Not the commit of some other repository that cfer happens to be installed inside of.
+        git("ls-files", "--error-unmatch", "cfer/__init__.py")
+        tags["git_commit"] = git("rev-parse", "HEAD")
         tags["git_dirty"] = str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower()
     return tags
 
@@ -162,11 +148,12 @@ def create_run(
 ) -> str:
     """Start a run in the connected store → its id; its status is RUNNING until `end_run`.
 
-    `dataset` has `name`, `digest` (SHA-256) and `location`; `parent_id` is the run that it is shown
-    under.
+    Args:
+        dataset: has `name`, `digest` (SHA-256) and `location`.
+        parent_id: the run under which this one is shown.
 
     Raises:
-        InputError: the store does not answer, or has not got such an experiment any more.
+        InputError: the store does not answer, or the experiment was deleted.
     """
     client = MlflowClient()
     try:
@@ -176,7 +163,7 @@ def create_run(
             f"--experiment {experiment}: MLflow at {mlflow.get_tracking_uri()} does not take it "
             f"({_reason(str(error))}); start its server, or set MLFLOW_TRACKING_URI"
         ) from error
-    nested = {} if parent_id is None else {MLFLOW_PARENT_RUN_ID: parent_id}
+    nested = {} if parent_id is None else {PARENT_TAG: parent_id}
     run_id = client.create_run(
         experiment_id, run_name=name, tags={**code_version(), **tags, **nested}
     ).info.run_id
@@ -196,7 +183,7 @@ def set_tag(run_id: str, name: str, value: str) -> None:
 
 
 def end_run(run_id: str, *, succeeded: bool) -> None:
-    """A failure is marked where the store answers at once: what went wrong is to be said first."""
+    """A failure is marked only where the store answers at once: the error must not wait for it."""
     if succeeded:
         MlflowClient().set_terminated(run_id, "FINISHED")
         return
@@ -205,7 +192,7 @@ def end_run(run_id: str, *, succeeded: bool) -> None:
 
 
 def mark_finished(run_id: str) -> None:
-    """For a run whose results are there, and whose process was killed before it could say so."""
+    """For a run that has its results, but whose process was killed before `end_run`."""
     if MlflowClient().get_run(run_id).info.status != "FINISHED":
         end_run(run_id, succeeded=True)
 
@@ -216,60 +203,61 @@ class Tracker:
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self._client = MlflowClient()
-        self._under_way: list[RunOperations] = []
+        self._waits: list[Callable[[], None]] = []
 
     def log_epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """Without waiting for the store; `complete_epochs` sees to it that it arrives.
-
-        Values that are not finite (a measure that this data set has no answer to) stay out.
-        """
-        sent = self._client.log_batch(
-            self.run_id, metrics=_metrics(metrics, epoch), synchronous=False
-        )
+        """Without waiting for the store; `complete_epochs` ensures that the figures arrive."""
+        sent = self._log(metrics, epoch, synchronous=False)
         if sent is not None:
-            self._under_way.append(sent)
+            self._waits.append(sent.wait)
 
     def complete_epochs(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Send the epochs that the store has not got: after an outage, or of a killed process.
+        """Send the epochs that the store lacks after an outage, or after a process was killed.
 
         Raises:
             MlflowException: the store does not answer.
         """
-        for sent in self._under_way:
+        for wait in self._waits:
             with contextlib.suppress(MlflowException):
-                sent.wait()
-        self._under_way.clear()
-        # An epoch's figures arrive together, so one of them speaks for all.
+                wait()
+        self._waits.clear()
+        # An epoch's figures arrive together, so it is enough to look for one of them.
         name = next(k for k in history[0] if all(np.isfinite(epoch[k]) for epoch in history))
         there = {metric.step for metric in self._client.get_metric_history(self.run_id, name)}
         for epoch, metrics in enumerate(history, start=1):
             if epoch not in there:
-                self._client.log_batch(self.run_id, metrics=_metrics(metrics, epoch))
+                self._log(metrics, epoch)
 
     def log_figures(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """What a run ends with; not once more what a start that was killed has logged already."""
+        """The final figures, except those that an earlier, killed process has logged already."""
         there = self._client.get_run(self.run_id).data.metrics
-        new = {name: value for name, value in metrics.items() if there.get(name) != value}
-        self._client.log_batch(self.run_id, metrics=_metrics(new, epoch))
+        self._log({k: v for k, v in metrics.items() if there.get(k) != v}, epoch)
+
+    def _log(self, metrics: Mapping[str, float], epoch: int, synchronous: bool = True) -> Any:
+        """Values that are not finite (a measure that does not apply to this data set) stay out."""
+        now = int(time.time() * 1000)
+        finite = [Metric(k, float(v), now, epoch) for k, v in metrics.items() if np.isfinite(v)]
+        return self._client.log_batch(self.run_id, metrics=finite, synchronous=synchronous)
 
     def log_figure(self, figure: Figure, name: str) -> None:
         self._client.log_figure(self.run_id, figure, name)
 
     def log_table(self, table: Mapping[str, Any], name: str) -> None:
-        """A JSON file."""
+        """As a JSON file."""
         self._client.log_dict(self.run_id, dict(table), name)
 
-    def log_predictions(self, train: ScoredClips, held_out: ScoredClips) -> None:
-        """`train.npz` and `held_out.npz`: labels, logits, codes, subjects and ids of the clips."""
+    def log_predictions(self, **sides: Mapping[str, Any]) -> None:
+        """A file `SIDE.npz` of arrays for each side: what was trained on, and what was held out."""
         with tempfile.TemporaryDirectory() as folder:
-            for name, clips in (("train", train), ("held_out", held_out)):
-                path = Path(folder) / f"{name}.npz"
-                arrays: dict[str, Any] = clips.arrays()
+            for side, arrays in sides.items():
+                path = Path(folder) / f"{side}.npz"
                 np.savez_compressed(path, **arrays)
                 self._client.log_artifact(self.run_id, str(path), PREDICTIONS_NAME)
 
     def log_model(self, predictor: Predictor, card: ModelCard) -> None:
-        """Store the model as one file of cfer's, and as what MLflow alone can run."""
+        """Store the model as a model file of cfer, and in a form that MLflow alone can run."""
+        planes = TensorSpec(np.dtype(np.uint8), (-1, -1, *card.planes_shape))
+        probabilities = TensorSpec(np.dtype(np.float32), (-1, len(card.classes)))
         with tempfile.TemporaryDirectory() as folder:
             network, file = Path(folder) / "network.pt2", Path(folder) / MODEL_FILE_NAME
             export_program(predictor, card, network)
@@ -279,57 +267,17 @@ class Tracker:
                     name=MODEL_NAME,
                     python_model=str(Path(__file__).with_name("model") / "pyfunc.py"),
                     artifacts={"network": str(network), "model": str(file)},
-                    signature=_signature(card),
+                    signature=ModelSignature(Schema([planes]), Schema([probabilities])),
                     metadata={"classes": list(card.classes)},
-                    # Given, since MLflow would otherwise load the model in a fresh process to see
-                    # what it imports.
+                    # Without them, MLflow would load the model in a fresh process to find out.
                     pip_requirements=[
                         f"mlflow=={mlflow.__version__}",
                         f"torch=={torch.__version__.split('+')[0]}",
                         f"numpy=={np.__version__}",
                     ],
                 )
-            # Leaving start_run marked the run as finished; training says when it is.
+            # start_run marks the run as finished at its end, and training goes on.
             self._client.update_run(self.run_id, status="RUNNING")
-
-
-class NoTracker(Tracker):
-    """The same interface for the ranks that keep quiet."""
-
-    def __init__(self) -> None:
-        pass
-
-    def log_epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
-        pass
-
-    def complete_epochs(self, history: Sequence[Mapping[str, float]]) -> None:
-        pass
-
-    def log_figures(self, metrics: Mapping[str, float], epoch: int) -> None:
-        pass
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        pass
-
-    def log_table(self, table: Mapping[str, Any], name: str) -> None:
-        pass
-
-    def log_predictions(self, train: ScoredClips, held_out: ScoredClips) -> None:
-        pass
-
-    def log_model(self, predictor: Predictor, card: ModelCard) -> None:
-        pass
-
-
-def _metrics(metrics: Mapping[str, float], epoch: int) -> list[Metric]:
-    now = int(time.time() * 1000)
-    return [Metric(k, float(v), now, epoch) for k, v in metrics.items() if np.isfinite(v)]
-
-
-def _signature(card: ModelCard) -> ModelSignature:
-    planes = TensorSpec(np.dtype(np.uint8), (-1, -1, *card.planes_shape))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(card.classes)))
-    return ModelSignature(inputs=Schema([planes]), outputs=Schema([probabilities]))
 
 
 def model_file(uri: str) -> Path:
@@ -345,12 +293,12 @@ def model_file(uri: str) -> Path:
     connect()
     if "/" not in uri and not Path(uri).is_dir():
         run = find_run(uri)
-        if run.data.tags.get("cfer.role") == "protocol":
+        if role(run) == "protocol":
             raise InputError(
                 f"--model {uri}: a protocol of several runs, each with a model of its own; give "
                 "the id of one of them (mlflow ui shows them below it)"
             )
-        uri = model_uri(run)
+        uri = _model_uri(run)
     try:
         file = Path(mlflow.artifacts.download_artifacts(uri)) / "artifacts" / MODEL_FILE_NAME
     except (MlflowException, OSError, ValueError) as error:
@@ -367,9 +315,8 @@ def model_file(uri: str) -> Path:
     return file
 
 
-@dataclass(frozen=True)
-class StoredModelEntry:
-    """A model of the store: what to call it, where it is from, its run's last figures."""
+class StoredModelEntry(NamedTuple):
+    """A model of the store: its name, where it is from, the last figures of its run."""
 
     name: str
     what: str
@@ -382,29 +329,22 @@ def models() -> list[StoredModelEntry]:
     entries = []
     for version in client.search_model_versions():
         run = client.get_run(version.run_id) if version.run_id else None
-        entries.append(
-            StoredModelEntry(
-                f"models:/{version.name}/{version.version}",
-                f"registered, of run {run.info.run_name if run else '?'}",
-                dict(run.data.metrics) if run else {},
-            )
-        )
+        name, what = f"models:/{version.name}/{version.version}", "registered, of run"
+        if run is None:
+            entries.append(StoredModelEntry(name, f"{what} ?", {}))
+        else:
+            entries.append(StoredModelEntry(name, f"{what} {run.info.run_name}", run.data.metrics))
     experiments = {e.experiment_id: e.name for e in client.search_experiments()}
     runs = client.search_runs(list(experiments), "status = 'FINISHED'", max_results=1000)
     for run in runs:
-        # A protocol holds runs and no model; a run within one is known by its id alone.
-        has_model = run.outputs is not None and run.outputs.model_outputs
-        if run.data.tags.get("cfer.role") == "protocol" or not has_model:
+        # A protocol has runs and no model; one of its runs is found by its id only.
+        if role(run) == "protocol" or run.outputs is None or not run.outputs.model_outputs:
             continue
-        nested = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
-        entries.append(
-            StoredModelEntry(
-                run.info.run_id if nested else run.info.run_name or run.info.run_id,
-                f"run of experiment {experiments[run.info.experiment_id]}"
-                + (f": {run.info.run_name}" if nested else ""),
-                dict(run.data.metrics),
-            )
-        )
+        what = f"run of experiment {experiments[run.info.experiment_id]}"
+        name = run.info.run_name or run.info.run_id
+        if PARENT_TAG in run.data.tags:
+            name, what = run.info.run_id, f"{what}: {run.info.run_name}"
+        entries.append(StoredModelEntry(name, what, run.data.metrics))
     return entries
 
 
@@ -417,12 +357,17 @@ def register_model(predictor: Predictor, card: ModelCard, name: str) -> str:
     tracker.log_figures(card.figures, 0)
     tracker.log_model(predictor, card)
     end_run(run.info.run_id, succeeded=True)
-    version = mlflow.register_model(f"runs:/{run.info.run_id}/{MODEL_NAME}", name)
+    version = mlflow.register_model(_model_uri(run), name)
     return f"models:/{name}/{version.version}"
 
 
-def model_uri(run: Run) -> str:
+def _model_uri(run: Run) -> str:
     return f"runs:/{run.info.run_id}/{MODEL_NAME}"
+
+
+def role(run: Run) -> str | None:
+    """`run`, `protocol`, `fold` (of a protocol), `sweep` or `import`."""
+    return run.data.tags.get("cfer.role")
 
 
 def is_experiment(name: str) -> bool:
@@ -438,33 +383,35 @@ def download(run: Run, name: str) -> Path | None:
 
 
 def find_run(name_or_id: str) -> Run:
-    """The run of this id, or the newest finished one of this name, in any experiment."""
-    runs = find_runs(name_or_id)
+    """The run of this id, or the newest finished one of this name; raises as `find_runs`."""
+    return find_runs(name_or_id)[0]
+
+
+def find_runs(name_or_id: str) -> Sequence[Run]:
+    """Finished runs of an experiment or of this name, newest first; or the run of this id.
+
+    Raises:
+        InputError: there is none.
+    """
+    client = MlflowClient()
+    runs: Sequence[Run] = []
+    experiment = client.get_experiment_by_name(name_or_id)
+    if experiment is None and re.fullmatch(r"[0-9a-f]{32}", name_or_id):
+        with contextlib.suppress(MlflowException):
+            runs = [client.get_run(name_or_id)]
+    else:
+        experiments = client.search_experiments() if experiment is None else [experiment]
+        quoted = name_or_id.replace("'", "''")
+        named = "" if experiment is not None else f" and attributes.run_name = '{quoted}'"
+        runs = client.search_runs(
+            [e.experiment_id for e in experiments],
+            f"status = 'FINISHED'{named}",
+            max_results=50000,
+        )
     if not runs:
         raise InputError(
             f"{name_or_id}: no finished run or experiment of this name in "
             f"{mlflow.get_tracking_uri()}; see `mlflow ui`, or set MLFLOW_TRACKING_URI to the "
             "store that has it"
         )
-    return runs[0]
-
-
-def find_runs(name_or_id: str) -> Sequence[Run]:
-    """Finished runs, newest first: of an experiment, or one run by its name or id."""
-    client = MlflowClient()
-    experiment = client.get_experiment_by_name(name_or_id)
-    if experiment is not None:
-        return client.search_runs(
-            [experiment.experiment_id], "status = 'FINISHED'", max_results=50000
-        )
-    if re.fullmatch(r"[0-9a-f]{32}", name_or_id):
-        try:
-            return [client.get_run(name_or_id)]
-        except MlflowException:
-            return []
-    quoted = name_or_id.replace("'", "''")
-    return client.search_runs(
-        [e.experiment_id for e in client.search_experiments()],
-        f"status = 'FINISHED' and attributes.run_name = '{quoted}'",
-        max_results=50000,
-    )
+    return runs

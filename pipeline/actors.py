@@ -14,7 +14,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from cfer.codec import Bitstream, CodecSettings
+from cfer.codec import Bitstream
 from cfer.data.inputs import apex_picture
 from cfer.data.shards import Clip, Failure, write_shard
 from cfer.data.storage import Folder, StorageError, local_copy
@@ -32,68 +32,24 @@ from cfer.names import printable
 from cfer.video.faces import FaceDetector, FaceWindow, face_clip
 from cfer.video.pictures import ClipError
 from pipeline.manifest import Entry
+from pipeline.settings import ExtractionSettings
 
 # A worker that dies may have been killed from outside; one of its clips is suspected when it has
 # happened so often at their shard, and from then on each is made in a process of its own.
 DEATHS_OF_A_SUSPECT = 2
+
+
 # A process that is killed so often at one clip is taken to need more memory than there is.
 KILLS_OF_A_BAD_CLIP = 3
+
+
 MOST_DEATHS = 20  # of workers at one shard, in one job
+
+
 NATIVE_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
+
 log = logging.getLogger("extract")
-
-
-@dataclass(frozen=True)
-class ExtractionSettings:
-    """What decides the content of the shards. The comment of each field is its help text."""
-
-    size: int = 112  # side of the face crop, pixels, even
-    gop_size: int = 3  # frames from one I-frame to the next, at least 2
-    gop_span: int = 24  # frames of the video that a GOP stands for: gop_size of them are encoded
-    quantizer: int | None = None  # fixed, 1 (finest) to 31; None is 4, unless there is a bit_rate
-    bit_rate: int | None = None  # bits per second, in place of a quantizer
-    motion_search: bool = True
-    identity: str = "auto"  # frozen face network; auto: FaceNet if its weights can be had
-    window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
-    clips_per_shard: int | None = None  # None: as many as make a shard of some megabytes
-
-    def __post_init__(self) -> None:
-        if self.quantizer is None and self.bit_rate is None:
-            # Given or not, it is one setting: settings are compared, and are part of digests.
-            object.__setattr__(self, "quantizer", 4)
-        if self.size < 32 or self.size % 2:
-            raise InputError(f"--size {self.size}: give an even number of pixels, 32 or more")
-        if self.gop_size < 2:
-            raise InputError(
-                f"--gop-size {self.gop_size}: give 2 or more; a GOP of 1 has no residual"
-            )
-        if self.gop_span < self.gop_size:
-            raise InputError(
-                f"--gop-size {self.gop_size} --gop-span {self.gop_span}: a GOP stands for at least "
-                "as many frames of the video as it has; give the same twice to encode every frame"
-            )
-        for name in ("window_gops", "clips_per_shard"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise InputError(f"--{name.replace('_', '-')} {given}: give 1 or more")
-        _ = self.codec
-
-    @property
-    def codec(self) -> CodecSettings:
-        return CodecSettings(
-            self.gop_size, self.quantizer, self.bit_rate, self.motion_search, self.gop_span
-        )
-
-    @property
-    def window_frames(self) -> int:
-        return self.window_gops * self.gop_span
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Section 4 of the paper: GOP 12, the encoder's own motion search, 224 × 224 crops.
-    "paper": {"size": 224, "gop_size": 12, "gop_span": 12, "motion_search": True},
-}
 
 
 # ---- one clip ------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """From a data set to the table of methods: draw or unpack, extract, train every fold, report.
 
-    python pipeline/benchmark.py --dataset synthetic --out bench            # the whole table
-    python pipeline/benchmark.py --dataset synthetic --out quick --quick    # the same, in minutes
-    python pipeline/benchmark.py --dataset ravdess --root ARCHIVES --out bench
+    cfer benchmark --dataset synthetic --out bench            # the whole table
+    cfer benchmark --dataset synthetic --out quick --quick    # the same, in minutes
+    cfer benchmark --dataset ravdess --root ARCHIVES --out bench
 
-Every method (`cfer.train.config.METHODS`) is trained on the same clips, folds, epochs and seeds; more
-rows are trained on clips that were encoded without motion search, or with every frame. With
+Every method (`cfer.train.config.METHODS`) is trained on the same clips, folds, epochs and seeds;
+more rows are trained on clips that were encoded without motion search, or with every frame. With
 `--search` the rows are another table's: the recommended recipe, with one setting of the encoder or
 of the training changed in each. Killed and started again, it goes on where it was. The table is in
 `OUT/report`.
@@ -13,35 +13,49 @@ of the training changed in each. Killed and started again, it goes on where it w
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-if not __package__:
-    # Run as a script, Python looks for modules in pipeline/ and not in the folder above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from cfer.cluster import join_cluster
-from cfer.data.folds import ClipIndex, read_index
-from cfer.errors import InputError, exit_with_message
-from cfer.evaluate import report
+from cfer.errors import InputError
+from cfer.options import parse
+from cfer.outputs import say
 from cfer.train.command import PROTOCOLS, parse_seeds
 from cfer.train.config import METHODS, TrainConfig, config_of
-from cfer.train.protocol import train_all
-from pipeline import extract
-from pipeline.datasets import synthetic
-from pipeline.datasets.layout import NAMES
+
+if TYPE_CHECKING:
+    from cfer.data.folds import ClipIndex
 
 SYNTHETIC = "synthetic"
 NUM_SUBJECTS = 60
 QUICK_SUBJECTS = 12
 QUICK: dict[str, Any] = {"folds": "2", "seeds": "0", "epochs": 4}
 SEARCH_PROTOCOL: dict[str, Any] = {"folds": "5"}
+
+
+DatasetName = Literal["synthetic", "ck+", "mmi", "afew", "oulu-casia", "ravdess", "crema-d"]
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """From a data set to the table of methods: draw or unpack, extract, train all folds, report."""
+
+    dataset: DatasetName
+    out: Path  # folder to work in
+    root: Path | None = None  # the data set's folder, or one with its ZIP archives
+    quick: bool = False  # few people, folds and epochs
+    search: bool = False  # the rows of the recipe search, not the methods
+    rows: str | None = None  # only these rows of the table, commas between
+    subjects: int | None = None  # people to draw; None: 60
+    seeds: str | None = None  # commas between; None: those of the data set's protocol
+    epochs: int | None = None  # of each run; None: those of the protocol
+    identity: str = "auto"  # frozen face network
+    experiment: str | None = None  # MLflow experiment; None: benchmark-DATASET
+    parallel: int = 0  # runs at a time; 0: as many as fit
+    max_failures: int = 0  # clips that may fail
 
 
 @dataclass(frozen=True)
@@ -163,7 +177,7 @@ def unpacked(root: Path, out: Path) -> Path:
     return out
 
 
-def settings_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
+def settings_of(options: BenchmarkOptions) -> tuple[dict[str, Any], list[int]]:
     """What all rows have in common: the data set's protocol, shortened or not, and its seeds."""
     settings: dict[str, Any] = {**PROTOCOLS[options.dataset]}
     if options.search:
@@ -179,14 +193,20 @@ def settings_of(options: argparse.Namespace) -> tuple[dict[str, Any], list[int]]
     return settings, parse_seeds(str(settings.pop("seeds", "0")))
 
 
-def experiment_of(options: argparse.Namespace) -> str:
+def experiment_of(options: BenchmarkOptions) -> str:
     """The MLflow experiment: one for each table, since all rows of one are compared."""
     words = ["recipe" if options.search else "benchmark", options.dataset]
     return "-".join(words + ["quick"] * options.quick)
 
 
-def benchmark(options: argparse.Namespace) -> Path:
-    """Everything, or what is left of it → the report's page."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Everything, or what is left of it → exit status."""
+    options = parse(BenchmarkOptions, "cfer benchmark", argv)
+    from cfer.cluster import join_cluster
+    from cfer.data.folds import read_index
+    from cfer.evaluate import report
+    from cfer.train.protocol import train_all
+
     started = time.monotonic()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -211,14 +231,16 @@ def benchmark(options: argparse.Namespace) -> Path:
     train_all(configs, seeds, options.parallel)
     page = report.write(experiment, out / ("report-search" if options.search else "report"))
     say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {page}")
-    return page
+    return 0
 
 
-def _source(options: argparse.Namespace) -> list[str]:
+def _source(options: BenchmarkOptions) -> list[str]:
     """The options that tell the extraction where the clips are."""
     if options.dataset == SYNTHETIC:
         videos = options.out / "videos"
         subjects = options.subjects or (QUICK_SUBJECTS if options.quick else NUM_SUBJECTS)
+        from pipeline.datasets import synthetic
+
         synthetic.main(["--out", str(videos), "--subjects", str(subjects)])
         return ["--videos", str(videos / "manifest.csv")]
     if options.root is None:
@@ -230,53 +252,17 @@ def _source(options: argparse.Namespace) -> list[str]:
 
 
 def _extracted(
-    codec: tuple[str, ...], source: list[str], out: Path, options: argparse.Namespace
+    codec: tuple[str, ...], source: list[str], out: Path, options: BenchmarkOptions
 ) -> str:
     """The shards of one way of encoding."""
     name = "-".join(part.lstrip("-") for part in ("shards", *codec))
     arguments = [*source, "--out", str(out / name), *codec, "--identity", options.identity]
     say("extract " + " ".join(arguments))
+    from pipeline import extract
+
     if extract.main([*arguments, "--max-failures", str(options.max_failures)]):
         raise InputError(
             f"{out / name}/failures.csv: more clips failed than --max-failures "
             f"{options.max_failures}; look at their reasons, and allow as many as you accept"
         )
     return str(out / name)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python pipeline/benchmark.py", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument(
-        "--dataset", required=True, choices=(SYNTHETIC, *(n for n in NAMES if n in PROTOCOLS))
-    )
-    parser.add_argument("--root", type=Path, help="its folder, or one with its ZIP archives")
-    parser.add_argument("--out", type=Path, required=True, help="folder to work in")
-    parser.add_argument("--quick", action="store_true", help="few people, folds and epochs")
-    parser.add_argument(
-        "--search", action="store_true", help="the rows of the recipe search, not the methods"
-    )
-    parser.add_argument("--rows", help="only these rows of the table, commas between")
-    parser.add_argument("--subjects", type=int, help=f"people to draw ({NUM_SUBJECTS})")
-    parser.add_argument("--seeds", help="of the protocol, commas between")
-    parser.add_argument("--epochs", type=int, help="of each run")
-    parser.add_argument("--identity", default="auto", help="frozen face recognizer (auto)")
-    parser.add_argument("--experiment", help="MLflow experiment (benchmark-DATASET)")
-    parser.add_argument("--parallel", type=int, default=0, help="runs at a time (as many as fit)")
-    parser.add_argument("--max-failures", type=int, default=0, help="clips that may fail (0)")
-    return parser
-
-
-def say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    benchmark(build_parser().parse_args(arguments))
-    return 0
-
-
-if __name__ == "__main__":
-    exit_with_message(main)

@@ -37,7 +37,7 @@ from cfer.names import (
     rows_named,
     says_nothing,
 )
-from cfer.video.pictures import (
+from cfer.video.files import (
     READ_FORMATS,
     VIDEO_SUFFIXES,
     clips_below,

@@ -355,3 +355,41 @@ def run_documented_bench(command: str, folder: Path) -> dict[str, Any]:
     assert found["verified"] in printed.getvalue()
     assert set(found["circumstances"]) >= {"command", "commit", "processor", "software"}
     return found
+
+
+@contextlib.contextmanager
+def ray_head(folder: Path, **variables: str) -> Iterator[str]:
+    """A cluster as `ray start --head` makes it in a folder, with a dashboard; the jobs' address."""
+    # Socket names below Ray's folder must be short.
+    files = Path("/tmp") / f"cfer-{os.getpid()}"
+    ports = free_ports(4)
+    names = (
+        "--port",
+        "--dashboard-port",
+        "--dashboard-agent-listen-port",
+        "--ray-client-server-port",
+    )
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": "",
+        "RAY_AUTH_MODE": "disabled",
+        # A job's `python` is the one that is found where the cluster was started.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **variables,
+    }
+    head = subprocess.Popen(
+        [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
+        + [f"--temp-dir={files}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+        + [f"{name}={port}" for name, port in zip(names, ports, strict=True)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: is_open(ports[1]) and is_open(ports[2]), head)
+        yield f"http://127.0.0.1:{ports[1]}"
+    finally:
+        kill_with_children(head)
+        shutil.rmtree(files, ignore_errors=True)

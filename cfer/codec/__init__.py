@@ -1,7 +1,4 @@
-"""Bitstreams, and nothing else: residuals out of a video, and fixed-GOP encoding.
-
-It needs PyAV and NumPy alone.
-"""
+"""Fixed-GOP bitstreams: encode pictures, and read residuals. It needs PyAV and NumPy alone."""
 
 from cfer.codec.bitstream import MOTION_VECTOR_DTYPE, Bitstream, Gop, Residual, read_gops, residuals
 from cfer.codec.encode import CodecSettings, encode, spelled_as_now

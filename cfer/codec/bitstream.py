@@ -1,13 +1,13 @@
-"""Expressions live in the residuals: write a fixed-GOP bitstream, and read one without patches.
+"""Read the residuals of a bitstream with an unpatched decoder.
 
-The codec is MPEG-4 Part 2 (ISO/IEC 14496-2), through PyAV's stock decoder and encoder. A decoder
-computes `clip(prediction(reference, motion) + residual)` for every block of a P-frame, and shows
-only the sum. Give it a flat mid-gray picture as the reference: any motion-compensated prediction
-from a constant is that constant, at any sub-pel position and with either rounding, so what comes
-out is `clip(128 + residual)`, the transmitted residual itself. The gray picture is an I-VOP that
-this module writes, bit by bit, for the stream's own header (`gray_vop`), so that it works for any
-encoder's stream. FFmpeg takes the very same picture for an I-frame that is missing, so mostly not
-even that needs decoding (`_missing_is_gray`).
+The codec is MPEG-4 Part 2 (ISO/IEC 14496-2), through PyAV's stock decoder. A decoder computes
+`clip(prediction(reference, motion) + residual)` for every block of a P-frame, and shows only the
+sum. Give it a flat mid-gray picture as the reference: any motion-compensated prediction from a
+constant is that constant, at any sub-pel position and with either rounding, so the decoder shows
+`clip(128 + residual)`, the transmitted residual itself. The gray picture is an I-VOP that is
+written, bit by bit, for the stream's own header (`gray_vop`), so it fits any encoder's stream.
+FFmpeg uses the same picture where an I-frame is missing, so mostly not even that has to be decoded
+(`_missing_is_gray`).
 
     bitstream = encode(pictures, CodecSettings(gop_size=12), fps=25)      # or Bitstream.open(path)
     bitstream.direct_residual(7)             # frame 7 alone: one packet is decoded
@@ -19,7 +19,7 @@ even that needs decoding (`_missing_is_gray`).
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache, cached_property
@@ -31,12 +31,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from cfer.codec.containers import (
-    CutOff,
-    open_input,
-    video_stream,
-    whole_packets,
-)
+from cfer.codec.containers import CutOff, open_input, video_stream, whole_packets
 from cfer.codec.mpeg4 import (
     GRAY,
     MACROBLOCK,
@@ -46,17 +41,14 @@ from cfer.codec.mpeg4 import (
     gray_vop,
 )
 
-# FFmpeg's AVMotionVector, as PyAV shows it.
+# FFmpeg's AVMotionVector, as PyAV exports it.
 MOTION_VECTOR_DTYPE = np.dtype(
-    {
-        "names": [
-            "source", "w", "h", "src_x", "src_y", "dst_x", "dst_y",
-            "flags", "motion_x", "motion_y", "motion_scale",
-        ],
-        "formats": ["i4", "u1", "u1", "i2", "i2", "i2", "i2", "u8", "i4", "i4", "u2"],
-        "offsets": [0, 4, 5, 6, 8, 10, 12, 16, 24, 28, 32],
-        "itemsize": 40,
-    }
+    [
+        ("source", "i4"), ("w", "u1"), ("h", "u1"),
+        ("src_x", "i2"), ("src_y", "i2"), ("dst_x", "i2"), ("dst_y", "i2"),
+        ("flags", "u8"), ("motion_x", "i4"), ("motion_y", "i4"), ("motion_scale", "u2"),
+    ],
+    align=True,
 )  # fmt: skip
 
 
@@ -68,7 +60,7 @@ class Residual:
         frame: frame number in the bitstream, from 0.
         y: luma, read-only uint8 (H, W), 128 = zero: `clip(128 + residual, 0, 255)`.
         u, v: chroma, read-only uint8 (ceil(H/2), ceil(W/2)), 128 = zero.
-        motion: its vectors, or the decoded frame that has them; `motion_vectors` reads them.
+        motion: its vectors, or the decoded frame that has them; see `motion_vectors`.
         is_coded: False where the bitstream only says that the picture stays (an N-VOP).
     """
 
@@ -81,9 +73,9 @@ class Residual:
 
     @property
     def motion_vectors(self) -> np.ndarray:
-        """The frame's vectors, a structured array of FFmpeg's AVMotionVector: `dst_x`, `dst_y` the
-        block's center, `w`, `h` its size, `motion_x / motion_scale` and `motion_y / motion_scale`
-        samples from the block to its reference. Intra blocks have none."""
+        """The frame's vectors, `MOTION_VECTOR_DTYPE` (M,), one for each inter block: `dst_x` and
+        `dst_y` are the block's center and `w` and `h` its size, in samples of luma; its reference
+        is `motion_x / motion_scale` and `motion_y / motion_scale` samples away from it."""
         if isinstance(self.motion, np.ndarray):
             return self.motion
         exported = self.motion.side_data.get("MOTION_VECTORS")
@@ -107,7 +99,7 @@ class Residual:
     def saturated_fraction(self) -> float:
         """Share of the samples of y, u and v at 0 or 255, in [0, 1].
 
-        There the transmitted residual may be larger than 8 bits can tell.
+        There the transmitted residual may be larger than 8 bits can hold.
         """
         planes = (self.y, self.u, self.v)
         # Unsigned wrap-around turns 255 and 0 into 0 and 1: one comparison finds both.
@@ -140,20 +132,25 @@ class Bitstream:
     Frame numbers count from 0 in the order of the bitstream, which is the order of display, since
     there are no B-frames. Not safe for use from several threads at once.
 
-    Attributes:
+    Args:
+        data: the bytes of a file, of any container.
         name: what messages call it.
+
+    Attributes:
+        packets: the bytes of each frame.
         width, height: in samples of luma.
         fps: frames per second, on average.
-        times: when each frame is shown, and, one value more, when the last one ends: seconds since
-            the first one, as the container says.
         frame_types: one letter a frame: I, P, or N (not coded: the picture before it, again).
         gops: the frame numbers of each GOP; the first of each is its I-frame.
+
+    Raises:
+        CodecError: another codec, a B-frame, a coding tool whose residuals cannot be read exactly,
+            or a file that is damaged or cut off.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
         self.data = data
-        self.packets: list[bytes] = []
         try:
             file = io.BytesIO(data)
             with open_input(file) as container:
@@ -172,11 +169,11 @@ class Bitstream:
             raise CodecError(f"{name}: not a readable video ({error})") from error
         if not self.packets:
             raise CodecError(f"{name}: there is no frame in it")
-        # What stands before the first picture holds the layer header, wherever the muxer put it.
+        # The layer header is somewhere before the first picture, wherever the muxer put it.
         self._header = extradata + self.packets[0][: max(self.packets[0].find(VOP_START_CODE), 0)]
         self._layer = VideoObjectLayer.parse(self._header, name)
         self.width, self.height = self._layer.width, self._layer.height
-        self.frame_types = self._frame_types()
+        self.frame_types = "".join(map(self._frame_type, range(len(self.packets))))
         if self.frame_types[0] != "I":
             raise CodecError(f"{name}: its first frame is no I-frame; cut it at an I-frame")
         starts = [n for n, kind in enumerate(self.frame_types) if kind == "I"]
@@ -186,14 +183,10 @@ class Bitstream:
 
     @classmethod
     def open(cls, path: str | Path) -> Bitstream:
-        """Read a file of any container that holds an MPEG-4 Part 2 video.
-
-        Raises:
-            CodecError: another codec, a B-frame, or a coding tool that cannot be read exactly.
-        """
+        """Read a file; raises `CodecError` as the class does, or where the file is not readable."""
         try:
             with open(path, "rb") as file:
-                # A film in another codec may be larger than the memory.
+                # A film in another codec may be larger than the memory: look before reading.
                 with open_input(file) as container:
                     _mpeg4_stream(container, str(path))
                 file.seek(0)
@@ -215,6 +208,8 @@ class Bitstream:
 
     @cached_property
     def times(self) -> list[float]:
+        """When each frame is shown and, one value more, when the last one ends: seconds since the
+        first one, by the container's time stamps, or by `fps` where it lacks some."""
         count = len(self.packets)
         stamps = [stamp for stamp in self._stamps if stamp is not None]
         base = self._time_base
@@ -226,12 +221,12 @@ class Bitstream:
         return [float((stamp - stamps[0]) * base) for stamp in (*stamps, end)]
 
     def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Decode everything, as any player does: (y, u, v) of each frame, uint8."""
+        """Decode everything, as any player does: `gop_pictures` of every GOP."""
         for number in range(len(self.gops)):
             yield from self.gop_pictures(number)
 
     def gop_pictures(self, gop: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The pictures of one GOP: (y, u, v) of each frame, uint8."""
+        """The pictures of one GOP: (y, u, v) of each frame, read-only uint8, as in `Residual`."""
         numbers = self.gops[gop]
         coded = [n for n in numbers if self.frame_types[n] != "N"]
         packets = [self._i_packet(numbers), *(self.packets[n] for n in coded[1:])]
@@ -253,7 +248,7 @@ class Bitstream:
         return frame.to_ndarray(format="rgb24", threads=1)
 
     def direct_residual(self, frame: int) -> Residual:
-        """What the bitstream transmits for one P-frame; only that frame's packet is read.
+        """What the bitstream transmits for one P-frame; that frame's packet alone is decoded.
 
         Raises:
             ValueError: the frame is not a P-frame of this bitstream.
@@ -263,19 +258,20 @@ class Bitstream:
         if self.frame_types[frame] == "N":
             return self._zero_residual(frame)
         (decoded,) = self._decode([self.packets[frame]], self._reference)
-        return self._residual(frame, decoded)
+        return Residual(frame, *_planes(decoded), decoded)
 
     def accumulated_residuals(self, gop: int) -> list[Residual]:
-        """Every P-frame's change since its I-frame, less what motion explains: one decode.
+        """Every P-frame's change since its I-frame, less what motion explains.
 
         The gray picture stands in for the I-frame, and the P-frames are decoded on top of each
-        other: CoViAR's back-traced residual (Wu et al., CVPR 2018), at the decoder's own sub-pel
-        accuracy. The last P-frame's holds the change of the whole GOP.
+        other: CoViAR's back-traced residual (Wu et al., "Compressed Video Action Recognition",
+        CVPR 2018), at the decoder's own sub-pel accuracy. The last P-frame's residual holds the
+        change of the whole GOP.
         """
         return list(self._accumulated_residuals(gop, self._decoder))
 
     def iter_accumulated_residuals(self, gop: int) -> Iterator[Residual]:
-        """As `accumulated_residuals`, one after the other: a GOP of any length in little memory."""
+        """As `accumulated_residuals`, one by one, so that a long GOP takes little memory."""
         # A decoder of its own, since between two residuals another may be asked for.
         return self._accumulated_residuals(gop, _new_decoder(self._header))
 
@@ -286,7 +282,8 @@ class Bitstream:
         before: Residual | None = None
         for number in numbers:
             if self.frame_types[number] == "P":
-                residual = self._residual(number, next(frames))
+                decoded = next(frames)
+                residual = Residual(number, *_planes(decoded), decoded)
             else:
                 residual = self._zero_residual(number)
                 if before is not None:
@@ -296,9 +293,9 @@ class Bitstream:
 
     @cached_property
     def _reference(self) -> list[bytes]:
-        """What the decoder is given in place of an I-frame, to see residuals."""
-        # FFmpeg fills what is visible; motion may point into the rest of a macroblock beyond it.
-        # And where pictures may come out later than they went in, its filling comes out too.
+        """The packets that the decoder is given in place of an I-frame, to show residuals."""
+        # FFmpeg's gray picture ends at the visible edge, and motion may point into the rest of a
+        # macroblock beyond it. Where the decoder delays pictures, it also shows its gray one.
         whole = self.width % MACROBLOCK == 0 and self.height % MACROBLOCK == 0
         if whole and self._layer.low_delay and _missing_is_gray():
             return []
@@ -319,7 +316,7 @@ class Bitstream:
         packets: list[bytes],
         reference: list[bytes] | None = None,
     ) -> Iterator[av.VideoFrame]:
-        """Decode packets apart from all that came before: a GOP, or P-frames on a reference."""
+        """Decode packets, independently of earlier ones: a GOP, or P-frames on a reference."""
         given = [*(reference or []), *packets]
         skipped, count = len(given) - len(packets), 0
         try:
@@ -344,10 +341,6 @@ class Bitstream:
         packet = self.packets[gop[0]]
         return self._header + packet[packet.find(VOP_START_CODE) :]
 
-    def _residual(self, number: int, frame: av.VideoFrame) -> Residual:
-        y, u, v = _planes(frame)
-        return Residual(number, y, u, v, frame)
-
     def _zero_residual(self, number: int) -> Residual:
         chroma = (-(-self.height // 2), -(-self.width // 2))
         return Residual(
@@ -358,22 +351,6 @@ class Bitstream:
             motion=np.zeros(0, MOTION_VECTOR_DTYPE),
             is_coded=False,
         )
-
-    def _frame_types(self) -> str:
-        """Of all frames at once, since opening a file takes as long as decoding a few frames."""
-        heads = b"".join([packet[:12].ljust(12, b"\x00") for packet in self.packets])
-        words = np.frombuffer(heads, ">u4").reshape(-1, 3).astype(np.uint64)
-        header = words[:, 1] << 32 | words[:, 2]  # the 64 bits after the start code
-        kind, late = header >> 62, header >> 61 & 1  # late: a second has passed
-        coded = header >> (58 - late - self._layer.time_bits) & 1
-        usual = (words[:, 0] == int.from_bytes(VOP_START_CODE, "big")) & (kind < 2)
-        usual &= ~(late & header >> 60).astype(bool)
-        letters = np.where(kind == 0, "I", np.where(coded, "P", "N")).tolist()
-        # One by one where it is not as usual (a header comes first), or to say what is wrong.
-        one_each = _count_vops(self.packets) == len(self.packets)
-        for number in np.flatnonzero(~usual) if one_each else range(len(self.packets)):
-            letters[number] = self._frame_type(int(number))
-        return "".join(letters)
 
     def _frame_type(self, number: int) -> str:
         packet = self.packets[number]
@@ -397,11 +374,11 @@ class Bitstream:
 
 @dataclass(frozen=True)
 class Gop:
-    """A group of pictures; each property decodes what it needs, and nothing else.
+    """A group of pictures; each property decodes the packets that it needs, and no others.
 
     Attributes:
-        bitstream: which it is of.
-        number: its place there, from 0.
+        bitstream: the video.
+        number: the GOP's number in it, from 0.
     """
 
     bitstream: Bitstream
@@ -419,12 +396,12 @@ class Gop:
 
     @property
     def direct_residuals(self) -> list[Residual]:
-        """What each P-frame transmits."""
+        """`Bitstream.direct_residual` of each P-frame."""
         return [self.bitstream.direct_residual(frame) for frame in self.frames[1:]]
 
     @property
     def accumulated_residuals(self) -> list[Residual]:
-        """Each P-frame's change since the I-frame, less what motion explains."""
+        """`Bitstream.accumulated_residuals` of this GOP."""
         return self.bitstream.accumulated_residuals(self.number)
 
 
@@ -432,7 +409,7 @@ def read_gops(path: str | Path) -> list[Gop]:
     """The GOPs of an MPEG-4 Part 2 video; `cfer encode VIDEO CLIP.mp4` makes one of any video.
 
     Raises:
-        CodecError: another codec, a B-frame, or a coding tool that cannot be read exactly.
+        CodecError: see `Bitstream`.
     """
     bitstream = Bitstream.open(path)
     return [Gop(bitstream, number) for number in range(len(bitstream.gops))]
@@ -442,7 +419,7 @@ def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]
     """The residual of every P-frame, in order; `kind` is "accumulated" or "direct".
 
     Raises:
-        CodecError: see `read_gops`; or a kind of another name.
+        CodecError: see `Bitstream`; or a kind of another name.
     """
     if kind not in ("accumulated", "direct"):
         raise CodecError(f"residuals of kind {kind!r}: give accumulated or direct")
@@ -470,11 +447,8 @@ def _mpeg4_stream(container: InputContainer, name: str) -> VideoStream:
 def _packets_by_index(
     data: bytes, container: InputContainer, stream: VideoStream
 ) -> list[tuple[bytes, int | None]]:
-    """The packets of a video and their time stamps, cut out where an MP4's index says; none if that
-    is not sure.
-
-    Several times as fast as reading one after the other.
-    """
+    """The packets of a video and their time stamps, cut out by an MP4's index, which is faster than
+    demuxing; none where the index may not be the whole truth."""
     if "mp4" not in container.format.name or stream.frames != len(stream.index_entries):
         return []
     entries = [
@@ -490,19 +464,8 @@ def _packets_by_index(
     return [(data[start : start + size], stamp) for start, size, _, stamp in entries]
 
 
-def _count_vops(packets: Sequence[bytes]) -> int:
-    """How many VOPs begin in all of them together."""
-    everything = b"".join([*packets, b"\x00" * 3])
-    code = np.frombuffer(VOP_START_CODE, np.uint32)
-    words = (
-        np.frombuffer(everything, np.uint32, (len(everything) - offset) // 4, offset)
-        for offset in range(4)
-    )
-    return sum(int(np.count_nonzero(there == code)) for there in words)
-
-
 def _packet(data: bytes) -> av.Packet:
-    # `av.Packet(data)` would lend the decoder a buffer without the padding that it reads beyond the
+    # `av.Packet(data)` would give the decoder a buffer without the padding that it reads beyond the
     # end: wrong frames, and different ones in every process.
     packet = av.Packet(len(data))
     packet.update(data)
@@ -525,7 +488,7 @@ def _new_decoder(header: bytes) -> av.VideoCodecContext:
     decoder = av.CodecContext.create("mpeg4", "r")
     assert isinstance(decoder, av.VideoCodecContext)
     decoder.thread_count = 1
-    # Damaged data is an error of ours to report, not something to conceal.
+    # Report damaged data; by default the decoder conceals it.
     decoder.options = {"flags2": "+export_mvs", "err_detect": "explode"}
     decoder.extradata = header
     return decoder
@@ -538,10 +501,10 @@ _STILL_P_FRAME = bytes.fromhex("000001b650f0237f")
 
 @cache
 def _missing_is_gray() -> bool:
-    """Whether this FFmpeg takes a picture of 128 for an I-frame that a P-frame needs and lacks.
+    """Whether this FFmpeg uses a picture of 128 where a P-frame lacks its I-frame.
 
-    Every version did so far (`mpegvideo`'s dummy pictures), but it promises nothing: so each
-    process looks once.
+    Every version so far does (`mpegvideo`'s dummy pictures), but none promises it: each process
+    checks once.
     """
     decoder = _new_decoder(_STILL_HEADER)
     try:

@@ -1,8 +1,8 @@
-"""Video files as FFmpeg opens them: safely, the right stream, and whether they are whole.
+"""Video files: open them safely, choose the right stream, and see whether they are whole.
 
-A file is handed to FFmpeg open, never by its name: to FFmpeg a name may be a URL (`http:…`,
-`concat:…`, or just `2023-05-01T10:30:00.mp4`). Nor may what is in the file lead FFmpeg to another
-one, or into the network, as a playlist does.
+FFmpeg gets an open file, never a name: it takes some names for URLs (`http:…`, `concat:…`, or just
+`2023-05-01T10:30:00.mp4`). Nor may a file's content lead FFmpeg to another file or into the
+network, as a playlist would.
 """
 
 from __future__ import annotations
@@ -18,49 +18,51 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 MOST_PIXELS = 1 << 27  # of a picture: one of 16K, 15,360 × 8,640, has a little less
-# A frame of every usual rate (24000/1001, 25, 30000/1001, …) is a whole number of the fine ones.
+# At every usual rate (24000/1001, 25, 30000/1001, …) a frame lasts a whole number of fine ticks.
 TICKS_PER_SECOND, COARSE_TICKS_PER_SECOND = 720_000, 1000
 _MOST_TICKS = (1 << 31) - 1  # from one frame to the next
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-_NOT_KNOWN = 0xFFFFFFFF  # the size of an AVI's chunk that was written to a pipe
+_NOT_KNOWN = 0xFFFFFFFF  # the size of a chunk in an AVI that was written to a pipe
 _LARGEST_PAGE, _LAST_PAGE = 65_307, 4  # of an Ogg (RFC 3533): bytes, and a flag
-# Beyond so many an AVI is not followed: a large one has some hundreds.
-_MOST_CHUNKS = 10_000
+_MOST_CHUNKS = 10_000  # of an AVI that are looked at: a large one has some hundreds
 
 
 class CutOff(Exception):
-    """A video file that lacks something; the message says how that is known."""
+    """A video file that is not whole; the message says how that is known."""
 
 
 def open_input(file: Any, **options: str) -> InputContainer:
-    """Something to read bytes from (what can `seek` is a file, what can't is a pipe).
+    """Open a video.
 
     Args:
-        options: more of FFmpeg's.
+        file: an object with `read`: a file where it also has `seek`, else a pipe.
+        options: more options of FFmpeg's.
 
     Raises:
         av.error.FFmpegError: not a video, or one whose pictures are in other files.
     """
-    # FFmpeg decodes a little at once, to see what is there.
+    # While opening, FFmpeg already decodes some frames.
     options = {"protocol_whitelist": "", "max_pixels": str(MOST_PIXELS), **options}
-    # Titles of old files are in any encoding, and nobody looks at them here.
+    # The titles of old files are in any encoding, and are not read here.
     return av.open(file, "r", options=options, metadata_errors="replace")
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The film: the default video stream, else the first one; a cover picture is none."""
+    """The film: the default video stream, else the first one; cover pictures do not count."""
     films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     default = (stream for stream in films if stream.disposition & Disposition.default)
     return next(default, films[0] if films else None)
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """The packets of one stream that hold something, and the empty one at its end that flushes a
-    decoder. An empty one in between, for a frame that a camera dropped, would flush it too early.
+    """The packets of one stream that have data, then the empty one that flushes a decoder.
+
+    Some files have empty packets in between, for frames that a camera dropped; they would flush the
+    decoder too early, and are left out.
 
     Raises:
-        av.error.FFmpegError, OSError: it can't be read on.
+        av.error.FFmpegError, OSError: the file cannot be read to its end.
     """
     last = None
     for packet in container.demux(stream):
@@ -74,18 +76,18 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
 def whole_packets(
     container: InputContainer, stream: VideoStream, file: BinaryIO
 ) -> Iterator[Packet]:
-    """As `packets`, of a file that is to be whole.
+    """As `packets`, of a file that has to be whole.
 
-    How many frames a header announces proves nothing: it counts those that a camera dropped, and
+    The number of frames in a header proves nothing: it counts those that a camera dropped, and
     those that an edit list or an open GOP leaves out.
 
     Raises:
-        CutOff: a packet is not whole, or some that the file itself tells of are not there.
+        CutOff: a packet is not whole, or one that the file's own index or header names is missing.
     """
     count = 0
     name = container.format.name
     for packet in packets(container, stream):
-        # In MPEG-TS it may only say that two files were joined; there the decoder knows.
+        # In MPEG-TS the mark may only mean that two files were joined; the decoder knows better.
         if packet.is_corrupt and "mpegts" not in name:
             raise CutOff("its last packet is not whole")
         count += packet.size > 0
@@ -99,10 +101,10 @@ def whole_packets(
 
 
 def ticks_of(times: Sequence[float]) -> tuple[list[int], int]:
-    """Times in seconds, ascending, in ticks of an MP4's own clock, and how many ticks a second has.
+    """Times (seconds, ascending) as ticks of an MP4's clock, and the number of ticks in a second.
 
-    No two are the same, since a container has no two frames at one time. Between two there are less
-    than 2^31 ticks; a gap that takes more, of weeks, is shortened.
+    All ticks are different, since a container has no two frames at one time. MP4 allows less than
+    2^31 ticks from one to the next; a longer gap, of weeks, is shortened.
     """
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     is_fine = max(gaps, default=0) * TICKS_PER_SECOND < _MOST_TICKS
@@ -115,8 +117,8 @@ def ticks_of(times: Sequence[float]) -> tuple[list[int], int]:
 
 
 def _ends_early(file: BinaryIO) -> bool:
-    """Whether an AVI's or a Matroska's pictures would go on beyond the end of the file, or an Ogg's
-    last page is not marked as such."""
+    """Whether an AVI or Matroska header says that the pictures go on beyond the end of the file, or
+    the last page of an Ogg is not marked as the last one."""
     size = file.seek(0, 2)
     file.seek(0)
     kind = file.read(4)
@@ -151,10 +153,10 @@ def _avi_ends_early(file: BinaryIO, size: int) -> bool:
 
 
 def _size_of_element(file: BinaryIO) -> int | None:
-    """The number of 1 to 8 bytes that comes next (RFC 8794, 4); None where it is not known yet."""
+    """The size of 1 to 8 bytes that comes next (RFC 8794, section 4); None: unknown."""
     first = file.read(1) or b"\x00"
     num_bytes = 9 - first[0].bit_length()
     value = int.from_bytes(first + file.read(num_bytes - 1), "big")
-    most = (1 << 7 * num_bytes) - 1  # all ones: unknown
-    value &= most
-    return None if value == most else value
+    unknown = (1 << 7 * num_bytes) - 1
+    value &= unknown
+    return None if value == unknown else value

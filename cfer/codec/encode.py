@@ -6,7 +6,8 @@ bitstream = encode(pictures, CodecSettings(gop_size=12), fps=25)
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -17,13 +18,10 @@ import numpy as np
 from av.packet import Packet
 
 from cfer.codec.bitstream import Bitstream
-from cfer.codec.containers import (
-    TICKS_PER_SECOND,
-    ticks_of,
-)
+from cfer.codec.containers import TICKS_PER_SECOND, ticks_of
 from cfer.codec.mpeg4 import CodecError
 
-# The bitstream writes a frame's time in ticks, with 16 bits for the ticks of a second.
+# The layer header has 16 bits for the number of ticks in a second.
 MAX_TICKS_PER_SECOND = 65535
 
 
@@ -33,13 +31,16 @@ class CodecSettings:
 
     Attributes:
         gop_size: frames from one I-frame to the next, at least 1.
-        gop_span: how many frames of the video a GOP stands for, at least `gop_size`: its first one,
-            its last one, and others evenly between are encoded; what is left at the end, where it
-            is less than half of that, belongs to the GOP before it. None: every frame is encoded.
         quantizer: fixed quantizer, 1 (finest) to 31; exclusive with `bit_rate`.
-        bit_rate: bits per second; exclusive with `quantizer`.
+        bit_rate: bits per second, at least 1000; exclusive with `quantizer`.
         motion_search: False makes every motion vector zero: the accumulated residual is then the
             whole change since the I-frame.
+        gop_span: how many frames of the video a GOP stands for, at least `gop_size`: the first and
+            the last of them and others evenly between are encoded; fewer than half as many frames
+            at the end belong to the GOP before. None: every frame is encoded.
+
+    Raises:
+        CodecError: a value out of its range.
     """
 
     gop_size: int = 12
@@ -53,8 +54,8 @@ class CodecSettings:
             raise CodecError(f"GOP size {self.gop_size}: must be 1 or more frames")
         if self.span < self.gop_size:
             raise CodecError(
-                f"GOP span {self.span}: a GOP of {self.gop_size} frames stands for as many of the "
-                "video, or for more"
+                f"GOP span {self.span}: a GOP of {self.gop_size} frames stands for at least as "
+                "many frames of the video"
             )
         if (self.quantizer is None) == (self.bit_rate is None):
             raise CodecError(
@@ -67,11 +68,11 @@ class CodecSettings:
 
     @property
     def span(self) -> int:
-        """Frames of the video that a GOP stands for."""
+        """The number of frames of the video that a GOP stands for."""
         return self.gop_size if self.gop_span is None else self.gop_span
 
     def encoded_frames(self, num_frames: int) -> list[int]:
-        """Which frames of a video of `num_frames` are encoded, ascending."""
+        """The numbers of the frames that are encoded of a video of `num_frames`, ascending."""
         kept: list[int] = []
         starts = list(range(0, num_frames, self.span))
         # The apex is often a clip's last frame: in a GOP of its own it would have no residual.
@@ -88,12 +89,12 @@ class CodecSettings:
         return kept
 
     def encoded_fps(self, fps: Fraction) -> Fraction:
-        """Frames per second of what is encoded, of a video of `fps`."""
+        """Frames per second of the bitstream that a video of `fps` is encoded into."""
         return fps * self.gop_size / self.span
 
 
 def spelled_as_now(codec: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that an earlier cfer has stored, by today's names: `quantizer` was `quantiser`."""
+    """Stored settings by today's names: an earlier cfer wrote `quantiser` for `quantizer`."""
     return {"quantizer" if name == "quantiser" else name: codec[name] for name in codec}
 
 
@@ -106,16 +107,22 @@ def encode(
     """Encode RGB pictures, uint8 (H, W, 3), all of one size, as I P P P … I P P P ….
 
     Args:
-        pictures: all are encoded; which ones of a video to give, `settings.encoded_frames` says.
-        fps: of these pictures, `settings.encoded_fps`; the encoder goes by it.
-        times: when each of them is shown, and, one more, when the last one ends: seconds,
-            ascending. They are in the container alone; the packets are the same without them.
-            None: evenly, at `fps`.
+        pictures: all of them are encoded; `settings.encoded_frames` says which frames of a video
+            to give.
+        fps: frames per second of these pictures (`settings.encoded_fps`); rate control uses it.
+        times: when each picture is shown and, one value more, when the last one ends: seconds,
+            ascending. Only the container has them; the packets are the same without them. None:
+            evenly, at `fps`.
 
     Raises:
-        CodecError: no picture, or pictures of different shapes.
+        CodecError: no picture, one that cannot be encoded, or pictures of different shapes.
     """
     rate = _encodable_rate(fps)
+    pictures = iter(pictures)
+    first = next(pictures, None)
+    if first is None:
+        raise CodecError("no picture to encode")
+    _check_picture(first)
     options = {
         "g": str(settings.gop_size),
         "bf": "0",
@@ -123,7 +130,7 @@ def encode(
         "sc_threshold": "1000000000",
         # An intra block in a P-frame would carry appearance.
         "intra_penalty": "100000",
-        # FFmpeg cuts a GOP of more than 600 frames down to 600 without it, and only warns.
+        # Without it, FFmpeg cuts a GOP of more than 600 frames down to 600, and only warns.
         "strict": "experimental",
         # The encoder must not write its version into the stream.
         "flags": "+bitexact",
@@ -134,44 +141,37 @@ def encode(
     if not settings.motion_search:
         options["motion_est"] = "zero"
     output = io.BytesIO()
-    shape: tuple[int, ...] | None = None
     ticks, per_second = ([], TICKS_PER_SECOND) if times is None else ticks_of(times)
-    written = 0
 
     def tick(number: int) -> int:
         return ticks[number] if ticks else round(number / rate * per_second)
 
-    def mux(packets: Iterable[Packet]) -> None:
-        nonlocal written
-        for packet in packets:
-            packet.time_base = Fraction(1, per_second)
-            packet.pts = packet.dts = tick(written)
-            packet.duration = tick(written + 1) - tick(written)
-            container.mux(packet)
-            written += 1
-
-    how = {"fflags": "+bitexact", "video_track_timescale": str(per_second)}
-    with av.open(output, "w", format="mp4", options=how) as container:
-        stream = container.add_stream("mpeg4", rate=rate, options=options)
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        if settings.bit_rate is not None:
-            stream.bit_rate = settings.bit_rate
-        for number, picture in enumerate(pictures):
-            if shape is None:
-                shape = picture.shape
-                _check_picture(picture)
-                stream.height, stream.width = shape[:2]
-            elif picture.shape != shape:
-                raise CodecError(f"picture {number} is {picture.shape}, the first one {shape}")
+    def encoded() -> Iterator[Packet]:
+        for number, picture in enumerate(itertools.chain([first], pictures)):
+            if picture.shape != first.shape:
+                raise CodecError(
+                    f"picture {number} is {picture.shape}, the first one {first.shape}"
+                )
             # The stream converts it, by a converter that it keeps.
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts = number
             frame.time_base = 1 / rate
-            mux(stream.encode(frame))
-        if shape is None:
-            raise CodecError("no picture to encode")
-        mux(stream.encode(None))
+            yield from stream.encode(frame)
+        yield from stream.encode(None)
+
+    how = {"fflags": "+bitexact", "video_track_timescale": str(per_second)}
+    with av.open(output, "w", format="mp4", options=how) as container:
+        stream = container.add_stream("mpeg4", rate=rate, options=options)
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        if settings.bit_rate is not None:
+            stream.bit_rate = settings.bit_rate
+        for number, packet in enumerate(encoded()):
+            packet.time_base = Fraction(1, per_second)
+            packet.pts = packet.dts = tick(number)
+            packet.duration = tick(number + 1) - tick(number)
+            container.mux(packet)
     return Bitstream(output.getvalue(), "encoded clip")
 
 

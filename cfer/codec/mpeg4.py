@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cfer.errors import InputError
 
 GRAY = 128
-
-
 VOP_START_CODE = b"\x00\x00\x01\xb6"
-
-
 MACROBLOCK = 16  # samples along one side
+# The start code of a video object layer (6.3.1), and the header behind it.
+_LAYER = re.compile(rb"\x00\x00\x01[\x20-\x2f](.{1,400})", re.DOTALL)
 
 
 class CodecError(InputError):
@@ -35,7 +34,15 @@ class BitReader:
 
 @dataclass(frozen=True)
 class VideoObjectLayer:
-    """What of the layer's header one must know to write a picture for it (14496-2, 6.2.3)."""
+    """The fields of the video object layer's header that are needed to write a picture for it
+    (14496-2, 6.2.3).
+
+    Attributes:
+        width, height: in samples of luma.
+        time_bits: length of the field for a frame's time within its second.
+        interlaced: whether a macroblock may be coded as two fields.
+        low_delay: whether the header says that there is no B-frame.
+    """
 
     width: int
     height: int
@@ -45,18 +52,16 @@ class VideoObjectLayer:
 
     @classmethod
     def parse(cls, header: bytes, name: str) -> VideoObjectLayer:
-        start = next(
-            (
-                n
-                for n in range(len(header) - 4)
-                if header[n : n + 3] == b"\x00\x00\x01" and 0x20 <= header[n + 3] <= 0x2F
-            ),
-            None,
-        )
-        if start is None:
+        """Read the header in these bytes; `name` is what messages call the video.
+
+        Raises:
+            CodecError: no layer header, or a coding tool whose residuals cannot be read exactly.
+        """
+        found = _LAYER.search(header)
+        if found is None:
             raise CodecError(f"{name}: it has no MPEG-4 layer header; re-encode it (cfer encode)")
         try:
-            return cls._parse(BitReader(header[start + 4 : start + 4 + 400]))
+            return cls._parse(BitReader(found[1]))
         except ValueError as error:
             raise CodecError(
                 f"{name}: {error}, so its residuals cannot be read exactly; "
@@ -69,12 +74,12 @@ class VideoObjectLayer:
         version = 1
         if bits.take(1):
             version = bits.take(4)
-            bits.take(3)
+            bits.take(3)  # priority
         if bits.take(4) == 15:  # extended aspect ratio
             bits.take(16)
         low_delay = False
         if bits.take(1):  # control parameters
-            bits.take(2)
+            bits.take(2)  # chroma format
             low_delay = bool(bits.take(1))
             if bits.take(1):  # buffer verifier
                 bits.take(79)
@@ -121,9 +126,9 @@ class VideoObjectLayer:
         return cls(width, height, time_bits, interlaced, low_delay)
 
     def is_coded(self, vop: bytes) -> bool:
-        """Whether a VOP (what follows its start code) is coded, or repeats the one before it."""
+        """Whether a VOP (the bytes after its start code) is coded, or repeats the one before it."""
         bits = BitReader(vop[:64])
-        bits.take(2)
+        bits.take(2)  # coding type
         while bits.take(1):  # whole seconds
             pass
         bits.take(1 + self.time_bits + 1)

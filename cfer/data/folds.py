@@ -1,4 +1,4 @@
-"""Which clips are trained on and which are held out: subjects, folds of them, or the owner's split."""
+"""Which clips are trained on and which are held out: by subjects, folds, or the owner's split."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from cfer.errors import InputError
 from cfer.names import check_labels, check_subjects
 
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
-
-
 LOSO = "loso"
 
 
@@ -44,8 +42,8 @@ def read_index(directory: str) -> ClipIndex:
     """Read the small columns of every shard.
 
     Raises:
-        InputError: not a complete data set, one without a labeled clip, or one subject or class
-            under two names.
+        InputError: not a complete data set, one without a labeled clip, or one in which a subject
+            or a class has two names.
     """
     names = ["clip_id", "subject", "label", "split", "apex_frame", "num_frames", "gop_size"]
     description = read_description(directory)
@@ -61,7 +59,7 @@ def read_index(directory: str) -> ClipIndex:
             f"{directory}: none of its {len(rows)} clips has a label; "
             "extract from a manifest with a `label` column"
         )
-    # A clip begins with an I-frame, and its second frame is a P-frame where a GOP has two.
+    # A clip starts with an I-frame; its second frame is a P-frame if a GOP has two frames.
     still = [row["clip_id"] for row in labeled if min(row["num_frames"], row["gop_size"]) < 2]
     if still:
         raise InputError(
@@ -120,8 +118,8 @@ def split_by_subject(
     """
     people = _people(index)
     if not val_subjects:
-        shuffled = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
-        return _hold_out(index, set(shuffled[: max(1, round(val_fraction * len(people)))]))
+        count = max(1, round(val_fraction * len(people)))
+        return _hold_out(index, set(_shuffled(people, seed)[:count]))
     unknown = sorted(set(val_subjects) - set(people))
     if unknown:
         raise InputError(
@@ -132,11 +130,11 @@ def split_by_subject(
 
 
 def split_into_folds(index: ClipIndex, folds: str, seed: int) -> list[Split]:
-    """Every subject is held out in exactly one fold; the folds' numbers of subjects differ by one.
+    """Every subject is held out in exactly one fold; the folds differ by one subject at most.
 
-    Who is in which fold is a function of the subjects' names, the number of folds and the seed, and
-    not of their clips: a data set that has lost a clip (in another encoding, say) has the same
-    people in each fold, and so its figures can be compared fold by fold.
+    Who is in which fold depends on the subjects' names, the number of folds and the seed, and not
+    on the clips: a data set that has lost a clip (in another encoding, say) has the same people in
+    each fold, so its figures can be compared fold by fold.
 
     Args:
         folds: a number, or `loso`: leave one subject out, as many folds as there are subjects.
@@ -154,7 +152,7 @@ def split_into_folds(index: ClipIndex, folds: str, seed: int) -> list[Split]:
             f"--folds {folds}: of {len(people)} subjects there can be 2 to {len(people)} folds, or "
             f"`{LOSO}`, which leaves each subject out once"
         )
-    dealt = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
+    dealt = _shuffled(people, seed)
     splits = [_hold_out(index, set(dealt[fold::count])) for fold in range(count)]
     tested_clips = [clip_id for split in splits for clip_id in split.validation]
     assert sorted(tested_clips) == sorted(index.clip_ids), "a clip is not in exactly one test fold"
@@ -162,7 +160,7 @@ def split_into_folds(index: ClipIndex, folds: str, seed: int) -> list[Split]:
 
 
 def who_is_held_out(index: ClipIndex, split: Split) -> list[str]:
-    """The subjects on the held-out side, sorted; a clip whose subject is unknown has its own id."""
+    """The subjects on the held-out side, sorted; for a clip without a subject, the clip's id."""
     subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
     return sorted({subjects[clip_id] or clip_id for clip_id in split.validation})
 
@@ -183,11 +181,15 @@ def _people(index: ClipIndex) -> list[str]:
     return people
 
 
+def _shuffled(people: list[str], seed: int) -> list[str]:
+    return [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
+
+
 def _hold_out(index: ClipIndex, held_out: set[str]) -> Split:
-    sides = list(zip(index.clip_ids, index.subjects, strict=True))
-    train = [clip_id for clip_id, subject in sides if subject not in held_out]
-    validation = [clip_id for clip_id, subject in sides if subject in held_out]
-    subjects = dict(sides)
+    clips = list(zip(index.clip_ids, index.subjects, strict=True))
+    train = [clip_id for clip_id, subject in clips if subject not in held_out]
+    validation = [clip_id for clip_id, subject in clips if subject in held_out]
+    subjects = dict(clips)
     shared = {subjects[c] for c in train} & {subjects[c] for c in validation}
     assert not shared, f"subjects on both sides of a fold: {shared}"
     return _checked(Split(train, validation), "the held-out subjects")

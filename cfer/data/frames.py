@@ -1,9 +1,9 @@
 """Shards → the frames that a run trains on: a lazy Ray Data set.
 
 The clips of a data set are few and, once their frames are chosen, small (the planes of a 112 × 112
-frame are 19 kB): Ray Data reads the shards once, decodes and chooses the frames where the shard is
+frame are 19 kB): Ray Data reads the shards once and decodes and chooses the frames where a shard is
 read, and each training worker keeps its share in memory (`cfer.train.batches`). Ray's reading
-processes import this module, and so it does without PyTorch.
+processes import this module, so it must not import PyTorch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def frames_of_clips(
 ) -> ray.data.Dataset:
     """A lazy Ray Data set of these clips, in the order of the shards, one row each.
 
-    A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes; all P-frames
-    where training draws N of them anew each epoch, else only those that `what` selects),
-    `num_planes` and `side` (C and S/2), `z_I` (the clip's identity, not standardized; the mean,
-    where it has several), `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the
+    A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes: all P-frames
+    if training draws N of them anew each epoch, otherwise only those that `what` selects),
+    `num_planes` and `side` (C and S/2), `z_I` (the clip's identity, not standardized: the mean of
+    its embeddings), `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the
     packets that `what` gives to the decoder).
     """
     wanted = pa.array(sorted(clip_ids))
@@ -51,17 +51,17 @@ def frames_of_clips(
 
 
 _CHOSEN_SCHEMA = pa.schema(
-    [
-        pa.field("clip_id", pa.string()),
-        pa.field("subject", pa.string()),
-        pa.field("label", pa.int64()),
-        pa.field("frames", pa.binary()),
-        pa.field("num_planes", pa.int32()),
-        pa.field("side", pa.int32()),
-        pa.field("z_I", pa.list_(pa.float32())),
-        pa.field("apex", pa.binary()),
-        pa.field("bytes_read", pa.int64()),
-    ]
+    {
+        "clip_id": pa.string(),
+        "subject": pa.string(),
+        "label": pa.int64(),
+        "frames": pa.binary(),
+        "num_planes": pa.int32(),
+        "side": pa.int32(),
+        "z_I": pa.list_(pa.float32()),
+        "apex": pa.binary(),
+        "bytes_read": pa.int64(),
+    }
 )
 
 
@@ -73,18 +73,13 @@ def _chosen(row: dict[str, Any], what: Input, all_frames: bool) -> dict[str, Any
         frames = what.read_frames(bitstream, gops, every)
     else:
         frames = what.read(bitstream, gops)
-    apex = None
-    if row["apex"] is not None:
-        apex = unpack_picture(row["apex"]).tobytes()
     return {
-        "clip_id": row["clip_id"],
-        "subject": row["subject"],
-        "label": row["label"],
+        **{name: row[name] for name in ("clip_id", "subject", "label")},
         "frames": frames.tobytes(),
         "num_planes": frames.shape[1],
         "side": frames.shape[2],
         "z_I": np.mean(row["identity"], axis=0).astype(np.float32).tolist(),
-        "apex": apex,
+        "apex": None if row["apex"] is None else unpack_picture(row["apex"]).tobytes(),
         "bytes_read": sum(len(bitstream.packets[n]) for n in what.packets_read(bitstream, gops)),
     }
 

@@ -3,24 +3,23 @@
     with owned(Folder("shards"), "--out"):
         ...
 
-A folder on a disk is owned by a lock of the operating system, which ends with its process. In an
-object store there is none: the owner leaves a note there and renews it; a note that is not renewed
-is of a job that has died.
+On a disk the owner holds a lock of the operating system, which ends with its process. An object
+store has no locks: there the owner leaves a note and renews it, and the job of a note that is not
+renewed has died.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import filelock
 import psutil
@@ -32,16 +31,16 @@ log = logging.getLogger(__name__)
 
 NAME = ".owner"
 RENEWED_SECONDS = 20
-# Without a new note for so long, its job is dead; a store may be slow, or out of order for a while.
+# A note this old is a dead job's; a store may be slow or out of order for nearly as long.
 SILENT_SECONDS = 90
 
 
 @contextlib.contextmanager
 def owned(folder: Folder, option: str) -> Iterator[None]:
-    """The folder is this job's, while the context lasts.
+    """Own the folder while the context lasts.
 
     Args:
-        option: which names the folder, for the message.
+        option: the option that names the folder, for the message.
 
     Raises:
         InputError: another job is at work in it.
@@ -58,9 +57,9 @@ def owned(folder: Folder, option: str) -> Iterator[None]:
 def _locked(folder: Folder, busy: InputError) -> Iterator[None]:
     path = Path(folder.path)
     made = [each for each in (path, *path.parents) if not each.exists()]
+    lock = filelock.FileLock(path / NAME)
     try:
         os.makedirs(path, exist_ok=True)
-        lock = filelock.FileLock(path / NAME)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise busy from error
@@ -73,7 +72,7 @@ def _locked(folder: Folder, busy: InputError) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(path / NAME)
-            # Only if nothing is in them: what was refused leaves none behind.
+            # Only if nothing is in them: a job that was refused leaves no folder behind.
             for each in made:
                 os.rmdir(each)
         lock.release()
@@ -82,15 +81,15 @@ def _locked(folder: Folder, busy: InputError) -> Iterator[None]:
 @contextlib.contextmanager
 def _noted(folder: Folder, busy: InputError) -> Iterator[None]:
     _wait_for_silence(folder, busy)
-    own = {"job": uuid.uuid4().hex, "machine": _machine(), "process": os.getpid()}
+    job = uuid.uuid4().hex
     ended = threading.Event()
 
     def is_ours() -> bool:
-        note = _note_in(folder)
-        return isinstance(note, dict) and note.get("job") == own["job"]
+        return (_note_in(folder) or "").startswith(job)
 
     def write(renewed: int) -> None:
-        folder.write(NAME, json.dumps({**own, "renewed": renewed}).encode())
+        note = f"{job} renewed {renewed} times by process {os.getpid()} of {_machine()}"
+        folder.write(NAME, note.encode())
 
     def renew() -> None:
         renewed = 0
@@ -101,11 +100,11 @@ def _noted(folder: Folder, busy: InputError) -> Iterator[None]:
                     log.warning("%s: another job has taken it over", _shown(folder))
                     return
                 write(renewed)
-            except InputError as error:  # the job itself meets it too, and ends by it
+            except InputError as error:  # the job itself meets this error too, and ends by it
                 log.warning("%s", error)
 
     write(0)
-    # Of two that came at the same time, the one whose note stays.
+    # Of two jobs that came at the same time, the one whose note stays is the owner.
     time.sleep(1)
     if not is_ours():
         raise busy
@@ -139,22 +138,13 @@ def _wait_for_silence(folder: Folder, busy: InputError) -> None:
             raise busy
 
 
-def _note_in(folder: Folder) -> Any:
-    """None where there is none; one that is no JSON is somebody's all the same."""
-    if not folder.exists(NAME):
-        return None
-    text = folder.read(NAME).decode(errors="replace")
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+def _note_in(folder: Folder) -> str | None:
+    return folder.read(NAME).decode(errors="replace") if folder.exists(NAME) else None
 
 
-def _is_of_a_dead_process(note: Any) -> bool:
-    if not isinstance(note, dict) or note.get("machine") != _machine():
-        return False
-    number = note.get("process")
-    return isinstance(number, int) and not psutil.pid_exists(number)
+def _is_of_a_dead_process(note: str) -> bool:
+    process = re.search(rf"by process (\d+) of {re.escape(_machine())}$", note)
+    return process is not None and not psutil.pid_exists(int(process[1]))
 
 
 def _shown(folder: Folder) -> str:
@@ -162,7 +152,7 @@ def _shown(folder: Folder) -> str:
 
 
 def _machine() -> str:
-    """Of one start of it, and of one container in it: names are given twice."""
+    """One boot of a machine, and one container on it: several machines may share a host name."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     if not boot.exists():
         return socket.getfqdn()

@@ -8,21 +8,18 @@ A data set is a folder (local, or `s3://...`) of
     failures.csv          every clip that was not extracted: where it failed, and why
     dataset.json          what the data set is; written last, so its presence says "complete"
 
-Check one (every hash, count and row) with
-
-    python -m cfer.data.shards verify DIR
+`cfer verify DIR` checks every hash, count and row.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +33,19 @@ from cfer.codec import Bitstream, CodecError, CodecSettings, spelled_as_now
 from cfer.codec.containers import COARSE_TICKS_PER_SECOND
 from cfer.data.inputs import APEX_SIZE
 from cfer.data.storage import Folder
-from cfer.errors import InputError, exit_with_message
+from cfer.errors import InputError
 
 SCHEMA_VERSION = 4
 DESCRIPTION_NAME = "dataset.json"
 FAILURES_NAME = "failures.csv"
 ROWS_OF_A_GROUP = 64  # what a reader of some columns has in memory at a time
 
-# How large a shard is meant to be: then a million clips are a thousand or two. Of a small set, each
-# worker should have several, and what a kill loses should be seconds.
+# The size that a shard is meant to have: a million clips are then one or two thousand shards. Of a
+# small set each worker should have several shards, and a kill should lose only seconds of work.
 SHARD_BYTES, LEAST_SHARD_BYTES = 2**23, 2**15
 MOST_SHARDS_OF_A_SMALL_SET = 256
-# What a clip is taken to need in a shard at the default settings: so much, whatever it is (a second
-# of pictures, identity, apex), and a share of what its source has.
+# What a clip is expected to take in a shard at the default settings: a fixed part (a second of
+# pictures, identity, apex), and a share of the bytes of its source.
 BYTES_OF_A_CLIP, SHARE_OF_THE_SOURCE = 6000, 1 / 64
 DEFAULT_SAMPLES = 112**2 * 3 / 24  # of a picture, for each frame of the source
 
@@ -81,11 +78,8 @@ class Clip:
     """One clip's row.
 
     S is the side of the square face crop in pixels (even), D the dimension of the identity
-    embedding. I-frames and residuals are in the bitstream, and nowhere else: there they are
-    smallest, and every kind of them can be read:
-
-        Bitstream(clip.bitstream, clip.clip_id).i_frame(0)
-        Bitstream(clip.bitstream, clip.clip_id).accumulated_residuals(0)
+    embedding. I-frames and residuals are stored only in the bitstream, where they are smallest, and
+    any kind of residual can be read from it: `Bitstream(clip.bitstream, clip.clip_id)`.
 
     Attributes:
         clip_id: unique in the data set.
@@ -93,13 +87,13 @@ class Clip:
         subject, label, label_name, split: nullable; `label` indexes `Description.classes`.
         num_frames, fps: of the encoded clip; frames per second, on average.
         pts_seconds: when each frame is shown, ascending: seconds since the video's first picture,
-            also in a window that is cut out of it. The bitstream's own times begin with its first.
+            also in a window that is cut out of it. The bitstream's own times start at its first.
         size, gop_size: S, and the frames from one I-frame to the next.
         bitstream: the clip as an MPEG-4 Part 2 video in MP4, which any player shows.
-        identity: float32 (J, D), the frozen network's embeddings of J of the I-frames, J ≥ 1, as it
+        identity: float32 (J, D), the frozen network's embeddings of J ≥ 1 of the I-frames, as it
             gives them (`cfer.model.face_embedder.embed_clip`).
-        apex_frame, apex: frame number of the annotated apex, and its picture before it was encoded,
-            as small as training wants it (`cfer.data.inputs.apex_picture`): RGB uint8 (32, 32, 3),
+        apex_frame, apex: frame number of the annotated apex, and its picture before encoding, in
+            the size that training uses (`cfer.data.inputs.apex_picture`): RGB uint8 (32, 32, 3),
             stored as PNG (lossless).
         intra_fraction: share of the P-frames' macroblocks that are intra, in [0, 1].
         saturated_fraction: share of the residual samples at 0 or 255, in [0, 1].
@@ -114,13 +108,13 @@ class Clip:
     split: str | None
     num_frames: int
     fps: float
-    pts_seconds: list[float]
+    pts_seconds: list[float] = field(repr=False)
     size: int
     gop_size: int
-    bitstream: bytes
-    identity: np.ndarray
+    bitstream: bytes = field(repr=False)
+    identity: np.ndarray = field(repr=False)
     apex_frame: int | None
-    apex: np.ndarray | None
+    apex: np.ndarray | None = field(repr=False)
     intra_fraction: float
     saturated_fraction: float
 
@@ -131,13 +125,6 @@ class Clip:
         assert len(self.identity), f"{self.clip_id}: identity is {self.identity.shape}"
         assert self.apex is None or self.apex.shape == (APEX_SIZE, APEX_SIZE, 3), (
             f"{self.clip_id}: apex is {self.apex.shape}"
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"Clip({self.clip_id!r}, subject={self.subject!r}, label={self.label_name!r}, "
-            f"frames={self.num_frames}, bytes={len(self.bitstream)}, "
-            f"identity={self.identity.shape})"
         )
 
 
@@ -215,7 +202,7 @@ class Description:
 
 
 def expected_bytes(source_bytes: float, size: int, codec: CodecSettings) -> float:
-    """About what a clip will take in a shard, before it is decoded.
+    """Roughly the bytes that a clip will take in a shard, before it is decoded.
 
     Args:
         source_bytes: of its video, or of its pictures together.
@@ -223,16 +210,16 @@ def expected_bytes(source_bytes: float, size: int, codec: CodecSettings) -> floa
     """
     samples = size**2 * codec.gop_size / codec.span
     default = BYTES_OF_A_CLIP + SHARE_OF_THE_SOURCE * source_bytes
-    # Smaller pictures take less, but no less work; and a shard is a unit of work, too.
+    # Smaller pictures take fewer bytes but no less work, and a shard is also a unit of work.
     return default * max(1.0, samples / DEFAULT_SAMPLES)
 
 
 def cut_into_shards(sizes: Sequence[float]) -> list[range]:
     """Which clips make up each shard, where clip n will take about `sizes[n]` bytes.
 
-    A shard takes clips until it has its target: SHARD_BYTES, or where there would be few shards of
-    that size half of it, a quarter, …, down to LEAST_SHARD_BYTES. Steps of two, so that a set that
-    grows or loses a clip is seldom cut anew from its beginning.
+    A shard takes clips until it reaches its target: SHARD_BYTES or, if that gives few shards, half
+    of it, a quarter, …, down to LEAST_SHARD_BYTES. The steps are of two, so that a set that grows
+    or loses a clip is seldom cut anew from its beginning.
     """
     target, total = LEAST_SHARD_BYTES, sum(sizes)
     while target < SHARD_BYTES and total > MOST_SHARDS_OF_A_SMALL_SET * target:
@@ -255,8 +242,8 @@ def _record_name(index: int) -> str:
 
 
 def _png(picture: np.ndarray) -> bytes:
-    # After PNG's filters, runs of equal bytes are nearly all that there is to find: to search for
-    # more takes several times as long, for a few percent of the size.
+    # After PNG's filters, nearly all that can be compressed is runs of equal bytes: a longer search
+    # takes several times as long and saves a few percent of the size.
     settings = [
         *(cv2.IMWRITE_PNG_COMPRESSION, 3),  # OpenCV's own default leaves out most of the filters
         *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
@@ -266,29 +253,43 @@ def _png(picture: np.ndarray) -> bytes:
 
 
 def unpack_picture(png: bytes) -> np.ndarray:
-    """What a row holds as `apex` → RGB uint8 (32, 32, 3)."""
+    """A row's `apex` → RGB uint8 (32, 32, 3)."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def _row(clip: Clip) -> dict[str, Any]:
-    row = {f.name: getattr(clip, f.name) for f in fields(clip)}
-    row["identity"] = clip.identity.astype(np.float32).tolist()
-    row["apex"] = None if clip.apex is None else _png(clip.apex)
-    return row
+    return {
+        **vars(clip),
+        "identity": clip.identity.astype(np.float32).tolist(),
+        "apex": None if clip.apex is None else _png(clip.apex),
+    }
 
 
 def unpack_row(row: dict[str, Any]) -> Clip:
     """A row as Arrow or Ray Data gives it → a `Clip`."""
-    values = dict(row)
-    values["pts_seconds"] = [float(seconds) for seconds in values["pts_seconds"]]
-    values["identity"] = np.array([list(v) for v in values["identity"]], dtype=np.float32)
-    values["apex"] = None if values["apex"] is None else unpack_picture(values["apex"])
-    return Clip(**values)
+    return Clip(
+        **{
+            **row,
+            "pts_seconds": [float(seconds) for seconds in row["pts_seconds"]],
+            "identity": np.array([list(v) for v in row["identity"]], dtype=np.float32),
+            "apex": None if row["apex"] is None else unpack_picture(row["apex"]),
+        }
+    )
 
 
-def _count(values: Iterable[str | None]) -> dict[str, int]:
-    counter = Counter(value or "" for value in values)
-    return {key: counter[key] for key in sorted(counter)}
+def _counted(clips: Sequence[Clip]) -> dict[str, Any]:
+    """The counts of a shard's receipt."""
+
+    def by_name(values: Iterable[str | None]) -> dict[str, int]:
+        return dict(sorted(Counter(value or "" for value in values).items()))
+
+    return {
+        "rows": len(clips),
+        "frames": sum(clip.num_frames for clip in clips),
+        "labels": by_name(clip.label_name for clip in clips),
+        "subjects": by_name(clip.subject for clip in clips),
+        "splits": by_name(clip.split for clip in clips),
+    }
 
 
 def write_shard(
@@ -300,8 +301,8 @@ def write_shard(
 ) -> Receipt:
     """Write a shard, then its completion record; each appears whole or not at all.
 
-    The same clips give the same bytes. `digest` names the work (sources and settings): a later run
-    that plans the same work recognizes it by this.
+    The same clips give the same bytes. `digest` names the work (sources and settings), so that a
+    later run that plans the same work recognizes it.
     """
     table = pa.Table.from_pylist([_row(clip) for clip in clips], schema=SCHEMA)
     buffer = io.BytesIO()
@@ -311,7 +312,7 @@ def write_shard(
         compression="zstd",
         compression_level=3,
         row_group_size=ROWS_OF_A_GROUP,
-        # The least and the greatest of each column, bitstreams included, a second time.
+        # Statistics would hold the least and the greatest bitstream of each group a second time.
         write_statistics=False,
     )
     data = buffer.getvalue()
@@ -319,14 +320,10 @@ def write_shard(
         index=index,
         digest=digest,
         file=shard_name(index),
-        rows=len(clips),
-        frames=sum(clip.num_frames for clip in clips),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        labels=_count(clip.label_name for clip in clips),
-        subjects=_count(clip.subject for clip in clips),
-        splits=_count(clip.split for clip in clips),
         failures=list(failures),
+        **_counted(clips),
     )
     folder = Folder(directory)
     folder.write(shard_name(index), data)
@@ -343,11 +340,7 @@ def _receipt(values: dict[str, Any]) -> Receipt:
 
 
 def read_receipt(directory: str | Path, index: int) -> Receipt | None:
-    """The completion record of a shard, or None where there is none.
-
-    Raises:
-        InputError: the record is there and is not one.
-    """
+    """The completion record of a shard, or None if it has none; InputError: it is malformed."""
     folder = Folder(directory)
     name = _record_name(index)
     if not folder.exists(name):
@@ -362,20 +355,21 @@ def read_receipt(directory: str | Path, index: int) -> Receipt | None:
 
 
 def shard_is_done(directory: str | Path, index: int, digest: str) -> Receipt | None:
-    """The record of a shard that is finished for this very work and whose file is unharmed."""
+    """The record of a shard, if it is finished for this very work and its file is undamaged."""
     receipt = read_receipt(directory, index)
     if receipt is None or receipt.digest != digest:
         return None
-    return None if _damage(Folder(directory), receipt) else receipt
+    _, damage = _read_shard(Folder(directory), receipt)
+    return None if damage else receipt
 
 
-def _damage(folder: Folder, receipt: Receipt) -> str | None:
+def _read_shard(folder: Folder, receipt: Receipt) -> tuple[bytes, str]:
+    """A shard's bytes, and what is wrong with them; empty if nothing is."""
     if not folder.exists(receipt.file):
-        return f"{folder.name_of(receipt.file)}: missing"
+        return b"", "missing"
     data = folder.read(receipt.file)
-    if hashlib.sha256(data).hexdigest() != receipt.sha256:
-        return f"{folder.name_of(receipt.file)}: its SHA-256 is not the one recorded"
-    return None
+    is_right = hashlib.sha256(data).hexdigest() == receipt.sha256
+    return data, "" if is_right else "its SHA-256 is not the one recorded"
 
 
 def write_description(directory: str | Path, description: Description) -> None:
@@ -386,9 +380,8 @@ def write_description(directory: str | Path, description: Description) -> None:
     writer.writeheader()
     writer.writerows(asdict(failure) for failure in description.failures)
     folder.write(FAILURES_NAME, text.getvalue().encode())
-    values = asdict(description)
-    values["counts"] = _counts(description.shards)
-    folder.write(DESCRIPTION_NAME, _json(values))
+    counted = replace(description, counts=_counts(description.shards))
+    folder.write(DESCRIPTION_NAME, _json(asdict(counted)))
 
 
 def _counts(receipts: Sequence[Receipt]) -> dict[str, Any]:
@@ -402,12 +395,12 @@ def _counts(receipts: Sequence[Receipt]) -> dict[str, Any]:
         total: Counter[str] = Counter()
         for receipt in receipts:
             total.update(getattr(receipt, name))
-        counts[name] = {key: total[key] for key in sorted(total)}
+        counts[name] = dict(sorted(total.items()))
     return counts
 
 
 def read_description(directory: str | Path) -> Description:
-    """Raises InputError where the folder is no complete data set, or one of another version."""
+    """Raises InputError: the folder is not a complete data set, or is one of another version."""
     folder = Folder(directory)
     if not folder.exists(DESCRIPTION_NAME):
         started = any(name.startswith("shard-") for name in folder.names())
@@ -416,7 +409,7 @@ def read_description(directory: str | Path) -> Description:
             + (
                 "its extraction has not finished: run the same extraction again to complete it"
                 if started
-                else "give the folder that pipeline/extract.py wrote (--out)"
+                else "give the folder that `cfer extract` wrote (--out)"
             )
         )
     name = folder.name_of(DESCRIPTION_NAME)
@@ -430,9 +423,9 @@ def read_description(directory: str | Path) -> Description:
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{name}: not a data-set description ({error}); extract again") from error
     raise InputError(
-        f"{name}: schema version {version}, and this cfer reads version {SCHEMA_VERSION}; "
-        "extract the data set again (python pipeline/extract.py --videos … --out NEW, as it was "
-        "made), or use the cfer that wrote it"
+        f"{name}: schema version {version}, and this cfer reads version {SCHEMA_VERSION}; extract "
+        "the data set again (cfer extract --videos … --out NEW, with the options that made it), or "
+        "use the cfer that wrote it"
     )
 
 
@@ -440,9 +433,11 @@ def read_clips(directory: str | Path) -> Iterator[Clip]:
     """Every clip of a data set, in order."""
     folder = Folder(directory)
     for receipt in read_description(directory).shards:
-        table = pq.read_table(io.BytesIO(folder.read(receipt.file)))
-        for row in table.to_pylist():
-            yield unpack_row(row)
+        yield from _unpack(pq.read_table(io.BytesIO(folder.read(receipt.file))))
+
+
+def _unpack(table: pa.Table) -> list[Clip]:
+    return [unpack_row(row) for row in table.to_pylist()]
 
 
 def verify(directory: str | Path) -> list[str]:
@@ -452,115 +447,72 @@ def verify(directory: str | Path) -> list[str]:
         One line per problem; an empty list means that the data set is whole.
 
     Raises:
-        InputError: the folder is no complete data set.
+        InputError: the folder is not a complete data set.
     """
     description = read_description(directory)
     folder = Folder(directory)
     problems = []
     clip_ids: set[str] = set()
+
+    def find(name: str, problem: str) -> None:
+        problems.append(f"{folder.name_of(name)}: {problem}")
+
     for receipt in description.shards:
         if read_receipt(directory, receipt.index) != receipt:
-            problems.append(
-                f"{folder.name_of(_record_name(receipt.index))}: "
-                f"not the record that {DESCRIPTION_NAME} holds"
-            )
-        damage = _damage(folder, receipt)
+            find(_record_name(receipt.index), f"not the record that {DESCRIPTION_NAME} holds")
+        data, damage = _read_shard(folder, receipt)
         if damage:
-            problems.append(damage)
+            find(receipt.file, damage)
             continue
-        table = pq.read_table(io.BytesIO(folder.read(receipt.file)))
+        table = pq.read_table(io.BytesIO(data))
         if table.schema != SCHEMA:
-            problems.append(f"{folder.name_of(receipt.file)}: its columns are not this schema's")
+            find(receipt.file, "its columns are not this schema's")
             continue
-        clips = [unpack_row(row) for row in table.to_pylist()]
-        problems += _row_problems(folder.name_of(receipt.file), description, receipt, clips)
-        repeated = [clip.clip_id for clip in clips if clip.clip_id in clip_ids]
-        problems += [f"{folder.name_of(receipt.file)}: {name} occurs twice" for name in repeated]
+        clips = _unpack(table)
+        for name, found in _counted(clips).items():
+            if found != getattr(receipt, name):
+                find(receipt.file, f"{name} {found}, recorded {getattr(receipt, name)}")
+        for clip in clips:
+            for problem in _problems(clip, description):
+                find(receipt.file, f"{clip.clip_id}: {problem}")
+            if clip.clip_id in clip_ids:
+                find(receipt.file, f"{clip.clip_id} occurs twice")
         clip_ids.update(clip.clip_id for clip in clips)
     if _counts(description.shards) != description.counts:
-        problems.append(f"{folder.name_of(DESCRIPTION_NAME)}: counts differ from the shards'")
+        find(DESCRIPTION_NAME, "counts differ from the shards'")
     known = {receipt.file for receipt in description.shards}
-    problems += [
-        f"{folder.name_of(name)}: a shard that {DESCRIPTION_NAME} does not know"
-        for name in folder.names()
-        if name.endswith(".parquet") and name not in known
-    ]
+    for name in folder.names():
+        if name.endswith(".parquet") and name not in known:
+            find(name, f"a shard that {DESCRIPTION_NAME} does not know")
     return problems
 
 
-def _row_problems(
-    file: str, description: Description, receipt: Receipt, clips: Sequence[Clip]
-) -> list[str]:
-    problems = []
-    counted = {
-        "rows": (len(clips), receipt.rows),
-        "frames": (sum(clip.num_frames for clip in clips), receipt.frames),
-        "labels": (_count(clip.label_name for clip in clips), receipt.labels),
-        "subjects": (_count(clip.subject for clip in clips), receipt.subjects),
-        "splits": (_count(clip.split for clip in clips), receipt.splits),
-    }
-    for name, (found, recorded) in counted.items():
-        if found != recorded:
-            problems.append(f"{file}: {name} {found}, recorded {recorded}")
-    for clip in clips:
-        if clip.label is not None and (
-            not 0 <= clip.label < len(description.classes)
-            or description.classes[clip.label] != clip.label_name
-        ):
-            problems.append(f"{file}: {clip.clip_id}: label {clip.label} is not {clip.label_name}")
-        if clip.identity.shape[1] != description.identity["dimension"]:
-            problems.append(f"{file}: {clip.clip_id}: identity of {clip.identity.shape[1]} values")
-        if not np.isfinite(clip.identity).all():
-            problems.append(f"{file}: {clip.clip_id}: identity is not finite")
-        if clip.size != description.codec["size"]:
-            problems.append(f"{file}: {clip.clip_id}: size {clip.size}")
-        problems += [f"{file}: {problem}" for problem in _bitstream_problems(clip)]
-    return problems
-
-
-def _bitstream_problems(clip: Clip) -> list[str]:
+def _problems(clip: Clip, description: Description) -> Iterator[str]:
+    if clip.label is not None and (
+        not 0 <= clip.label < len(description.classes)
+        or description.classes[clip.label] != clip.label_name
+    ):
+        yield f"label {clip.label} is not {clip.label_name}"
+    if clip.identity.shape[1] != description.identity["dimension"]:
+        yield f"identity of {clip.identity.shape[1]} values"
+    if not np.isfinite(clip.identity).all():
+        yield "identity is not finite"
+    if clip.size != description.codec["size"]:
+        yield f"size {clip.size}"
     try:
-        bitstream = Bitstream(clip.bitstream, clip.clip_id)
+        bitstream = Bitstream(clip.bitstream, "its bitstream")
     except CodecError as error:
-        return [str(error)]
-    found = {
-        "size": ((bitstream.width, bitstream.height), (clip.size, clip.size)),
-        "num_frames": (len(bitstream.packets), clip.num_frames),
-        "gop_size": (max(map(len, bitstream.gops)), min(clip.gop_size, clip.num_frames)),
-    }
-    problems = [
-        f"{clip.clip_id}: {name} {recorded}, and its bitstream has {there}"
-        for name, (there, recorded) in found.items()
-        if there != recorded
-    ]
+        yield str(error)
+        return
+    for name, there, recorded in (
+        ("size", (bitstream.width, bitstream.height), (clip.size, clip.size)),
+        ("num_frames", len(bitstream.packets), clip.num_frames),
+        ("gop_size", max(map(len, bitstream.gops)), min(clip.gop_size, clip.num_frames)),
+    ):
+        if there != recorded:
+            yield f"{name} {recorded}, and its bitstream has {there}"
     since_first = np.subtract(clip.pts_seconds, clip.pts_seconds[0])
     if len(since_first) != len(bitstream.packets) or not np.allclose(
         since_first, bitstream.times[:-1], atol=1 / COARSE_TICKS_PER_SECOND, rtol=0
     ):
-        problems.append(f"{clip.clip_id}: pts_seconds are not the times of its bitstream")
-    return problems
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m cfer.data.shards", description=__doc__.split("\n")[0]
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("verify", help="check every hash, count and row of a data set")
-    check.add_argument("directory", help="folder or URI that pipeline/extract.py wrote")
-    arguments = parser.parse_args(argv)
-    problems = verify(arguments.directory)
-    for problem in problems:
-        print(problem)
-    description = read_description(arguments.directory)
-    counts = description.counts
-    print(
-        f"{arguments.directory}: {len(description.shards)} shards, {counts['clips']} clips, "
-        f"{counts['frames']} frames, {counts['bytes']:,} bytes, {counts['failures']} failures: "
-        + (f"{len(problems)} PROBLEMS" if problems else "every hash and count is right")
-    )
-    return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    exit_with_message(main)
+        yield "pts_seconds are not the times of its bitstream"

@@ -1,5 +1,5 @@
-"""Files and folders on a local disk or an object store: written whole or not at all, and asked for
-again where a store is out of order for a while."""
+"""Files and folders on a local disk or in an object store: written whole or not at all, and asked
+for again while a store is out of order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class StorageError(InputError):
-    """A disk or a store that can't be written, or is out of order: no fault of a single clip."""
+    """A disk or a store that can't be written or is out of order; no single clip is at fault."""
 
 
 def is_uri(location: str | Path) -> bool:
@@ -48,7 +48,7 @@ def is_uri(location: str | Path) -> bool:
 
 
 def below(location: str, name: str) -> str:
-    """The path or URI of what has this name in a folder."""
+    """The path or URI of a file or folder in the folder at `location`."""
     if not is_uri(location):
         return f"{location.rstrip('/')}/{name}"
     folder, mark, options = location.partition("?")
@@ -64,16 +64,16 @@ class Folder:
     """A folder named by a local path or by a URI that Arrow knows (`s3://`, `gs://`, ...).
 
     A reader never sees half a file: on a local disk a file is written beside its target, synced,
-    and renamed over it; an object store shows it when it is complete. What passes at a store (HTTP
-    5xx and 429, no answer) is waited for, up to `PATIENCE_SECONDS`.
+    and renamed over it; an object store shows it once it is complete. While a store is out of order
+    (HTTP 5xx and 429, no answer) it is asked again, for up to `PATIENCE_SECONDS`.
 
     Attributes:
-        path: in its store.
-        is_local: whether that is this machine's disk.
+        path: the folder's path within its store.
+        is_local: whether the store is this machine's disk.
 
     Raises:
-        InputError: a URI of no store that can be used.
-        StorageError: from every method, where the store stays out of order.
+        InputError: the URI names no store that can be used.
+        StorageError: from every method, if the store stays out of order.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -86,25 +86,24 @@ class Folder:
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def name_of(self, name: str) -> str:
-        """What to call a file of this folder in a message, which is no place for a key."""
+        """What to call a file of this folder in a message: its location without any keys."""
         shown = self.location
         if is_uri(shown):
             shown = re.sub("//[^/]*@", "//", shown.partition("?")[0])
         return f"{shown.rstrip('/')}/{name}"
 
     def location_of(self, name: str) -> str:
-        """The path or URI of a file or folder in this one."""
         return below(self.location, name)
 
     def folder(self, name: str) -> Folder:
-        """A folder in this one."""
+        """A folder in this one, without opening the store again."""
         inner = copy.copy(self)
         inner.location, inner.path = self.location_of(name), f"{self.path}/{name}"
         return inner
 
     @cached_property
     def patient_filesystem(self) -> pafs.FileSystem:
-        """For other libraries, which read below `path` by it: it waits as the folder does."""
+        """For other libraries that read below `path`: it waits as long as the folder does."""
         if isinstance(self.filesystem, pafs.S3FileSystem):
             return _s3(self.location, self.filesystem.region, is_patient=True)
         return self.filesystem
@@ -114,12 +113,12 @@ class Folder:
         return bool(info.type == pafs.FileType.File)
 
     def names(self) -> list[str]:
-        """The names of the files directly in this folder, sorted; none where there is no folder."""
+        """The names of the files directly in this folder, sorted; none if there is no folder."""
         return [info.base_name for info in self._files()]
 
     def folder_names(self) -> list[str]:
         """The names of the folders directly in this folder that have files in them, sorted."""
-        # By the files: not every store says that it has a folder.
+        # Found by their files: not every store lists folders.
         return sorted({name.split("/")[0] for name in self.names_below() if "/" in name})
 
     def names_below(self) -> list[str]:
@@ -128,14 +127,14 @@ class Folder:
         return [info.path[start:] for info in self._files(recursive=True)]
 
     def read(self, name: str) -> bytes:
-        """Raises InputError where there is no such file, or it is not allowed."""
+        """A file's bytes; raises as `chunks` does."""
         return b"".join(self.chunks(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A file's bytes in pieces of 8 MiB.
 
         Raises:
-            InputError: there is no such file, or it is not allowed.
+            InputError: there is no such file, or it may not be read.
         """
         try:
             with self._ask(name, self.filesystem.open_input_file, f"{self.path}/{name}") as file:
@@ -154,7 +153,7 @@ class Folder:
         """Replace a file atomically.
 
         Raises:
-            StorageError: it can't be written; what was there before still is.
+            StorageError: it can't be written; the file is as it was before.
         """
         try:
             if self.is_local:
@@ -168,16 +167,16 @@ class Folder:
             ) from error
 
     def delete(self, name: str) -> None:
-        if self.exists(name):
-            self._ask(name, self._delete, f"{self.path}/{name}")
+        """Delete a file, if there is one."""
+        self._ask(name, self._delete, f"{self.path}/{name}")
 
     def delete_folder(self, name: str) -> None:
-        """A folder in this one, with all that is in it."""
+        """Delete a folder in this one, with everything in it."""
         if self.is_local:
             self.filesystem.delete_dir(f"{self.path}/{name}")
             return
         for file in self.folder(name).names_below():
-            self._ask(file, self._delete, f"{self.path}/{name}/{file}")
+            self.delete(f"{name}/{file}")
 
     def _files(self, recursive: bool = False) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
@@ -186,7 +185,7 @@ class Folder:
         return sorted(files, key=lambda info: info.path)
 
     def _delete(self, path: str) -> None:
-        # Asked again, since the store failed after it had done it, it finds nothing more.
+        # A store may fail after it has deleted the file; asked again, it finds none.
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_file(path)
 
@@ -198,7 +197,7 @@ class Folder:
         os.makedirs(self.path, exist_ok=True)
         temporary = Path(self.path, f".{name}.{uuid.uuid4().hex}.tmp")
         try:
-            # Who may read it is the umask's to say: pictures of faces are not for all.
+            # The umask decides who may read it: pictures of faces are not for everyone.
             with open(temporary, "xb") as stream:
                 stream.write(data)
                 stream.flush()
@@ -210,36 +209,34 @@ class Folder:
 
     def _ask(self, name: str, what: Callable[..., T], *arguments: Any) -> T:
         """The store's answer, as soon as it is in order."""
+        where = self.name_of(name).rstrip("/")
 
         def say(state: tenacity.RetryCallState) -> None:
             assert state.outcome is not None
             reason = _reason(state.outcome.exception())
             log.warning("%s: the store is out of order, asking again (%s)", where, reason)
 
-        where = self.name_of(name).rstrip("/")
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_out_of_order),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=15),
             stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
             before_sleep=say,
-            reraise=True,
         )
         try:
             return retrying(what, *arguments)
-        except OSError as error:
-            if not _is_out_of_order(error):
-                raise
+        except tenacity.RetryError as error:
+            last = error.last_attempt.exception()
             raise StorageError(
-                f"{where}: the store is out of order ({_reason(error)}); start again when it is "
+                f"{where}: the store is out of order ({_reason(last)}); start again when it is "
                 "not: what is finished is kept"
-            ) from error
+            ) from last
 
 
 def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     there, mark, options = uri.partition("?")
     if options and there.startswith("file:"):
         raise InputError(f"{uri}: a file has no options; write ? as %3F")
-    # People write names as they are: a space is no error, and no part of a name may get lost.
+    # People write names as they are: a space is not an error, and no part of a name may get lost.
     there = quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", there), safe="%/:@!$&'()*+,;=[]~")
     try:
         filesystem, path = pafs.FileSystem.from_uri(f"{there}{mark}{options}")
@@ -251,11 +248,7 @@ def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _s3(uri: str, region: str, is_patient: bool) -> pafs.S3FileSystem:
-    """The store of this URI and of the environment.
-
-    Raises:
-        InputError: options that are not understood.
-    """
+    """The store that this URI and the environment describe; InputError: an unknown option."""
     parts = urlsplit(uri)
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
@@ -270,8 +263,8 @@ def _s3(uri: str, region: str, is_patient: bool) -> pafs.S3FileSystem:
     given.pop("region", None)
     if given:
         raise InputError(
-            f"{uri}: {', '.join(given)} is no option of it; give region, scheme and "
-            "endpoint_override alone"
+            f"{uri}: {', '.join(given)} is not an option; give only region, scheme and "
+            "endpoint_override"
         )
     if is_patient:
         options["retry_strategy"] = pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS)
@@ -287,7 +280,7 @@ def _reason(error: BaseException | None) -> str:
 
 
 def folder_of(location: str | Path) -> tuple[Folder, str]:
-    """The folder that a file or a folder lies in, and its name there."""
+    """The folder that a file or a folder is in, and its name there."""
     if not is_uri(location):
         path = Path(os.path.abspath(location))
         return Folder(path.parent), path.name
@@ -300,18 +293,18 @@ def folder_of(location: str | Path) -> tuple[Folder, str]:
 def local_copy(location: str) -> Iterator[Path]:
     """A file, or a folder with the files directly in it, on this disk.
 
-    What is in an object store is there as long as the context lasts; what is on a disk is given as
-    it is, be there anything or not.
+    The copy of what is in an object store lasts as long as the context. A local path is given as it
+    is, whether or not anything is there.
 
     Raises:
-        InputError: there is nothing of this name in the store.
+        InputError: the store has nothing of this name.
     """
     if not is_uri(location):
         yield Path(location)
         return
     folder, name = folder_of(location)
     with tempfile.TemporaryDirectory(prefix="cfer-") as temporary:
-        # Not by its own name, which may be anything; what it ends in says what it is.
+        # Its own name may be anything; only the suffix, which says what it is, is kept.
         copy = Path(temporary) / f"clip{Path(name).suffix}"
         if folder.exists(name):
             _download(folder, name, copy)

@@ -28,9 +28,9 @@ NO_LABEL = -1
 class Item(TypedDict):
     """One clip.
 
-    `planes`: uint8 (T, C, S/2, S/2), what the recognizer sees (`cfer.data.inputs`), 128 = no change;
-    `label`: index into `classes`, -1 where the clip has none; `identity`: float32 (D,), mean of the
-    I-frames' embeddings; `subject`: empty where it isn't known; `clip_id`.
+    `planes`: uint8 (T, C, S/2, S/2), as `cfer.data.inputs` makes them, 128 = no change;
+    `label`: index into `classes`, -1 if the clip has none; `identity`: float32 (D,), the mean of
+    the I-frames' embeddings; `subject`: empty if it isn't known.
     """
 
     planes: torch.Tensor
@@ -43,8 +43,8 @@ class Item(TypedDict):
 class ClipDataset(Dataset[Item]):
     """Every clip of a data set, in the order of its shards.
 
-    The compressed clips are held in memory (tens of kB each); residuals are read out of them when
-    a clip is asked for. It can be pickled, so a DataLoader may have workers.
+    The compressed clips are held in memory (tens of kB each), and residuals are read out of a clip
+    when it is asked for. The data set can be pickled, so a DataLoader may have workers.
 
     Attributes:
         classes: names, by label.
@@ -87,12 +87,12 @@ class ClipDataset(Dataset[Item]):
 def open_dataset(
     directory: str | Path, kind: str = "accumulated", frames: FrameRule = "last"
 ) -> ClipDataset:
-    """The clips that `pipeline/extract.py` wrote.
+    """The clips that `cfer extract` wrote.
 
     Args:
         directory: a folder, or `s3://…`.
         kind: of residuals, or another of `cfer.data.inputs.KINDS`.
-        frames: "last" (one of each GOP, at its end), or how many of a clip, evenly spaced.
+        frames: "last" (one per GOP, at its end), or a number of evenly spaced ones per clip.
 
     Raises:
         InputError: not a complete data set.

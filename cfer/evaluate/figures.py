@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# matplotlib and scikit-learn are imported where they are used: every training process imports this
-# module, and one of them, once, draws and fits probes.
+from cfer.evaluate.metrics import ScoredClips, standardized
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from cfer.evaluate.metrics import ScoredClips
+
+_COLORS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#000000",
+)  # fmt: skip
 
 
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
@@ -63,8 +66,7 @@ def embedding_figure(clips: ScoredClips, classes: Sequence[str]) -> Figure:
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     all_axes = figure.subplots(1, 2)
-    std = clips.z_R.std(0)
-    scaled = (clips.z_R - clips.z_R.mean(0)) / np.where(std > 1e-6, std, 1)
+    scaled = standardized(clips.z_R, clips.z_R)
     if len(scaled) > 3:
         perplexity = min(30.0, (len(scaled) - 1) / 3)
         flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(scaled)
@@ -85,11 +87,6 @@ def embedding_figure(clips: ScoredClips, classes: Sequence[str]) -> Figure:
     all_axes[0].legend(fontsize="small", loc="best")
     figure.suptitle("expression code z_R of the held-out clips")
     return figure
-
-
-_COLORS = (
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#000000",
-)  # fmt: skip
 
 
 def sweep_figure(

@@ -1,19 +1,19 @@
-"""Recognition on held-out clips: accuracy, UAR (mean recall over the classes), macro-F1."""
+"""Recognition on held-out clips: accuracy, UAR (mean recall over the classes), macro-F1.
+
+scikit-learn and SciPy are imported inside functions here and in `cfer.evaluate.probes`, matplotlib
+in `cfer.evaluate.figures`: every training process imports these modules.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cfer.errors import NotFinite
 
-# matplotlib and scikit-learn are imported where they are used: every training process imports this
-# module, and one of them, once, draws and fits probes.
-if TYPE_CHECKING:
-    pass
+_SCORES = ("logits", "z_R", "z_I")
 
 
 @dataclass
@@ -41,7 +41,7 @@ class ScoredClips:
     clip_ids: list[str]
 
     def __post_init__(self) -> None:
-        for name in ("logits", "z_R", "z_I"):
+        for name in _SCORES:
             bad = ~np.isfinite(getattr(self, name)).all(1)
             if bad.any():
                 raise NotFinite(
@@ -53,17 +53,16 @@ class ScoredClips:
     def arrays(self) -> dict[str, np.ndarray]:
         """For NumPy's file format; an unknown subject is an empty name."""
         return {
-            **{name: getattr(self, name) for name in ("labels", "logits", "z_R", "z_I")},
+            **{name: getattr(self, name) for name in ("labels", *_SCORES)},
             "subjects": np.array([subject or "" for subject in self.subjects]),
             "clip_ids": np.array(self.clip_ids),
         }
 
     @staticmethod
     def of_arrays(arrays: Mapping[str, np.ndarray]) -> ScoredClips:
-        """What `arrays` gave, again."""
-        numbers = {name: np.asarray(arrays[name]) for name in ("labels", "logits", "z_R", "z_I")}
+        """The inverse of `arrays`."""
         return ScoredClips(
-            **numbers,
+            **{name: np.asarray(arrays[name]) for name in ("labels", *_SCORES)},
             subjects=[str(name) or None for name in arrays["subjects"]],
             clip_ids=[str(name) for name in arrays["clip_ids"]],
         )
@@ -74,12 +73,11 @@ class ScoredClips:
         clip_ids = [clip_id for part in parts for clip_id in part.clip_ids]
         subjects = [subject for part in parts for subject in part.subjects]
         order = sorted(range(len(clip_ids)), key=clip_ids.__getitem__)
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part in parts])[order]
-            for name in ("labels", "logits", "z_R", "z_I")
-        }
         return ScoredClips(
-            **arrays,
+            **{
+                name: np.concatenate([getattr(part, name) for part in parts])[order]
+                for name in ("labels", *_SCORES)
+            },
             subjects=[subjects[i] for i in order],
             clip_ids=[clip_ids[i] for i in order],
         )
@@ -87,9 +85,9 @@ class ScoredClips:
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """int (C, C): row = true class, column = predicted class."""
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(matrix, (labels, predicted), 1)
-    return matrix
+    from sklearn import metrics
+
+    return metrics.confusion_matrix(labels, predicted, labels=range(num_classes))
 
 
 def recognition(confusion: np.ndarray) -> dict[str, float]:
@@ -98,12 +96,16 @@ def recognition(confusion: np.ndarray) -> dict[str, float]:
     UAR is the mean recall over the classes that occur; macro-F1 the mean F1 over the classes that
     occur or were predicted.
     """
-    hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    occurs, seen = true > 0, (true + predicted) > 0
+    from sklearn import metrics
+
+    occurring = np.flatnonzero(confusion.sum(1))
+    seen = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+    true, predicted = np.indices(confusion.shape).reshape(2, -1)
+    cells = {"y_true": true, "y_pred": predicted, "sample_weight": confusion.ravel()}
     return {
-        "accuracy": float(hits.sum() / true.sum()),
-        "uar": float((hits[occurs] / true[occurs]).mean()),
-        "macro_f1": float((2 * hits[seen] / (true + predicted)[seen]).mean()),
+        "accuracy": float(metrics.accuracy_score(**cells)),
+        "uar": float(metrics.recall_score(**cells, labels=occurring, average="macro")),
+        "macro_f1": float(metrics.f1_score(**cells, labels=seen, average="macro")),
     }
 
 
@@ -115,6 +117,15 @@ def recalls(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean −log softmax of the true class, in nats."""
-    shifted = logits - logits.max(1, keepdims=True)
-    log_sums = np.log(np.exp(shifted).sum(1))
-    return float((log_sums - shifted[np.arange(len(labels)), labels]).mean())
+    from scipy.special import log_softmax
+
+    return -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def standardized(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """`values` by the mean and deviation of `like`, of the same dimensions.
+
+    A dimension that hardly varies in `like` is only centered.
+    """
+    std = like.std(0)
+    return (values - like.mean(0)) / np.where(std > 1e-6, std, 1)

@@ -15,22 +15,14 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-# matplotlib and scikit-learn are imported where they are used: every training process imports this
-# module, and one of them, once, draws and fits probes.
-if TYPE_CHECKING:
-    pass
-from cfer.evaluate.metrics import ScoredClips
+from cfer.evaluate.metrics import ScoredClips, standardized
 
 NUM_CLASS_SPLITS = 10
-
-
 TESTED_CLASS_FRACTION = 2 / 7
-
-
 PAIRS_AT_A_TIME = 1 << 20  # of clips; 8 MB of cosines
 
 
@@ -64,8 +56,7 @@ def subject_probes(
         candidates = np.unique(people[~tested])
         if len(candidates) < 2 or not tested_known.any():
             continue
-        mean, std = codes[~tested].mean(0), codes[~tested].std(0)
-        scaled = (codes - mean) / np.where(std > 1e-6, std, 1)
+        scaled = standardized(codes, codes[~tested])
         probes = {
             "linear": LogisticRegression(C=1.0, max_iter=300),
             "knn": KNeighborsClassifier(1, metric="cosine"),
@@ -138,8 +129,7 @@ def identity_r2(z_R: np.ndarray, z_I: np.ndarray, subjects: Sequence[str | None]
     folds = GroupKFold(5) if with_subjects else KFold(5, shuffle=True, random_state=0)
     residual = total = 0.0
     for fitted, tested in folds.split(z_R, groups=groups):
-        mean, std = z_R[fitted].mean(0), z_R[fitted].std(0)
-        scaled = (z_R - mean) / np.where(std > 1e-6, std, 1)
+        scaled = standardized(z_R, z_R[fitted])
         ridge = _ridge().fit(scaled[fitted], z_I[fitted])
         residual += float(((z_I[tested] - ridge.predict(scaled[tested])) ** 2).sum())
         total += float(((z_I[tested] - z_I[fitted].mean(0)) ** 2).sum())
@@ -160,15 +150,11 @@ def fitted_vclub(train: ScoredClips, validation: ScoredClips) -> float:
     would be too low by 1/K, and nothing of one person left out; so it means the same for one person
     as for many, and the mean over people left out one by one is the figure of all of them.
     """
-    mean, std = train.z_R.mean(0), train.z_R.std(0)
-
-    def scaled(codes: np.ndarray) -> np.ndarray:
-        return (codes - mean) / np.where(std > 1e-6, std, 1)
-
-    ridge = _ridge().fit(scaled(train.z_R), train.z_I)
-    fitted = ridge.predict(scaled(train.z_R))
+    codes = standardized(train.z_R, train.z_R)
+    ridge = _ridge().fit(codes, train.z_I)
+    fitted = ridge.predict(codes)
     variance = np.square(train.z_I - fitted).mean(0)
-    expected = ridge.predict(scaled(validation.z_R))
+    expected = ridge.predict(standardized(validation.z_R, train.z_R))
     moved = (expected - fitted.mean(0)) * (validation.z_I - train.z_I.mean(0))
     return float((moved.mean(0) / np.maximum(variance, 1e-6)).mean())
 

@@ -2,23 +2,22 @@
 
     cfer report EXPERIMENT --out FOLDER       # FOLDER/report.md and FOLDER/report.html
 
-A row is a protocol (`python -m cfer.train --folds …`): mean ± standard deviation over its folds and
-seeds. Differences are taken run by run from a reference row, and tested with the corrected
-resampled t-test (Nadeau & Bengio, "Inference for the Generalization Error", Machine Learning 2003),
-since the runs share clips: an uncorrected test would find differences that are not there. Runs are
-paired where both rows held out the same people; rows that did not are not compared.
+A row is a protocol (`cfer train --folds …`): mean ± standard deviation over its folds and seeds.
+Differences from a reference row are taken run by run, and tested (`cfer.evaluate.significance`).
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 from mlflow.entities import Run
 
 from cfer import tracking
@@ -26,16 +25,217 @@ from cfer.errors import InputError
 from cfer.evaluate.significance import MethodResults, difference
 
 REFERENCE_METHOD = "cross-entropy"
-
-
 # Rows of other encodings have that method, too: the plain one is preferred.
 REFERENCE_NAMES = (REFERENCE_METHOD, "recommended")
-
-
 PICTURES_OF_A_RUN = {
     "embedding.png": "Expression codes of one run's held-out clips",
     "curves.png": "One run's curves",
 }
+
+
+@dataclass(frozen=True)
+class Section:
+    """What both pages show below a heading, in this order.
+
+    Texts and cells may have `code`, *emphasis* and **strong** words, written as in Markdown.
+
+    Attributes:
+        table: rows of cells, the head first.
+        texts: paragraphs.
+        pictures: paragraphs of pictures, each a title and a file beside the page. Those of one
+            paragraph are shown side by side.
+    """
+
+    title: str
+    table: Sequence[Sequence[str]] = ()
+    texts: Sequence[str] = ()
+    pictures: Sequence[Sequence[tuple[str, Path]]] = ()
+
+
+def write(experiment: str, out: Path) -> Path:
+    """Write the Markdown page with its pictures, and the HTML page, which holds them → the latter.
+
+    Raises:
+        InputError: no such experiment, or no finished protocol in it.
+    """
+    tracking.connect()
+    if not tracking.is_experiment(experiment):
+        tracking.find_run(experiment)
+        raise InputError(f"{experiment}: a run, and no experiment; see `cfer evaluate`")
+    runs = tracking.find_runs(experiment)
+    rows = read_rows(experiment, runs)
+    out.mkdir(parents=True, exist_ok=True)
+    named = [row for row in rows if row.name in REFERENCE_NAMES]
+    alike = [row for row in rows if row.run.data.params.get("method") == REFERENCE_METHOD]
+    reference = [*named, *alike, *rows][0]
+    about = _about(reference)
+    sections = [*_tables(rows, reference), *_pictures(rows, reference, runs, out)]
+    (out / "report.md").write_text(_markdown(experiment, about, sections))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
+    )
+    environment.filters |= {"marked": _marked, "in_base64": _in_base64}
+    template = environment.get_template("report.html")
+    page = out / "report.html"
+    page.write_text(template.render(title=experiment, about=about, sections=sections) + "\n")
+    return page
+
+
+def _markdown(title: str, about: str, sections: Sequence[Section]) -> str:
+    parts = [f"# {title}", about]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        if section.table:
+            head, *rows = ("| " + " | ".join(row) + " |" for row in section.table)
+            parts.append("\n".join([head, "|---" * len(section.table[0]) + "|", *rows]))
+        parts += section.texts
+        for pictures in section.pictures:
+            parts.append("\n".join(f"![{title}]({file.name})" for title, file in pictures))
+    return "\n\n".join(parts) + "\n"
+
+
+def _marked(text: str) -> Markup:
+    """`code`, *emphasis* and **strong** words of a `Section`, in HTML."""
+    tags = {"`": "code", "*": "em", "**": "strong"}
+    return Markup(
+        re.sub(
+            r"(`|\*\*|\*)(.+?)\1",
+            lambda found: f"<{tags[found[1]]}>{found[2]}</{tags[found[1]]}>",
+            escape(text),
+        )
+    )
+
+
+def _in_base64(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
+def read_rows(experiment: str, runs: Sequence[Run]) -> list[MethodResults]:
+    """The finished protocols among the runs of an experiment, oldest first.
+
+    Raises:
+        InputError: there is none.
+    """
+    rows = []
+    for run in sorted(runs, key=lambda r: r.info.start_time):
+        file = tracking.download(run, "runs.json") if tracking.role(run) == "protocol" else None
+        if file is None:
+            continue
+        results_by_name = json.loads(file.read_text())
+        rows.append(
+            MethodResults(
+                run.info.run_name or run.info.run_id,
+                run,
+                {name: results["figures"] for name, results in results_by_name.items()},
+                {name: results.get("held_out", []) for name, results in results_by_name.items()},
+                {
+                    name: np.sum(results["confusion"]) / results["num_train"]
+                    for name, results in results_by_name.items()
+                    if results.get("num_train")
+                },
+                {name: results["mlflow_run_id"] for name, results in results_by_name.items()},
+            )
+        )
+    if not rows:
+        raise InputError(
+            f"{experiment}: no finished protocol in it; train one with --folds or --seeds"
+        )
+    return rows
+
+
+def _about(row: MethodResults) -> str:
+    params = row.run.data.params
+    inputs = row.run.inputs.dataset_inputs if row.run.inputs else []
+    data = json.loads(inputs[0].dataset.source).get("uri", "") if inputs else ""
+    codec = ", ".join(
+        f"{name.removeprefix('codec_')} {value}"
+        for name, value in sorted(params.items())
+        if name.startswith("codec_") and value != "None"
+    )
+    names = list(row.figures)
+    return (
+        f"{len(names)} runs a row ({names[0]} to {names[-1]}), {params['epochs']} epochs; "
+        f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs: "
+        "each run counts the same (of `loso`, each person), and in *by clip*, each clip. "
+        f"Data set `{Path(data).name}` ({codec}; identity by {params['identity_network']}; digest "
+        f"{params['data_digest'][:12]}). cfer {row.run.data.tags.get('cfer_version', '?')}, commit "
+        f"{_commit(row.run)}."
+    )
+
+
+def _commit(run: Run) -> str:
+    tags = run.data.tags
+    changes = " with local changes" if tags.get("git_dirty") == "true" else ""
+    return tags.get("git_commit", "unknown")[:12] + changes
+
+
+def _command(run: Run) -> str:
+    return f"`{run.data.tags.get(tracking.COMMAND_TAG, '?')}`"
+
+
+def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator[Section]:
+    def table(columns: dict[str, Callable[[MethodResults], str]]) -> list[list[str]]:
+        return [[*columns], *([cell(row) for cell in columns.values()] for row in rows)]
+
+    yield Section(
+        "Recognition",
+        table(
+            {
+                "method": lambda row: f"**{row.name}**",
+                "accuracy": lambda row: row.cell("held_out/accuracy"),
+                "UAR": lambda row: row.cell("held_out/uar"),
+                "accuracy by clip": lambda row: f"{row.run.data.metrics['pooled/accuracy']:.3f}",
+                "UAR by clip": lambda row: f"{row.run.data.metrics['pooled/uar']:.3f}",
+                f"accuracy − {reference.name}": lambda row: _against(
+                    row, reference, "held_out/accuracy"
+                ),
+                "parameters": lambda row: row.mean("cost/parameters", 0),
+                "bytes/clip": lambda row: row.mean("cost/bytes_per_clip", 0),
+            }
+        ),
+        _not_compared(rows, reference),
+    )
+    yield Section(
+        "Identity in the code",
+        table(
+            {
+                "method": lambda row: f"**{row.name}**",
+                "AUC, held-out": lambda row: row.cell("leakage/auc_held_out"),
+                f"AUC − {reference.name}": lambda row: _against(
+                    row, reference, "leakage/auc_held_out"
+                ),
+                "AUC, training": lambda row: row.cell("leakage/auc_train"),
+                "probe, held-out": lambda row: row.cell("leakage/linear_held_out"),
+                "probe, training": lambda row: row.cell("leakage/linear_train"),
+                "1-NN, held-out": lambda row: row.cell("leakage/knn_held_out"),
+                "R² z_R → z_I": lambda row: row.mean("leakage/r2", 3),
+                "vCLUB": lambda row: row.mean("leakage/vclub", 3),
+            }
+        ),
+        [
+            '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across '
+            "classes (0.5 is chance); the strict probe is a linear classifier that names the "
+            "subject, trained on some classes and tested on others (chance, the share of the "
+            "subject with most clips: "
+            f"{reference.mean('leakage/chance_held_out', 3)} on held-out subjects, "
+            f"{reference.mean('leakage/chance_train', 3)} on training subjects); "
+            "1-NN has the same chance; R² of a ridge regression to the face recognizer's embedding "
+            "(0 or less: nothing); vCLUB in nats per dimension, by an estimator fitted anew. Lower "
+            "is less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
+            "*p*: corrected resampled t-test, run by run, not corrected for the number of rows; "
+            "where the runs of a row differ in their seeds alone, it says nothing of other people."
+        ],
+    )
+    yield Section(
+        "Commands",
+        table(
+            {
+                "method": lambda row: row.name,
+                "command": lambda row: _command(row.run),
+                "commit": lambda row: _commit(row.run),
+            }
+        ),
+    )
 
 
 def _against(row: MethodResults, reference: MethodResults, metric: str) -> str:
@@ -50,217 +250,52 @@ def _against(row: MethodResults, reference: MethodResults, metric: str) -> str:
     return f"{change:+.3f}".replace("-", "−") + f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
 
 
-def _not_compared(table: Sequence[MethodResults], reference: MethodResults) -> list[str]:
-    """Why rows are not comparable to the reference, a line for each."""
-    lines = []
-    for row in table:
+def _not_compared(rows: Sequence[MethodResults], reference: MethodResults) -> list[str]:
+    """Why rows are not comparable to the reference, a text for each."""
+    texts = []
+    for row in rows:
         try:
             difference(row, reference, "held_out/accuracy")
         except InputError as error:
-            lines.append(f"- *Not comparable*: {error}.")
-    return [*lines, ""] if lines else []
+            texts.append(f"*Not comparable*: {error}.")
+    return texts
 
 
-def read_rows(experiment: str) -> list[MethodResults]:
-    """The finished protocols of an experiment, oldest first.
+def _pictures(
+    rows: Sequence[MethodResults], reference: MethodResults, runs: Sequence[Run], out: Path
+) -> Iterator[Section]:
+    def copied(run: Run, file: str, title: str, name: str) -> list[tuple[str, Path]]:
+        """A picture of a run, copied beside the page; empty where the run has none."""
+        source = tracking.download(run, file)
+        if source is None:
+            return []
+        copy = out / re.sub(r"[^\w.+-]", "-", f"{name}-{file}")
+        copy.write_bytes(source.read_bytes())
+        return [(f"{title}: {name}", copy)]
 
-    Raises:
-        InputError: no such experiment, or none in it.
-    """
-    tracking.connect()
-    if not tracking.is_experiment(experiment):
-        tracking.find_run(experiment)
-        raise InputError(
-            f"{experiment}: a run, and no experiment; see python -m cfer.evaluate.command"
-        )
-    rows = []
-    for run in sorted(tracking.find_runs(experiment), key=lambda r: r.info.start_time):
-        if _role(run) != "protocol":
-            continue
-        file = tracking.download(run, "runs.json")
-        if file is None:
-            continue
-        runs = json.loads(file.read_text())
-        rows.append(
-            MethodResults(
-                run.info.run_name or run.info.run_id,
-                run,
-                {name: results["figures"] for name, results in runs.items()},
-                {name: results.get("held_out", []) for name, results in runs.items()},
-                {
-                    name: np.sum(results["confusion"]) / results["num_train"]
-                    for name, results in runs.items()
-                    if results.get("num_train")
-                },
-                {name: results["mlflow_run_id"] for name, results in runs.items()},
-            )
-        )
-    if not rows:
-        raise InputError(
-            f"{experiment}: no finished protocol in it; train one with --folds or --seeds"
-        )
-    return rows
-
-
-def write(experiment: str, out: Path) -> Path:
-    """Write the Markdown page with its pictures, and the HTML page, which holds them → the latter.
-
-    Raises:
-        InputError: see `read_rows`.
-    """
-    import markdown
-
-    rows = read_rows(experiment)
-    out.mkdir(parents=True, exist_ok=True)
-    text = _page(experiment, rows, out)
-    (out / "report.md").write_text(text)
-    body = markdown.markdown(text, extensions=["tables", "fenced_code"])
-    page = out / "report.html"
-    page.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(experiment)}"
-        f"</title><style>{_STYLE}</style><main>{_with_pictures(body, out)}</main></html>\n"
-    )
-    return page
-
-
-def _page(experiment: str, rows: Sequence[MethodResults], out: Path) -> str:
-    named = [row for row in rows if row.name in REFERENCE_NAMES]
-    alike = [row for row in rows if row.run.data.params.get("method") == REFERENCE_METHOD]
-    reference = [*named, *alike, *rows][0]
-    lines = [f"# {experiment}", "", _about(reference), ""]
-    lines += ["## Recognition", "", *_recognition_table(rows, reference), ""]
-    lines += _not_compared(rows, reference)
-    lines += ["## Identity in the code", "", *_identity_table(rows, reference), ""]
-    lines += [*_legend(reference), "## Commands", "", *_commands(rows), ""]
-    for run in tracking.find_runs(experiment):
-        if _role(run) == "sweep":
+    for run in runs:
+        if tracking.role(run) == "sweep":
             name = run.info.run_name or run.info.run_id
-            lines += [
-                f"## Sweep: {name}",
-                "",
-                f"`{run.data.tags.get(tracking.COMMAND_TAG, '?')}`",
-                "",
-            ]
-            lines += [_picture(run, "sweep.png", "Figures over the swept option", name, out), ""]
-    lines += ["## Confusion matrices, pooled over the runs", ""]
-    lines += [_picture(row.run, "confusion.png", "Confusion", row.name, out) for row in rows]
-    lines += [""]
+            curve = copied(run, "sweep.png", "Figures over the swept option", name)
+            yield Section(f"Sweep: {name}", texts=[_command(run)], pictures=[curve])
+    matrices = [
+        picture
+        for row in rows
+        for picture in copied(row.run, "confusion.png", "Confusion", row.name)
+    ]
+    yield Section("Confusion matrices, pooled over the runs", pictures=[matrices])
     for row in _pictured(rows, reference):
-        lines += [f"## {row.name}", ""]
-        run = tracking.find_run(row.run_ids[next(iter(row.run_ids))])
-        for file, title in PICTURES_OF_A_RUN.items():
-            lines += [_picture(run, file, title, row.name, out), ""]
-    return "\n".join(lines) + "\n"
-
-
-def _role(run: Run) -> str:
-    return str(run.data.tags.get("cfer.role"))
-
-
-def _about(row: MethodResults) -> str:
-    params, tags = row.run.data.params, row.run.data.tags
-    inputs = row.run.inputs.dataset_inputs if row.run.inputs else []
-    data = json.loads(inputs[0].dataset.source).get("uri", "") if inputs else ""
-    codec = ", ".join(
-        f"{name.removeprefix('codec_')} {value}"
-        for name, value in sorted(params.items())
-        if name.startswith("codec_") and value != "None"
-    )
-    names = list(row.figures)
-    return (
-        f"{len(names)} runs a row ({names[0]} to {names[-1]}), {params['epochs']} epochs; "
-        f"figures of the last epoch on held-out subjects, mean ± standard deviation over the runs: "
-        "each run counts the same (of `loso`, each person), and in *by clip*, each clip. "
-        f"Data set `{Path(data).name}` ({codec}; identity by {params['identity_network']}; digest "
-        f"{params['data_digest'][:12]}). cfer {tags.get('cfer_version', '?')}, commit "
-        f"{tags.get('git_commit', 'unknown')[:12]}"
-        f"{' with local changes' if tags.get('git_dirty') == 'true' else ''}."
-    )
-
-
-def _recognition_table(table: Sequence[MethodResults], reference: MethodResults) -> list[str]:
-    head = ["method", "accuracy", "UAR", "accuracy by clip", "UAR by clip"]
-    head += [f"accuracy − {reference.name}", "parameters", "bytes/clip"]
-    body = [
-        [
-            f"**{row.name}**",
-            row.cell("held_out/accuracy"),
-            row.cell("held_out/uar"),
-            *(f"{row.run.data.metrics[f'pooled/{name}']:.3f}" for name in ("accuracy", "uar")),
-            _against(row, reference, "held_out/accuracy"),
-            row.mean("cost/parameters", 0),
-            row.mean("cost/bytes_per_clip", 0),
-        ]
-        for row in table
-    ]
-    return _table(head, body)
-
-
-def _identity_table(table: Sequence[MethodResults], reference: MethodResults) -> list[str]:
-    head = [
-        "method",
-        "AUC, held-out",
-        f"AUC − {reference.name}",
-        "AUC, training",
-        "probe, held-out",
-        "probe, training",
-        "1-NN, held-out",
-        "R² z_R → z_I",
-        "vCLUB",
-    ]
-    body = [
-        [
-            f"**{row.name}**",
-            row.cell("leakage/auc_held_out"),
-            _against(row, reference, "leakage/auc_held_out"),
-            row.cell("leakage/auc_train"),
-            row.cell("leakage/linear_held_out"),
-            row.cell("leakage/linear_train"),
-            row.cell("leakage/knn_held_out"),
-            row.mean("leakage/r2", 3),
-            row.mean("leakage/vclub", 3),
-        ]
-        for row in table
-    ]
-    return _table(head, body)
-
-
-def _legend(reference: MethodResults) -> list[str]:
-    return [
-        '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across classes '
-        "(0.5 is chance); the strict probe is a linear classifier that names the subject, trained "
-        "on some classes and tested on others (chance, the share of who has most clips: "
-        f"{reference.mean('leakage/chance_held_out', 3)} on held-out subjects, "
-        f"{reference.mean('leakage/chance_train', 3)} on training subjects); "
-        "1-NN has the same chance; R² of a ridge regression to the face recognizer's embedding "
-        "(0 or less: nothing); vCLUB in nats per dimension, by an estimator fitted anew. Lower is "
-        "less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
-        "*p*: corrected resampled t-test, run by run, not corrected for the number of rows; where "
-        "the runs of a row differ in their seeds alone, it says nothing of other people.",
-        "",
-    ]
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in body),
-    ]
-
-
-def _commands(table: Sequence[MethodResults]) -> list[str]:
-    lines = ["| method | command | commit |", "|---|---|---|"]
-    for row in table:
-        tags = row.run.data.tags
-        commit = tags.get("git_commit", "unknown")[:12]
-        commit += " with changes" if tags.get("git_dirty") == "true" else ""
-        lines.append(f"| {row.name} | `{tags.get(tracking.COMMAND_TAG, '?')}` | {commit} |")
-    return lines
+        run = tracking.find_run(next(iter(row.run_ids.values())))
+        yield Section(
+            row.name,
+            pictures=[
+                copied(run, file, title, row.name) for file, title in PICTURES_OF_A_RUN.items()
+            ],
+        )
 
 
 def _pictured(rows: Sequence[MethodResults], reference: MethodResults) -> list[MethodResults]:
-    """The reference, the game, and the best other in accuracy: a page of all is not read."""
+    """The reference, the game, and the best other in accuracy: nobody reads a page of all."""
 
     def accuracy(row: MethodResults) -> float:
         return float(np.mean([f["held_out/accuracy"] for f in row.figures.values()]))
@@ -268,41 +303,3 @@ def _pictured(rows: Sequence[MethodResults], reference: MethodResults) -> list[M
     games = [row for row in rows if row.run.data.params.get("method") == "min-min"][:1]
     others = [row for row in rows if row not in (reference, *games)]
     return [reference, *games, *sorted(others, key=accuracy)[-1:]]
-
-
-def _picture(run: Run, file: str, title: str, name: str, out: Path) -> str:
-    """A picture of a run, copied beside the page, in Markdown; nothing where the run has none."""
-    source = tracking.download(run, file)
-    if source is None:
-        return ""
-    copy = re.sub(r"[^\w.+-]", "-", f"{name}-{file}")
-    (out / copy).write_bytes(source.read_bytes())
-    return f"![{title}: {name}]({copy})"
-
-
-def _with_pictures(body: str, out: Path) -> str:
-    """The pictures in the page itself, so that it is one file."""
-
-    def embedded(match: re.Match[str]) -> str:
-        data = base64.b64encode((out / html.unescape(match[1])).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
-
-    return (
-        re.sub(r'src="([^":]+\.png)"', embedded, body)
-        .replace("<table>", '<div class="wide"><table>')
-        .replace("</table>", "</table></div>")
-    )
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
-main { max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left;
-         white-space: nowrap; }
-th { background: #f4f4f4; } tr:hover td { background: #fafaf2; }
-img { max-width: 100%; border: 1px solid #eee; }
-p img:not(:only-child) { width: 24%; min-width: 18rem; }
-code { background: #f4f4f4; font-size: 0.85em; white-space: pre-wrap; }
-"""

@@ -1,4 +1,4 @@
-"""What the difference of two methods is worth, over the folds and seeds that both have.
+"""Whether two methods really differ, over the folds and seeds that both have.
 
 The corrected resampled t-test (Nadeau & Bengio, "Inference for the Generalization Error", Machine
 Learning 2003), since the runs share clips: an uncorrected test would find differences that are not
@@ -22,10 +22,10 @@ class MethodResults:
 
     Attributes:
         name, run: as MLflow has it.
-        figures: of each of its runs, by the run's name ("seed 0, fold 3"), then by metric.
-        held_out: who was held out by each run (`cfer.data.folds.who_is_held_out`), by the same names.
-        test_share: how many clips each held out for one that it was trained on, by the same names.
-        run_ids: of its runs, by the same names.
+        figures: by the name of each of its runs ("seed 0, fold 3"), then by metric.
+        held_out: by the same names, who was held out (`cfer.data.folds.who_is_held_out`).
+        test_share: by the same names, clips held out per clip that was trained on.
+        run_ids: by the same names.
     """
 
     name: str
@@ -51,13 +51,13 @@ def difference(
 ) -> tuple[float, float, int] | None:
     """Mean difference over the runs that both have, its p value, and how many these are.
 
-    None where fewer than two runs of one name have the figure. The variance is that of Nadeau and
-    Bengio: 1/n becomes 1/n + (clips held out) / (clips trained on), whatever the runs differ in.
-    Where they differ in their seeds alone (an owner's split), p says whether other seeds would
-    agree, and nothing of other people.
+    None where fewer than two pairs of runs with the same name have the figure. The variance is
+    that of Nadeau and Bengio: 1/n becomes 1/n + (clips held out) / (clips trained on), whatever the
+    runs differ in. Where they differ in their seeds alone (an owner's split), p says whether other
+    seeds would agree, and nothing about other people.
 
     Raises:
-        InputError: two runs of one name held out other people, or it is not known who.
+        InputError: two runs of the same name held out different people, or it is not known whom.
     """
     from scipy import stats
 

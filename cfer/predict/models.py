@@ -1,8 +1,8 @@
-"""Where models are: the shipped one, model files, and the MLflow store; `cfer models`.
+"""Where models are (the shipped one, model files, the MLflow store), and what `cfer models` does.
 
     cfer models list                             # the shipped model, and those of the MLflow store
     cfer models show NAME                        # its card: classes, input, figures, origin
-    cfer models export NAME FILE                 # .safetensors, .onnx, .pt2 or .ts
+    cfer models export NAME FILE                 # .safetensors, .onnx or .pt2
     cfer models import FILE.safetensors --name N # into the MLflow store's registry: models:/N/1
 
 NAME is `default`, a model file, the name or id of a training run, `runs:/ID/model` or
@@ -11,31 +11,27 @@ NAME is `default`, a model file, the name or id of a training run, `runs:/ID/mod
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from cfer.errors import InputError
 from cfer.model.card import SUFFIX, ModelCard, read_model, write_model
 from cfer.model.network import Predictor
+from cfer.outputs import check_output
 
 DEFAULT = "default"
 DEFAULT_LIMITS = (
     "the default model was trained on drawn faces: it shows that everything works, and what it "
-    "says of a real person means nothing; train on recorded faces and give --model"
+    "says about a real person means nothing; train on recorded faces and give --model"
 )
 
 
 def default_path() -> Path:
     """The model file that ships with cfer, trained on the built-in (drawn) faces."""
-    return Path(str(resources.files("cfer.predict"))) / f"{DEFAULT}{SUFFIX}"
+    return Path(__file__).with_name(f"{DEFAULT}{SUFFIX}")
 
 
 def open_model(name: str = DEFAULT) -> tuple[Predictor, ModelCard]:
-    """A model by its name: see this module's description.
-
-    Raises:
-        InputError: there is none of this name, or it can't be read.
-    """
+    """A model by its name, as above; InputError: there is none, or it can't be read."""
     if name == DEFAULT:
         return read_model(default_path())
     if name.endswith(SUFFIX):
@@ -47,10 +43,11 @@ def open_model(name: str = DEFAULT) -> tuple[Predictor, ModelCard]:
 
 
 def export(name: str, path: Path) -> str:
-    """Write a model in the form that the file's suffix names → what was done, a line."""
+    """Write a model in the form that the file's suffix names → a line that says what was done."""
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    check_output(path)
     predictor, card = open_model(name)
     if path.suffix == SUFFIX:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_model(path, predictor, card)
         return f"{path}: {path.stat().st_size:,} bytes"
     from cfer.model import export as forms
@@ -75,25 +72,27 @@ def import_file(path: Path, name: str) -> str:
 def describe(name: str) -> str:
     """A model's card, for people."""
     predictor, card = open_model(name)
-    codec = card.codec
+    codec, what = card.codec, card.what
+    residuals = " residuals" if what.kind in ("accumulated", "direct") else ""
     quality = (
         f"quantizer {codec.quantizer}" if codec.bit_rate is None else f"{codec.bit_rate} bit/s"
     )
-    lines = [
-        f"model      {name}",
-        f"classes    {', '.join(card.classes)}",
-        f"sees       {card.what.kind} residuals, {card.what.planes}, frames: {card.what.frames}"
-        if card.what.kind in ("accumulated", "direct")
-        else f"sees       {card.what.kind}, {card.what.planes}, frames: {card.what.frames}",
-        f"of         a {card.size} × {card.size} crop of the face, GOPs of {codec.gop_size} frames "
-        f"in {codec.span} of the video, {quality}"
-        f"{'' if codec.motion_search else ', no motion search'}, "
-        f"windows of {card.window_gops} GOPs",
-        f"weights    {sum(p.numel() for p in predictor.parameters()):,}",
+    shown = [
+        ("model", name),
+        ("classes", ", ".join(card.classes)),
+        ("sees", f"{what.kind}{residuals}, {what.planes}, frames: {what.frames}"),
+        (
+            "of",
+            f"a {card.size} × {card.size} crop of the face, GOPs of {codec.gop_size} frames in "
+            f"{codec.span} of the video, {quality}"
+            f"{'' if codec.motion_search else ', no motion search'}, "
+            f"windows of {card.window_gops} GOPs",
+        ),
+        ("weights", f"{sum(p.numel() for p in predictor.parameters()):,}"),
+        *([("limits", DEFAULT_LIMITS)] if name == DEFAULT else []),
+        *card.origin.items(),
     ]
-    if name == DEFAULT:
-        lines.append(f"limits     {DEFAULT_LIMITS}")
-    lines += [f"{key:10s} {value}" for key, value in card.origin.items()]
+    lines = [f"{key:10s} {value}" for key, value in shown]
     lines += [
         f"{metric:28s} {value:.3f}"
         for metric, value in card.figures.items()
@@ -104,16 +103,13 @@ def describe(name: str) -> str:
 
 def table() -> str:
     """Every model that has a name here, one line each."""
-    rows = [(DEFAULT, "ships with cfer", read_model(default_path())[1].figures)]
     from cfer import tracking
 
+    rows = [(DEFAULT, "ships with cfer", read_model(default_path())[1].figures)]
     rows += [(entry.name, entry.what, entry.figures) for entry in tracking.models()]
     width = max(len(name) for name, _, _ in rows)
-    head = f"{'name':{width}s}  accuracy  what"
-    return "\n".join(
-        [head]
-        + [
-            f"{name:{width}s}  {figures.get('held_out/accuracy', float('nan')):8.3f}  {what}"
-            for name, what, figures in rows
-        ]
-    )
+    lines = [f"{'name':{width}s}  accuracy  what"]
+    for name, what, figures in rows:
+        accuracy = figures.get("held_out/accuracy", float("nan"))
+        lines.append(f"{name:{width}s}  {accuracy:8.3f}  {what}")
+    return "\n".join(lines)

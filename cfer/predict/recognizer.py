@@ -4,14 +4,15 @@
     for prediction in recognizer.predict("video.mp4"):
         print(prediction.start_seconds, prediction.label, prediction.probabilities)
 
-In fixed-GOP form (MPEG-4 Part 2, the model's picture size and GOP) a clip is read as it is: no
-I-frame is decoded, no face is looked for. Any other video first becomes such a clip, with the crop
-and the encoder's settings that the model was trained on.
+A clip in fixed-GOP form (MPEG-4 Part 2, the model's picture size and GOP) is read as it is: no
+I-frame is decoded, and no face is looked for. Any other video first becomes such a clip, with the
+crop and the encoder's settings that the model was trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from cfer.predict.models import DEFAULT, open_model
 
 if TYPE_CHECKING:
     from cfer.video.faces import FaceDetector, FaceWindow, Square
-    from cfer.video.pictures import SupportsRead
+    from cfer.video.pictures import StreamPictures, SupportsRead
 
 FACES = ("one", "all")
 
@@ -40,13 +41,13 @@ class Prediction:
 
     Attributes:
         source: the video, or a clip's id.
-        start_seconds, end_seconds: the window's place in the video, by the video's own clock: from
-            its first picture (0), each picture when the file shows it.
-        probabilities: one per class of the model, in [0, 1], which sum to 1; none where the window
+        start_seconds, end_seconds: the window's place in the video, by the video's own time stamps;
+            its first picture is at 0.
+        probabilities: one per class of the model, in [0, 1], with a sum of 1; none if the window
             shows no face.
         num_frames: how many P-frames the probabilities come from.
-        face: number of the face, from 1, the same throughout a video; 0 where there is none.
-        square: where it was found; None where the clip is the face's crop already.
+        face: number of the face, from 1, the same throughout a video; 0 if there is none.
+        square: where it was found; None if the clip is already the face's crop.
     """
 
     source: str
@@ -59,17 +60,12 @@ class Prediction:
 
     @property
     def label(self) -> str | None:
-        """The likeliest class; None where the window shows no face."""
+        """The likeliest class; None if the window shows no face."""
         return max(self.probabilities, key=self.probabilities.__getitem__, default=None)
 
 
 class Recognizer:
-    """A trained model, ready to be used on videos.
-
-    Attributes:
-        predictor: the network.
-        card: its classes, its input, where it comes from.
-    """
+    """A trained model, ready to be used on videos: the network and its card."""
 
     def __init__(self, predictor: Predictor, card: ModelCard) -> None:
         self.predictor = predictor.eval()
@@ -85,18 +81,18 @@ class Recognizer:
                 `models:/NAME/VERSION`.
 
         Raises:
-            InputError: there is none of this name, or it can't be read.
+            InputError: there is no model of this name, or it can't be read.
         """
         return cls(*open_model(str(name)))
 
     def probabilities(self, planes: np.ndarray) -> np.ndarray:
-        """Planes of frames (`cfer.data.inputs`), uint8 (N, T, C, S/2, S/2) → float32 (N, classes)."""
+        """Planes (`cfer.data.inputs`), uint8 (N, T, C, S/2, S/2) → float32 (N, classes)."""
         with torch.inference_mode():
             # A copy, since the planes may be read-only.
             return self.predictor(torch.tensor(planes)).numpy()
 
     def warm_up(self) -> None:
-        """Load and use once what the first video would wait for."""
+        """Load and use once what the first video would otherwise wait for."""
         side = self.card.size // 2
         self.probabilities(np.zeros((1, 1, self.card.what.num_planes, side, side), np.uint8))
         self._detector.find([np.zeros((64, 64, 3), np.uint8)])
@@ -108,12 +104,12 @@ class Recognizer:
 
         Args:
             source: its path.
-            faces: "one" (the largest, and of these the most central one), or "all".
+            faces: "one" (the largest, and of equal ones the most central), or "all".
             window_gops: how many GOPs a prediction looks at; None: as many as in training. 1 is the
                 finest in time.
 
         Raises:
-            ClipError: the video can't be read to its end, or is one window without a face.
+            ClipError: the video can't be read to its end, or its only window shows no face.
         """
         return list(self.predict_windows(source, faces=faces, window_gops=window_gops))
 
@@ -125,25 +121,15 @@ class Recognizer:
         num_gops = self._window_gops(window_gops)
         bitstream = None
         if path.is_file():
-            try:
+            with suppress(CodecError):  # a video of another codec is decoded, and encoded anew
                 bitstream = Bitstream.open(path)
-            except CodecError:
-                bitstream = None  # another codec: it is decoded, and encoded anew
         if bitstream is not None and self.is_fixed_gop(bitstream):
             yield from self.predict_bitstream(bitstream, window_gops=num_gops)
             return
-        # A clip that is in fixed-GOP form already needs no face detector.
+        # A clip that is already in fixed-GOP form needs no face detector.
         from cfer.video.faces import face_clip
 
-        windows = face_clip(
-            path,
-            self.card.size,
-            self._detector,
-            num_gops * self.card.codec.span,
-            every=_checked_faces(faces) == "all",
-            take=self.card.codec.encoded_frames,
-        )
-        yield from self._predict_faces(str(source), windows)
+        yield from self._predict_faces(str(source), face_clip, path, faces, num_gops)
 
     def predict_stream(
         self,
@@ -153,7 +139,7 @@ class Recognizer:
         faces: str = "one",
         window_gops: int | None = 1,
     ) -> Iterator[Prediction]:
-        """The video that comes out of a pipe or a socket, window by window, while it comes.
+        """The video that comes out of a pipe or a socket, window by window as it comes.
 
         Args:
             file: something to read bytes of MPEG-TS, Matroska, fragmented MP4 or AVI from;
@@ -162,20 +148,14 @@ class Recognizer:
             faces, window_gops: see `predict`.
 
         Raises:
-            ClipError: it is no such video, or breaks off.
+            ClipError: it is not such a video, or breaks off.
         """
         from cfer.video.faces import face_stream
         from cfer.video.pictures import StreamPictures
 
-        windows = face_stream(
-            StreamPictures(file, name),
-            self.card.size,
-            self._detector,
-            self._window_gops(window_gops) * self.card.codec.span,
-            every=_checked_faces(faces) == "all",
-            take=self.card.codec.encoded_frames,
-        )
-        yield from self._predict_faces(name, windows)
+        num_gops = self._window_gops(window_gops)
+        pictures = StreamPictures(file, name)
+        yield from self._predict_faces(name, face_stream, pictures, faces, num_gops)
 
     def predict_bitstream(
         self,
@@ -188,7 +168,7 @@ class Recognizer:
 
         Args:
             window_gops: see `predict`.
-            times: in place of the bitstream's own (`Bitstream.times`).
+            times: instead of the bitstream's own (`Bitstream.times`).
 
         Raises:
             CodecError: a window without a P-frame, or a damaged one.
@@ -198,7 +178,7 @@ class Recognizer:
         for first in range(0, len(bitstream.gops), step):
             gops = range(first, min(first + step, len(bitstream.gops)))
             if first and all(len(bitstream.gops[g]) == 1 for g in gops):
-                break  # a last I-frame alone: no change to see
+                break  # a last I-frame by itself shows no change
             planes = self.card.what.read(bitstream, gops)
             probabilities = self.probabilities(planes[None])[0]
             yield Prediction(
@@ -212,11 +192,11 @@ class Recognizer:
     def predict_shards(
         self, directory: str | Path, *, window_gops: int | None = None
     ) -> Iterator[Prediction]:
-        """Every clip of a data set that `pipeline/extract.py` wrote, in its order. A window of a
-        longer video keeps its place there.
+        """Every clip of a data set that `cfer extract` wrote, in order. A window of a longer video
+        keeps its place there.
 
         Raises:
-            InputError: it was encoded in another way than what the model was trained on.
+            InputError: it was encoded differently from what the model was trained on.
         """
         for clip in read_clips(directory):
             bitstream = Bitstream(clip.bitstream, clip.clip_id)
@@ -240,15 +220,32 @@ class Recognizer:
             and lengths[-1] <= gop_size
         )
 
-    def _predict_faces(self, name: str, windows: Iterator[FaceWindow]) -> Iterator[Prediction]:
-        for window in windows:
+    def _predict_faces(
+        self,
+        name: str,
+        find: Callable[..., Iterator[FaceWindow]],
+        pictures: Path | StreamPictures,
+        faces: str,
+        num_gops: int,
+    ) -> Iterator[Prediction]:
+        if faces not in FACES:
+            raise InputError(f"--faces {faces}: give one of {', '.join(FACES)}")
+        codec = self.card.codec
+        for window in find(
+            pictures,
+            self.card.size,
+            self._detector,
+            num_gops * codec.span,
+            every=faces == "all",
+            take=codec.encoded_frames,
+        ):
             start_seconds, end_seconds = window.times[0], window.times[-1]
             if window.error is not None:
                 if window.num_windows == 1:
                     raise window.error
                 yield Prediction(name, start_seconds, end_seconds, {}, 0, face=0)
                 continue
-            bitstream = window.encode(self.card.codec)
+            bitstream = window.encode(codec)
             for prediction in self.predict_bitstream(bitstream, window_gops=len(bitstream.gops)):
                 yield replace(
                     prediction,
@@ -271,17 +268,11 @@ class Recognizer:
         return FaceDetector()
 
 
-def _checked_faces(faces: str) -> str:
-    if faces not in FACES:
-        raise InputError(f"--faces {faces}: give one of {', '.join(FACES)}")
-    return faces
-
-
 def face_bitstream(source: Path, size: int, settings: CodecSettings) -> Bitstream:
-    """Find the face of a video, crop, encode: the whole of it as one fixed-GOP clip.
+    """The face of a whole video, cropped and encoded as one fixed-GOP clip.
 
     Raises:
-        ClipError: unreadable, one frame only, or no face.
+        ClipError: the video is unreadable, has only one frame, or shows no face.
     """
     from cfer.video.faces import FaceDetector, face_clip
 

@@ -5,7 +5,7 @@
     curl -X POST 'http://127.0.0.1:8000/predict?link=s3://bucket/video.mp4'   # with --allow
 
 An upload is the request's body. It goes to the disk, and then to a process that can be ended
-(`cfer.predict.uploads`). On a Ray cluster the same application is deployed by `cfer.predict.serve_on_ray`.
+(`cfer.predict.uploads`). `cfer.predict.serve_on_ray` deploys the same application on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -40,65 +39,38 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cfer.errors import STOP_SIGNALS, InputError, is_full
+from cfer.predict.limits import Limits
 from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
 from cfer.predict.recognizer import Recognizer
 from cfer.predict.uploads import (
-    Limits,
     TooLarge,
     Work,
     Workers,
+    append,
     check_allowed,
     look,
     predict,
-    too_large,
     why_ended,
 )
 
 TOKEN_VARIABLE = "CFER_TOKEN"
 MOST_REQUESTS = 100  # at a time, in one application: each may have a file on the disk
 MOST_LINK_CHARACTERS = 2000
-SECONDS_TO_STOP = 10  # for the requests that are there
-MOST_FOLDER_BYTES = 75  # a socket's path has 107 in all
+SECONDS_TO_STOP = 10  # for the requests that are being answered
+MOST_FOLDER_BYTES = 75  # a socket's path may have 107 in all
 _FOLDER = "cfer-serve-"
-GONE = 499  # who asked does not wait any more (a status of nginx's)
+GONE = 499  # the client no longer waits (a status of nginx's)
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Service:
-    """What is served, and to whom.
-
-    Attributes:
-        model_name: what answers call the model.
-        recognizer: the model.
-        limits: of each video.
-        readers: how many videos are worked on at a time.
-        threads: of each reader.
-        allowed: URIs that links may point below.
-        token: what a request has to show; empty: it has to come from this machine's own programs.
-    """
-
-    model_name: str
-    recognizer: Recognizer
-    limits: Limits
-    readers: int = 1
-    threads: int = 1
-    allowed: tuple[str, ...] = ()
-    token: str = ""
 
 
 # ---- who may ask ---------------------------------------------------------------------------------
 
 
 def checked_token() -> str:
-    """The token that the operator has set, or none.
-
-    Raises:
-        InputError: no request could show it.
-    """
+    """The token that the operator has set, or ""; InputError: no request could show it."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token.isascii() or not token.isprintable():
-        raise InputError(f"{TOKEN_VARIABLE}: give letters, digits and signs of ASCII alone")
+        raise InputError(f"{TOKEN_VARIABLE}: give only letters, digits and signs of ASCII")
     return token
 
 
@@ -112,8 +84,9 @@ def check_token(credentials: HTTPAuthorizationCredentials | None, token: str) ->
 def is_own(headers: Headers) -> bool:
     """Whether a request comes from a program of this machine, or from the service's own page.
 
-    Any page that is open in a browser here can send requests to loopback. It then names itself as
-    their origin; or has its own name resolve to loopback, and asks for that host.
+    Any page that is open in a browser here can send requests to loopback. The browser then names
+    the page as their origin; or the page's own name resolves to loopback, and they ask for that
+    host.
     """
     (host, *more) = headers.getlist("host") or [""]
     origins = headers.getlist("origin")
@@ -124,18 +97,17 @@ def is_own(headers: Headers) -> bool:
     return is_here and all(origin.lower() == f"http://{host.lower()}" for origin in origins)
 
 
-class _OwnRequestsOnly:
-    """An ASGI application of which other sites' pages get nothing."""
+def own_requests_only(app: ASGIApp) -> ASGIApp:
+    """An ASGI application that answers nothing to the pages of other sites."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_own(Headers(scope=scope)):
-            said = "asked by another site, or for another host than this machine"
-            await JSONResponse({"detail": said}, 403)(scope, receive, send)
+            refusal = "asked by another site, or for another host than this machine"
+            await JSONResponse({"detail": refusal}, 403)(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
+
+    return guarded
 
 
 def is_loopback(host: str) -> bool:
@@ -182,14 +154,27 @@ _VIDEO: dict[str, Any] = {
 }
 
 
-def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -> FastAPI:
-    """The service, an ASGI application; its workers start and end with it."""
-    workers = Workers(
-        service.recognizer, service.limits, service.allowed, service.readers, service.threads
-    )
+def create_app(
+    model_name: str,
+    workers: Workers,
+    token: str = "",
+    say_ready: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The service, an ASGI application; its workers start and end with it.
+
+    Args:
+        model_name: what answers call the model.
+        workers: what works on the videos.
+        token: what a request has to show; if empty, it has to come from this machine itself.
+        say_ready: called once the workers are ready.
+    """
+    recognizer, limits = workers.recognizer, workers.limits
     page_text = Path(__file__).with_name("serve.html").read_text()
-    name, card = service.model_name, service.recognizer.card
-    limits_text = DEFAULT_LIMITS if name == DEFAULT else ""
+    about = {
+        "model": model_name,
+        "limits": DEFAULT_LIMITS if model_name == DEFAULT else "",
+        "classes": list(recognizer.card.classes),
+    }
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -204,7 +189,7 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         description="Facial expressions from the residuals of a compressed video.",
         version="1",
         lifespan=lifespan,
-        # The pages that come with it load scripts of other sites, which could then ask here.
+        # FastAPI's own pages load scripts of other sites, which could then send requests here.
         docs_url=None,
         redoc_url=None,
     )
@@ -214,11 +199,11 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         first = error.errors()[0]
         return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
 
-    if not service.token:
-        app.add_middleware(_OwnRequestsOnly)
+    if not token:
+        app.add_middleware(own_requests_only)
 
     def check(credentials: Credentials) -> None:
-        check_token(credentials, service.token)
+        check_token(credentials, token)
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
@@ -227,13 +212,7 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
     @app.get("/model", dependencies=[Depends(check)], responses=_ERRORS)
     def describe() -> dict[str, Any]:
         """The model's classes and input, where it comes from, and what a request may cost."""
-        return {
-            "model": name,
-            "limits": limits_text,
-            "request_limits": vars(service.limits),
-            "classes": list(card.classes),
-            "origin": card.origin,
-        }
+        return {**about, "request_limits": vars(limits), "origin": recognizer.card.origin}
 
     @app.post("/predict", dependencies=[Depends(check)], responses=_ERRORS, openapi_extra=_VIDEO)
     async def predict_(
@@ -244,12 +223,7 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
     ) -> dict[str, Any]:
         """Expressions of a video: one entry per window of time, and per face."""
         work = partial(predict, source=link or "upload", faces=faces, window_gops=window_gops)
-        return {
-            "model": name,
-            "limits": limits_text,
-            "classes": list(card.classes),
-            "windows": await _answer(service, workers, request, link, work),
-        }
+        return {**about, "windows": await _answer(workers, request, link, work)}
 
     @app.post(
         "/look",
@@ -262,24 +236,22 @@ def create_app(service: Service, say_ready: Callable[[], None] = lambda: None) -
         request: Request, link: Link = None, gop: Annotated[int, Query(ge=0, le=1_000_000)] = 0
     ) -> Response:
         """What the method sees of one GOP, as a PNG: I-frame, residuals, motion, bytes."""
-        png = await _answer(
-            service, workers, request, link, partial(look, gop=gop, model_name=name)
-        )
-        return Response(png, media_type="image/png")
+        work = partial(look, gop=gop, model_name=model_name)
+        return Response(await _answer(workers, request, link, work), media_type="image/png")
 
     return app
 
 
 async def _answer(
-    service: Service, workers: Workers, request: Request, link: str | None, work: Work[Result]
+    workers: Workers, request: Request, link: str | None, work: Work[Result]
 ) -> Result:
-    """Take the video to the disk, have the work done on it, and leave nothing."""
+    """Take the video to the disk, have the work done on it, and leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         path = Path(folder) / "video"
         try:
             if link is None:
-                async with asyncio.timeout(service.limits.upload_seconds):
-                    await _save(request, path, service.limits)
+                async with asyncio.timeout(workers.limits.upload_seconds):
+                    await _save(request, path, workers.limits)
             return await _done(request, workers.submit(work, path, link))
         except TooLarge as error:
             raise HTTPException(413, str(error)) from error
@@ -288,7 +260,7 @@ async def _answer(
         except TimeoutError as error:
             raise HTTPException(408, "it takes too long; give a shorter video") from error
         except pebble.ProcessExpired as error:
-            raise HTTPException(422, why_ended(error, service.limits)) from error
+            raise HTTPException(422, why_ended(error, workers.limits)) from error
         except BrokenProcessPool as error:
             raise HTTPException(503, "a reader is being replaced; ask again") from error
         except OSError as error:
@@ -298,19 +270,16 @@ async def _answer(
 
 
 async def _save(request: Request, path: Path, limits: Limits) -> None:
-    size = 0
     with open(path, "wb") as file:
         async for data in request.stream():
-            size += len(data)
-            if size > limits.megabytes * 1_000_000:
-                raise too_large(limits)
-            file.write(data)
+            append(file, data, limits)
+        size = file.tell()
     if size == 0:
         raise InputError("an empty upload; the request's body is the video file")
 
 
 async def _done(request: Request, future: Future[Result]) -> Result:
-    """What the worker says; it is ended if nobody waits for it any more."""
+    """The worker's result; the worker is ended if the client no longer waits for it."""
     result = asyncio.wrap_future(future)
     try:
         while not (await asyncio.wait({result}, timeout=1))[0]:
@@ -322,7 +291,7 @@ async def _done(request: Request, future: Future[Result]) -> Result:
 
 
 def _remove_what_killed_servers_left() -> None:
-    """Videos of people, which nobody else would ever delete."""
+    """They are videos of people, which nobody else would ever delete."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
         number = folder.name.removeprefix(_FOLDER).partition("-")[0]
         if number.isdecimal() and not psutil.pid_exists(int(number)):
@@ -338,8 +307,8 @@ def run(
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        InputError: no such model; the port is taken; more readers than CPUs; links allowed to what
-            is no store; other machines can reach it, and no token is set.
+        InputError: no such model; the port is taken; more readers than CPUs; links are allowed to
+            something that is not a store; other machines can reach the server, and no token is set.
     """
     token = checked_token()
     if not token and not is_loopback(host):
@@ -363,21 +332,16 @@ def run(
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
         raise InputError(f"--port {port}: cannot be used ({reason})") from error
     recognizer = Recognizer.from_pretrained(model_name)
-    threads = cpus // readers
-    service = Service(model_name, recognizer, limits, readers, threads, tuple(allowed), token)
+    workers = Workers(recognizer, limits, allowed, readers, cpus // readers)
     where = f"[{host}]" if ":" in host else host
 
     def say_ready() -> None:
-        number = listener.getsockname()[1]
-        print(
-            f"http://{where}:{number} serves the model {model_name}; its API: /openapi.json",
-            flush=True,
-        )
+        address = f"http://{where}:{listener.getsockname()[1]}"
+        print(f"{address} serves the model {model_name}; its API: /openapi.json", flush=True)
 
-    app = create_app(service, say_ready)
     config = uvicorn.Config(
-        app,
-        # Which limits what comes before a request's body. The faster one does not.
+        create_app(model_name, workers, token, say_ready),
+        # It limits the bytes of a request's headers. The faster httptools does not.
         http="h11",
         ws="none",
         limit_concurrency=MOST_REQUESTS,
@@ -386,7 +350,7 @@ def run(
         server_header=False,
     )
     server = uvicorn.Server(config)
-    # Uvicorn sends itself again the signal that it has ended by.
+    # Once it has ended, uvicorn raises again the signal that ended it.
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])

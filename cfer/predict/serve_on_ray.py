@@ -1,18 +1,19 @@
 """The service of `cfer serve` on a Ray cluster, by Ray Serve: `serve deploy cluster/serve.yaml`."""
 
-# No `from __future__ import annotations`: Ray looks at the type of an argument itself.
+# No `from __future__ import annotations`: Ray inspects the type of the argument.
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from cfer.errors import InputError
+from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
-from cfer.predict.serve import MOST_REQUESTS, TOKEN_VARIABLE, Service, checked_token, create_app
-from cfer.predict.uploads import Limits, check_allowed
+from cfer.predict.serve import MOST_REQUESTS, TOKEN_VARIABLE, checked_token, create_app
+from cfer.predict.uploads import Workers, check_allowed
 
 
 class Arguments(BaseModel):
-    """Of the configuration file; the names are those of `cfer serve`'s options."""
+    """The `args` of the configuration file, named as the options of `cfer serve`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,7 +29,7 @@ def application(arguments: Arguments) -> serve.Application:
     """One reader to a replica. The token is that of the nodes' environment.
 
     Raises:
-        InputError: no such model, no token, or links allowed to what is no store.
+        InputError: no such model, no token, or links allowed to something that is not a store.
     """
     token = checked_token()
     if not token:
@@ -36,19 +37,13 @@ def application(arguments: Arguments) -> serve.Application:
             f"{TOKEN_VARIABLE} is not set on the cluster's nodes, and other machines reach the "
             "service; set it before `ray start`"
         )
-    limits = Limits.of(
-        arguments.max_megabytes,
-        arguments.max_seconds,
-        arguments.time_limit,
-        arguments.memory_limit,
-    )
+    limits = Limits.of(**arguments.model_dump(exclude={"model", "allow"}))
     check_allowed(arguments.allow)
     recognizer = Recognizer.from_pretrained(arguments.model)
-    allowed = tuple(arguments.allow)
-    service = Service(arguments.model, recognizer, limits, allowed=allowed, token=token)
 
     def build() -> FastAPI:
-        return create_app(service)
+        workers = Workers(recognizer, limits, arguments.allow)
+        return create_app(arguments.model, workers, token)
 
     reader = serve.deployment(
         serve.ingress(build)(),

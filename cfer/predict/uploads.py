@@ -1,8 +1,8 @@
-"""Strangers' videos: what one may cost, and the processes that work on them.
+"""Strangers' videos: which of them are read, and the processes that work on them.
 
-A video is looked at, decoded and predicted in a process of its own, which has a limit of memory and
-a deadline: at either it is ended, and the next video gets a new one. Within it nothing that a file
-says of itself is believed before it is looked at: its container, its picture's size, its frames.
+A video is checked, decoded and predicted in a process of its own, which has a limit of memory and a
+deadline: at either it is ended, and the next video gets a new one. Nothing that a file says about
+itself is believed before it is checked: its container, its picture's size, its frames.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import resource
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import av.error
@@ -30,83 +29,40 @@ import torch
 from cfer.codec.containers import open_input, video_stream
 from cfer.data.storage import Folder
 from cfer.errors import InputError, is_full
+from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
 from cfer.predict.timeline import as_json
 
-# Of FFmpeg's demuxers, those of files that hold a video. A playlist (HLS, concat, …) would make it
-# open other files, or other servers.
+# FFmpeg's demuxers of files that hold a video. A playlist (HLS, concat, …) would make it open other
+# files, or other servers.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,m4v,h264,hevc,ivf,mxf"
 MOST_STREAMS = 64
-MOST_FRAMES_A_SECOND = 60
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one video may cost.
-
-    Attributes:
-        megabytes: of the file.
-        seconds: of the video.
-        pixels: of a picture, as it is coded and as it is shown.
-        frames: of the video.
-        upload_seconds: for the file to arrive.
-        work_seconds: from the file's arrival to the answer, waiting apart.
-        memory_megabytes: for the work, beside what the model takes.
-    """
-
-    megabytes: int = 64
-    seconds: int = 60
-    pixels: int = 4096 * 2304
-    frames: int = 3600
-    upload_seconds: int = 120
-    work_seconds: int = 120
-    memory_megabytes: int = 2000
-
-    @classmethod
-    def of(cls, megabytes: int, seconds: int, work_seconds: int, memory_megabytes: int) -> Limits:
-        """Those that an operator sets.
-
-        Raises:
-            InputError: one that is not at least 1.
-        """
-        for option, value in (
-            ("max-megabytes", megabytes),
-            ("max-seconds", seconds),
-            ("time-limit", work_seconds),
-            ("memory-limit", memory_megabytes),
-        ):
-            if value < 1:
-                raise InputError(f"--{option} {value}: give 1 or more")
-        return cls(
-            megabytes=megabytes,
-            seconds=seconds,
-            frames=seconds * MOST_FRAMES_A_SECOND,
-            work_seconds=work_seconds,
-            memory_megabytes=memory_megabytes,
-        )
-
-
 class TooLarge(InputError):
-    """A file of more bytes than are taken."""
+    """A file of more bytes than the limits allow."""
 
 
 class NotAllowed(InputError):
-    """A link to what the operator did not allow."""
+    """A link to something that the operator did not allow."""
 
 
-def too_large(limits: Limits) -> TooLarge:
-    return TooLarge(f"more than {limits.megabytes} MB; give a shorter video")
+def append(file: BinaryIO, data: bytes, limits: Limits) -> None:
+    """Write the next bytes of a video; TooLarge: it has more of them than the limits allow."""
+    if file.tell() + len(data) > limits.megabytes * 1_000_000:
+        raise TooLarge(f"more than {limits.megabytes} MB; give a shorter video")
+    file.write(data)
 
 
 # ---- what a video may be -------------------------------------------------------------------------
 
 
 def check_video(path: Path, limits: Limits) -> None:
-    """Decode it once within the limits; what goes through may be read without them.
+    """Decode a file once within the limits; what passes may then be read without them.
 
     Raises:
-        InputError: not a video, too large or too long a one.
+        InputError: not a video, or one that is too large or too long.
     """
     options = {
         "max_pixels": str(limits.pixels),
@@ -143,18 +99,18 @@ def open_link(link: str, allowed: Sequence[str]) -> tuple[Folder, str]:
     it.
 
     Args:
-        link: a URI; what it says is decoded once, and that is what is checked and opened.
+        link: a URI; it is decoded once, and the result is what is checked and opened.
         allowed: URIs that the operator lets links point below.
 
     Raises:
-        NotAllowed: it is not below one of them; or has options, or steps out by a spelling or by a
+        NotAllowed: it is not below one of them, has options, or leads out by its spelling or by a
             symbolic link.
     """
     refused = NotAllowed(
         "this server reads no such link; the operator names what it reads with --allow"
     )
     path = unquote(link)
-    # Options, and whatever a store or a second decoding could take for something else.
+    # Options, and whatever a store or a second decoding could take to mean something else.
     is_strange = any(c in link for c in "?#") or unquote(path) != path or "\\" in path
     if is_strange or not path.isprintable():
         raise refused
@@ -176,18 +132,18 @@ def open_link(link: str, allowed: Sequence[str]) -> tuple[Folder, str]:
 
 
 def _root_of(place: str) -> str:
-    """What links below it begin with."""
+    """What the links below an allowed place start with."""
     parts = urlsplit(place)
-    # The operator's own key, if it is there, is no part of a link.
+    # The operator's own key, if there is one, is not part of a link.
     host = parts.netloc.rpartition("@")[2] if parts.scheme == "s3" else parts.netloc
     return f"{parts.scheme}://{host}{unquote(parts.path).rstrip('/')}/"
 
 
 def check_allowed(allowed: Sequence[str]) -> None:
-    """Before any link is read: are these locations that links can point below?
+    """Before any link is read: can links point below these locations?
 
     Raises:
-        InputError: one is no URI, or of no store that can be used.
+        InputError: one is not a URI, or is of no store that can be used.
     """
     for place in allowed:
         scheme = place.partition("://")[0]
@@ -202,23 +158,19 @@ def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> 
     Raises:
         InputError: nothing readable is there.
         NotAllowed: see `open_link`.
-        TooLarge: more than a file may have.
+        TooLarge: the file has too many bytes.
     """
-    size = 0
     try:
         folder, name = open_link(link, allowed)
         with open(path, "wb") as file:
             for data in folder.chunks(name):
-                size += len(data)
-                if size > limits.megabytes * 1_000_000:
-                    raise too_large(limits)
-                file.write(data)
+                append(file, data, limits)
     except (NotAllowed, TooLarge):
         raise
     except (OSError, InputError) as error:
         if is_full(error):
             raise
-        # What the operator's store says is not for strangers.
+        # Strangers do not learn what the operator's store says.
         raise InputError("nothing readable at this link") from error
 
 
@@ -228,7 +180,7 @@ def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> 
 def predict(
     recognizer: Recognizer, path: Path, source: str, faces: str, window_gops: int | None
 ) -> list[dict[str, Any]]:
-    """Each window of a video, and each face in it, as an answer tells it."""
+    """Each window of a video and each face in it, as an answer reports it."""
     found = recognizer.predict_windows(path, faces=faces, window_gops=window_gops)
     return [{**as_json(window), "source": source} for window in found]
 
@@ -246,15 +198,15 @@ Work = Callable[[Recognizer, Path], Result]
 
 
 class Workers:
-    """Processes that work on strangers' videos, one at a time each. A context: they are ready
-    within, and ended after it.
+    """Processes that work on strangers' videos, one at a time each: a context, at whose start they
+    are ready, and at whose end they are ended.
 
     Args:
         recognizer: what they predict with.
         limits: of each video.
         allowed: URIs that links may point below.
-        count: how many there are.
-        threads: of each.
+        count: how many processes there are, and so how many videos are worked on at a time.
+        threads: of each process.
     """
 
     def __init__(
@@ -265,10 +217,10 @@ class Workers:
         count: int = 1,
         threads: int = 1,
     ) -> None:
-        self._limits, self._count = limits, count
+        self.recognizer, self.limits, self._count = recognizer, limits, count
         self._arguments = (recognizer, limits, tuple(allowed), threads)
         self._pool_lock = threading.Lock()
-        # A new process is a copy of one that has imported everything, and has done nothing yet.
+        # A new process is a copy of one that has imported everything and has done nothing yet.
         multiprocessing.set_forkserver_preload([__name__, "cfer.predict.look", "facenet_pytorch"])
         self._pool = self._new_pool()
 
@@ -290,28 +242,28 @@ class Workers:
         self._pool.join()
 
     def submit(self, work: Work[Result], path: Path, link: str | None = None) -> Future[Result]:
-        """Have it done with a video.
+        """Have work done with a video.
 
         Args:
-            work: `predict` or `look`, with what they need beside the model and the path.
+            work: `predict` or `look`, with their arguments other than the model and the path.
             path: where the video is, or where it is put.
-            link: where it is taken from; None: it is there.
+            link: where it is taken from; None: it is there already.
 
         Returns:
-            Its result, or:
+            A future of the result, or of an error:
 
             InputError: the video can't be used.
-            TimeoutError: it takes too long, and was ended.
-            pebble.ProcessExpired: it takes too much memory, or ended its process: `why_ended`.
-            BrokenProcessPool: a process that had no work has died; ask again.
+            TimeoutError: the work took too long, and was ended.
+            pebble.ProcessExpired: it took too much memory or ended its process: see `why_ended`.
+            BrokenProcessPool: an idle process has died; ask again.
         """
         with self._pool_lock:
-            # Pebble gives a pool up where a process dies that has no work.
+            # Pebble gives a pool up if an idle process dies.
             if not self._pool.active:
                 self.__exit__()
                 self._pool = self._new_pool()
             future: Future[Result] = self._pool.schedule(
-                _do, args=(work, path, link), timeout=self._limits.work_seconds
+                _do, args=(work, path, link), timeout=self.limits.work_seconds
             )
             return future
 
@@ -346,7 +298,7 @@ def _start(recognizer: Recognizer, limits: Limits, allowed: Sequence[str], threa
 
 
 def _end_with_the_server() -> None:
-    """Where it is killed, nobody else ends the work that was asked for."""
+    """If the server is killed, nobody else ends the work that it was asked for."""
     server = multiprocessing.parent_process()
     assert server is not None
     server.join()
@@ -354,7 +306,7 @@ def _end_with_the_server() -> None:
 
 
 def _is_ready() -> None:
-    """Done by a worker, which is ready then."""
+    """The worker that has done this is ready."""
 
 
 def _do(work: Work[Result], path: Path, link: str | None) -> Result:
@@ -367,11 +319,11 @@ def _do(work: Work[Result], path: Path, link: str | None) -> Result:
         raise
     except Exception as error:
         if _is_out_of_memory(error):
-            # Whatever failed at it may be left in any state.
+            # Whatever ran out of memory may be left in any state.
             os._exit(_OUT_OF_MEMORY)
         if not isinstance(error, InputError):
             raise
-        # The server's own paths are not told.
+        # Strangers do not learn the server's own paths.
         raise InputError(str(error).replace(str(path), "the video")) from None
 
 
@@ -379,6 +331,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     # PyTorch, its oneDNN and OpenCV have no class of their own for it.
-    said = str(error) if isinstance(error, RuntimeError | cv2.error) else ""
-    is_told = "alloc" in said or "could not create a primitive" in said
-    return is_told or (error.__cause__ is not None and _is_out_of_memory(error.__cause__))
+    message = str(error) if isinstance(error, RuntimeError | cv2.error) else ""
+    is_said = "alloc" in message or "could not create a primitive" in message
+    return is_said or (error.__cause__ is not None and _is_out_of_memory(error.__cause__))

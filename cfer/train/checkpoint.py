@@ -20,7 +20,7 @@ from torch import Tensor
 from cfer.data.shards import Description
 from cfer.data.storage import Folder
 from cfer.errors import InputError, NotFinite
-from cfer.evaluate.command import check_classes
+from cfer.evaluate.table import check_classes
 from cfer.train.config import OPERATIONAL, TrainConfig, flag
 
 RECORD_NAME = "run.json"

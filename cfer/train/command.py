@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-from tyro.conf import OmitArgPrefixes
-
 from cfer.errors import InputError
+from cfer.options import given, parse
 from cfer.train.config import METHODS, OPERATIONAL, SHORT_NAMES, Method, TrainConfig
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ NOT_SWEPT = (*OPERATIONAL, "method", "seed", "fold")
 class TrainOptions:
     """Train on the shards of a data set: one run, or a protocol of many."""
 
-    config: OmitArgPrefixes[TrainConfig]
+    config: TrainConfig
     preset: Literal["paper"] | None = None  # the min-min game, with the apex where it is annotated
     protocol: Protocol | None = None  # how results on this data set are reported
     seeds: str = ""  # run everything with each of these, commas between
@@ -73,7 +71,7 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
     Raises:
         InputError: see `TrainConfig.checked`; `--seed` beside `--seeds`.
     """
-    named, _ = tyro.cli(_Named, args=argv, return_unknown_args=True, add_help=False)
+    named = given(_Named, argv)
     if named.seed is not None and named.seeds is not None:
         raise InputError("--seed, --seeds: give one of them")
     defaults = {**(PAPER if named.preset else {}), **PROTOCOLS.get(named.protocol or "", {})}
@@ -82,9 +80,7 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
         seeds = ""
     method = named.method or defaults.get("method", "min-min")
     config = TrainConfig(**{**METHODS[method], **defaults, "method": method})
-    options = tyro.cli(
-        TrainOptions, prog="cfer train", args=argv, default=TrainOptions(config, seeds=seeds)
-    )
+    options = parse(TrainOptions, "cfer train", argv, TrainOptions(config, seeds=seeds))
     config = replace(options.config, run=options.config.run or method).checked()
     if "/" in config.run or config.run.startswith("."):
         raise InputError(f"--run {config.run}: a name, not a path; --storage says where")
@@ -194,6 +190,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     summaries = train_all(configs, seeds, options.parallel)
     say(lines_of(summaries))
     if sweep:
-        given = f" --seeds {options.seeds}" if options.seeds else ""
-        _log_sweep(sweep, config, f"{given} --sweep {options.sweep}", summaries)
+        seeds_given = f" --seeds {options.seeds}" if options.seeds else ""
+        _log_sweep(sweep, config, f"{seeds_given} --sweep {options.sweep}", summaries)
     return 0

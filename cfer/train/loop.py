@@ -372,7 +372,7 @@ def _finish(
     tracker.log_figure(confusion_figure(confusion, classes, title), "confusion.png")
     tracker.log_figure(curves_figure(history), "curves.png")
     tracker.log_figure(embedding_figure(validation, classes), "embedding.png")
-    tracker.log_predictions(training, validation)
+    tracker.log_predictions(train=training.arrays(), held_out=validation.arrays())
     kept = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
     tracker.log_model(Predictor.of(network, setup.card.network), replace(setup.card, figures=kept))
     num_train = len(training.labels)

@@ -1,7 +1,7 @@
 """One face, one fixed square: the crop that training and prediction share.
 
-The square stays where it is for a whole clip (or a window of a long one): a crop that followed the
-face would put motion into the residuals that the face did not make. The rule:
+The square stands still for a whole clip (or a window of a long one): a crop that followed the face
+would put motion into the residuals that the face did not make. The rule:
 
 1. MTCNN looks at `LOOKS` frames, evenly spaced. A face counts from a probability of
    `MIN_PROBABILITY`. Small faces are looked for in frames without a large one (`LARGE_FACE`).
@@ -15,8 +15,8 @@ face would put motion into the residuals that the face did not make. The rule:
     for window in face_clip("clip.mp4", size=112, detector=FaceDetector()):
         window.pictures             # RGB, uint8 (112, 112, 3)
 
-With `every=True` there is a square for each person of rule 2, small or large, and a face keeps its
-number from one window to the next where its squares overlap (`SAME_PERSON`).
+With `every=True` each person of rule 2 has a square, and a face keeps its number from one window to
+the next where its squares overlap (`SAME_PERSON`).
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ import numpy as np
 from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.video.pictures import ClipError, StreamPictures, open_pictures, windows
 
-LOOKS = 5  # frames of a window in which a face is looked for
+LOOKS = 5  # frames of a window that the detector looks at
 MIN_PROBABILITY = 0.95
 SAME_SIZE = 0.10  # a share of the larger area
 SAME_PERSON = 0.3  # intersection over union
 MARGIN = 0.3  # a share of the box's longer side, half of it on either side
 # A face of less than MIN_FACE / LOOK_SIZE of the picture's longer side is not looked for.
 LOOK_SIZE, MIN_FACE = 480, 24  # pixels
-# Most of the detector's time goes into the scales for small faces. Three steps of its pyramid up,
-# those for larger ones are the same scales as before, so a large face gets the very same box.
+# Most of the detector's time goes into the scales for small faces. This is three steps up its own
+# pyramid: the larger scales stay the same, so a large face gets the same box either way.
 LARGE_FACE = MIN_FACE / 0.709**3
 
 
 @dataclass(frozen=True)
 class Square:
-    """Where the face is: pixels of the picture; it may reach beyond the picture's edges.
+    """Where a face is, in pixels of the picture; a square may reach beyond the picture's edges.
 
     Attributes:
-        x, y: the left upper corner.
-        side: of the square.
-        probability: the detector's, the least of the frames that count, in [0, 1].
-        num_persons: how many persons were there to choose from.
+        x, y: the upper left corner.
+        side: at least 2.
+        probability: the detector's, in [0, 1]: the lowest over the frames.
+        num_persons: the number of persons to choose from.
     """
 
     x: int
@@ -66,18 +66,18 @@ class Square:
 
 @dataclass(frozen=True)
 class FaceWindow:
-    """One window of a clip, cropped; or why it could not be.
+    """One face in one window of a clip, cropped; or an error.
 
     Attributes:
-        number, num_windows: which one, from 1, of how many (0: not known yet, of a stream).
+        number, num_windows: the window's number, from 1, and how many there are (0: a stream's are
+            not known).
         frames: the clip's frame numbers.
         fps: frames per second, on average.
-        times: when each of the frames is shown, and, one value more, when the window ends: seconds
+        times: when each of the frames is shown and, one value more, when the window ends: seconds
             since the clip's first picture.
-        face: whose: 1, or the number that the person has throughout the clip.
-        square: where the face was found.
-        pictures: RGB, uint8 (size, size, 3), of the frames that were asked for; none where there is
-            an error.
+        face: the person's number in the clip, from 1.
+        square: where the face is.
+        pictures: RGB, uint8 (size, size, 3), of the frames that `take` chose; none with an error.
         error: no face was found.
     """
 
@@ -92,11 +92,11 @@ class FaceWindow:
     error: ClipError | None = None
 
     def encoded_times(self, settings: CodecSettings) -> list[float]:
-        """Of the frames that these settings encode, and of the window's end."""
+        """The times of the frames that these settings encode, and of the window's end."""
         return [self.times[n] for n in (*settings.encoded_frames(len(self.frames)), -1)]
 
     def encode(self, settings: CodecSettings) -> Bitstream:
-        """The pictures, which `settings.encoded_frames` chose, with their times."""
+        """Encode the pictures, which must be those that `settings.encoded_frames` takes."""
         fps = settings.encoded_fps(self.fps)
         return encode(self.pictures, settings, fps, self.encoded_times(settings))
 
@@ -119,7 +119,7 @@ class FaceDetector:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        # PyTorch takes seconds and 200 MB, and some processes that import this find no faces.
+        # PyTorch takes seconds and 200 MB, and some processes import this but find no faces.
         from facenet_pytorch import MTCNN
 
         with warnings.catch_warnings():
@@ -130,11 +130,11 @@ class FaceDetector:
             }
 
     def faces(self, pictures: Sequence[np.ndarray], every: bool) -> list[list[_Face]]:
-        """The faces of each of a few pictures.
+        """The faces of each of a few pictures, by rule 1.
 
         Args:
             pictures: RGB, uint8 (H, W, 3), all of one size.
-            every: False looks for small faces only in the pictures without a large one.
+            every: also look for small faces in the pictures that have a large one.
         """
         scale = min(LOOK_SIZE / max(pictures[0].shape[:2]), 1.0)
         if min(pictures[0].shape[:2]) * scale < 1:
@@ -145,17 +145,17 @@ class FaceDetector:
                 for picture in pictures
             ]
         found = self._detect(pictures, scale, MIN_FACE if every else LARGE_FACE)
-        without = [number for number, there in enumerate(found) if not there]
+        without = [number for number, faces in enumerate(found) if not faces]
         if without and not every:
             small = self._detect([pictures[number] for number in without], scale, MIN_FACE)
-            for number, there in zip(without, small, strict=True):
-                found[number] = there
+            for number, faces in zip(without, small, strict=True):
+                found[number] = faces
         return found
 
     def _detect(
         self, pictures: Sequence[np.ndarray], scale: float, least: float
     ) -> list[list[_Face]]:
-        """The faces of at least so many pixels, in pictures that were brought to this scale."""
+        """The faces of at least `least` pixels, in pictures that were scaled by `scale`."""
         if min(pictures[0].shape[:2]) < least:
             return [[] for _ in pictures]
         found = []
@@ -172,29 +172,24 @@ class FaceDetector:
         return found
 
     def find(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[Square]:
-        """The squares of the persons in a few pictures of one clip; the first is the one of rule 3.
-
-        Args:
-            pictures: RGB, uint8 (H, W, 3), all of one size.
-            every: persons whose faces are small are wanted too, beside those with large ones.
-        """
+        """`squares_of` the `faces` in a few pictures of one clip."""
         return squares_of(self.faces(pictures, every), pictures[0].shape[:2])
 
 
 def squares_of(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> list[Square]:
-    """Rules 2 to 4: from the faces of each frame that was looked at to a square for each person.
+    """Rules 2 to 4: a square for each person.
 
     Args:
-        faces: for each frame, its faces.
+        faces: the faces in each frame that was looked at.
         shape: height and width of the pictures, in pixels.
 
     Returns:
-        The square of the person of rule 3, then the others', the largest first.
+        First the square of the person of rule 3, then those of the others, from large to small.
     """
     persons: list[list[_Face]] = []
     for face in (face for frame in faces for face in frame):
         overlaps = [_overlap(face.box, _median_box(person)) for person in persons]
-        if overlaps and max(overlaps) >= SAME_PERSON:
+        if max(overlaps, default=0) >= SAME_PERSON:
             persons[int(np.argmax(overlaps))].append(face)
         else:
             persons.append([face])
@@ -228,7 +223,7 @@ def _square(person: Sequence[_Face], num_persons: int) -> Square:
 
 
 def crop(picture: np.ndarray, square: Square, size: int) -> np.ndarray:
-    """Cut the square out and bring it to `size`: RGB, uint8 (H, W, 3) → uint8 (size, size, 3)."""
+    """Cut the square out and scale it to `size`: RGB, uint8 (H, W, 3) → uint8 (size, size, 3)."""
     height, width = picture.shape[:2]
     x0, y0 = square.x, square.y
     x1, y1 = x0 + square.side, y0 + square.side
@@ -242,7 +237,7 @@ def crop(picture: np.ndarray, square: Square, size: int) -> np.ndarray:
             max(x1 - width, 0),
             cv2.BORDER_REPLICATE,
         )
-    # Averaging when it shrinks: anything else would turn fine texture into flicker.
+    # Shrink by averaging: anything else would turn fine texture into flicker.
     method = cv2.INTER_AREA if square.side >= size else cv2.INTER_LINEAR
     return cv2.resize(inside, (size, size), interpolation=method)
 
@@ -258,20 +253,21 @@ def face_clip(
 ) -> Iterator[FaceWindow]:
     """A clip's face pictures, ready to be encoded, one window after the other.
 
-    The source is gone through three times (to count, to look, to crop), so that no more than one
-    window of crops is ever held in memory.
+    The source is read three times (to count, to look, to crop), so that no more than one window of
+    crops is held in memory.
 
     Args:
         source: a video, or a folder of numbered pictures.
         size: side of the crops in pixels.
         window_frames: longer clips are cut into windows of so many frames; None leaves them whole.
-        take: which frames of a window of so many to crop (`CodecSettings.encoded_frames`); all.
         fps: overrides the clip's own frame rate.
-        every: all persons of a window, one `FaceWindow` each, and not one of them.
+        every: give a `FaceWindow` for each person of a window, not for one of them.
+        take: from a window's number of frames to the positions of those to crop
+            (`CodecSettings.encoded_frames`).
 
     Raises:
         ClipError: the source cannot be read to its end, or has only one frame. A window without a
-            face is no exception, but a `FaceWindow` with an error.
+            face raises nothing: its `FaceWindow` has an error.
     """
     pictures = open_pictures(source, fps)
     num_frames, times = pictures.count(), pictures.times()
@@ -283,10 +279,10 @@ def face_clip(
     tracks = _Tracks()
     taken = [[span[frame] for frame in take(len(span))] for span in spans]
     stream = pictures.select({frame for frames in taken for frame in frames})
-    for number, (span, there) in enumerate(zip(spans, found, strict=True), start=1):
+    for number, (span, squares) in enumerate(zip(spans, found, strict=True), start=1):
         shown = times[span.start : span.stop + 1]
         window = FaceWindow(number, len(spans), span, pictures.fps, shown)
-        kept = _kept(there, every, tracks)
+        kept = tracks.kept(squares, every)
         yield from _cropped(source, window, islice(stream, len(taken[number - 1])), kept, size)
 
 
@@ -298,15 +294,14 @@ def face_stream(
     every: bool = False,
     take: Callable[[int], Sequence[int]] = range,
 ) -> Iterator[FaceWindow]:
-    """As `face_clip`, of pictures that come once: a window's faces as soon as two frames more are
-    there. One window of whole pictures is held in memory.
+    """As `face_clip`, for pictures that come once.
 
-    Raises:
-        ClipError: as `face_clip` does.
+    A window comes as soon as there are two more frames than it has. Its whole pictures are held in
+    memory until then.
     """
     tracks = _Tracks()
     held: list[np.ndarray] = []
-    times = [0.0]  # of those held, and of the end of the last one
+    times = [0.0]  # of the pictures held, and of the end of the last one
     first, number = 0, 0
 
     def window(count: int) -> Iterator[FaceWindow]:
@@ -317,10 +312,10 @@ def face_stream(
         now = [held.pop(0) for _ in range(count)]
         shown = times[: count + 1]
         del times[:count]
-        there = detector.find([now[frame - span[0]] for frame in _looks(span)], every)
+        kept = tracks.kept(detector.find([now[n - span[0]] for n in _looks(span)], every), every)
         empty = FaceWindow(number, 0, span, pictures.fps, shown)
         taken = [now[frame] for frame in take(count)]
-        yield from _cropped(pictures.source, empty, taken, _kept(there, every, tracks), size)
+        yield from _cropped(pictures.source, empty, taken, kept, size)
 
     for picture, shown, end in pictures.timed():
         held.append(picture)
@@ -335,34 +330,32 @@ def face_stream(
 
 
 class _Tracks:
-    """Gives persons numbers that they keep from one window to the next."""
+    """Numbers for persons, which they keep from one window to the next."""
 
     def __init__(self) -> None:
         self._last: dict[int, Square] = {}  # where each face was seen last
 
-    def number(self, there: Sequence[Square]) -> dict[int, Square]:
-        """A number for each square: a known face's that it overlaps, best pairs first; else new."""
+    def kept(self, squares: Sequence[Square], every: bool) -> dict[int, Square]:
+        """By its number, each of the squares that are used: the first one; or all of them, with the
+        numbers of the faces known so far that they overlap, the best pairs first, or new numbers.
+        """
+        if not every:
+            return dict(enumerate(squares[:1], start=1))
         pairs = sorted(
-            (
-                (-_overlap(_corners(square), _corners(known)), face, position)
-                for position, square in enumerate(there)
-                for face, known in self._last.items()
-            ),
+            (-_overlap(_corners(square), _corners(known)), face, position)
+            for position, square in enumerate(squares)
+            for face, known in self._last.items()
         )
         numbers: dict[int, int] = {}
         for overlap, face, position in pairs:
             taken = position in numbers or face in numbers.values()
             if -overlap >= SAME_PERSON and not taken:
                 numbers[position] = face
-        named = {}
-        for position, square in enumerate(there):
+        kept = {}
+        for position, square in enumerate(squares):
             face = numbers.get(position) or len(self._last) + 1
-            named[face] = self._last[face] = square
-        return named
-
-
-def _kept(there: Sequence[Square], every: bool, tracks: _Tracks) -> dict[int, Square]:
-    return tracks.number(there) if every else dict(enumerate(there[:1], start=1))
+            kept[face] = self._last[face] = square
+        return kept
 
 
 def _corners(square: Square) -> np.ndarray:
@@ -376,7 +369,7 @@ def _cropped(
     kept: Mapping[int, Square],
     size: int,
 ) -> Iterator[FaceWindow]:
-    """The window, once for each face that is in it; or with an error, where there is none."""
+    """The window, once for each face in it; or once with an error, where there is no face."""
     crops: dict[int, list[np.ndarray]] = {face: [] for face in kept}
     for picture in pictures:
         for face, square in kept.items():
@@ -402,7 +395,7 @@ def _one_frame(source: str | Path) -> ClipError:
 
 
 def _looks(span: range) -> list[int]:
-    """The middles of `LOOKS` equal parts; every frame, where there are fewer."""
+    """The middle frames of `LOOKS` equal parts; every frame of a shorter window."""
     count = min(LOOKS, len(span))
     return [span[(2 * part + 1) * len(span) // (2 * count)] for part in range(count)]
 

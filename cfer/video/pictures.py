@@ -1,4 +1,4 @@
-"""A clip's pictures, from a video file or from a folder of numbered pictures, one after another.
+"""A clip's pictures, from a video file or a folder of numbered pictures, one after another.
 
     pictures = open_pictures("clip.mp4")
     for picture in pictures:            # decodes; a second loop decodes again
@@ -6,20 +6,19 @@
     pictures.times()                    # when each is shown, and when the last one ends
 
 Pictures are upright, as FFmpeg's own programs turn and mirror them, with square pixels. Times are
-seconds since the first picture, as the file gives them: a phone does not take pictures at one rate.
-`StreamPictures` are those of a pipe, or of a file that is still being written: they come once. A
-video is never held in memory whole. A clip is read completely or it is an error: a video that is
-damaged half-way is not shortened, since what is missing may be the expression.
+seconds since the first picture, as the file has them: a phone's frame rate varies. `StreamPictures`
+reads a pipe, or a file that is still being written, once. A long video is never held in memory
+whole. A clip is read completely or it is an error: a video that is damaged half-way is not
+shortened, since the expression may be in the missing part.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import struct
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
@@ -31,7 +30,6 @@ import av.error
 import cv2
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.stream import VideoStream
 from PIL import ExifTags, Image
 
@@ -44,28 +42,15 @@ from cfer.codec.containers import (
     whole_packets,
 )
 from cfer.errors import InputError
+from cfer.video.files import PICTURE_SUFFIXES, numbered_pictures, picture_order
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-# By its name alone a file in a store is a video or none; these are FFmpeg's own lists, less sound.
-VIDEO_SUFFIXES = (
-    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".mts",
-    ".3gp", ".3g2", ".264", ".265", ".amv", ".asf", ".divx", ".dv", ".f4v", ".gif", ".gxf",
-    ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".mj2", ".mjpeg", ".mjpg",
-    ".mk3d", ".mod", ".mpe", ".mpv", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod",
-    ".trp", ".ts", ".vob", ".wtv", ".xvid", ".y4m",
-)  # fmt: skip
-READ_FORMATS = (
-    f"videos ({', '.join(VIDEO_SUFFIXES)}) and folders of numbered pictures "
-    f"({', '.join(PICTURE_SUFFIXES)})"
-)
-NUM_EXAMPLES = 5  # of files, in a message
 # A folder of pictures does not say how fast they were taken.
 FOLDER_FPS = Fraction(25)
 HELD_BYTES = 512 << 20  # of decoded frames: about 380 of 1280 × 720
-# A pixel's width by its height is at most 4 in video; a file can say anything.
+# A pixel's width by its height is at most 4 in video, but a file can claim anything.
 MOST_ASPECT = 16
-# A time stamp that goes back by less is of pictures whose order the file mixed up; by more, or to
-# the beginning, the clock was set anew, as where two recordings were joined.
+# Where time stamps go back by less, the file has mixed up the order of the pictures; where they go
+# back by more, or to the beginning, a new clock begins: two recordings were joined.
 SECONDS_OF_DISORDER = 1
 
 
@@ -93,6 +78,10 @@ class Pictures:
     Attributes:
         source: the video or the folder.
         fps: frames per second; of a video with a varying rate, the average (see `times`).
+
+    Raises:
+        ClipError: in all that decodes: not readable to its end, no picture, or pictures of
+            different sizes.
     """
 
     def __init__(self, source: Path, fps: Fraction) -> None:
@@ -100,36 +89,21 @@ class Pictures:
         self.fps = fps
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """RGB pictures, uint8 (H, W, 3), all of one size.
-
-        Raises:
-            ClipError: not readable to its end, no picture, or pictures of different sizes.
-        """
+        """RGB pictures, uint8 (H, W, 3), all of one size."""
         raise NotImplementedError
 
     def select(self, numbers: Collection[int]) -> Iterator[np.ndarray]:
-        """The pictures of these frame numbers, ascending; those in between are not converted.
-
-        Raises:
-            ClipError: as the loop over the pictures does, up to the last one wanted.
-        """
+        """The pictures of these frame numbers, ascending; no others are converted, and none after
+        the last of these is decoded."""
         raise NotImplementedError
 
     def count(self) -> int:
-        """How many pictures there are; each is decoded for it, so that damage is found here.
-
-        Raises:
-            ClipError: as the loop over the pictures does.
-        """
+        """The number of pictures; all of them are decoded for it, so that damage is found here."""
         raise NotImplementedError
 
     def times(self) -> list[float]:
-        """When each picture is shown, and, one value more, when the last one ends: seconds since
-        the first one, ascending.
-
-        Raises:
-            ClipError: as the loop over the pictures does.
-        """
+        """When each picture is shown and, one value more, when the last one ends: seconds since
+        the first one, ascending."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -137,7 +111,7 @@ class Pictures:
 
 
 class VideoPictures(Pictures):
-    """The film of a file (`cfer.codec.video_stream`)."""
+    """The film of a file (`cfer.codec.containers.video_stream`)."""
 
     def __init__(self, source: Path, fps: Fraction | None) -> None:
         with _open_video(source) as (_, stream, _):
@@ -145,11 +119,11 @@ class VideoPictures(Pictures):
             self._pixel_aspect = _pixel_aspect(source, stream)
         self._is_timed_by_rate = fps is not None
         self._times: list[float] = []
-        # A video is gone through several times; a short one is decoded but once.
+        # A video is read several times; a short one is decoded only once.
         self._decoded: list[av.VideoFrame] = []
         if not rate:
             raise ClipError(
-                source, "open", "it does not say its frame rate; give it in the manifest's fps"
+                source, "open", "it has no frame rate; give one in the manifest's column fps"
             )
         super().__init__(source, Fraction(rate))
 
@@ -179,14 +153,10 @@ class VideoPictures(Pictures):
             return
         held: list[av.VideoFrame] = []
         num_bytes = 0
-        shape: tuple[int, int] | None = None
-        clock = _Clock(self.fps)
-        times: list[float] = []
-        for number, frame in enumerate(self._decode()):
-            now = _upright_shape(frame, self._pixel_aspect)
-            shape = shape or _bounded(self.source, now)
-            _check_shape(self.source, f"frame {number}", now, shape)
-            times.append(clock.shown(frame))
+        times = [0.0]  # of the frames, and of the end of the last one
+        timed = _timed(self._decode(), self.source, self.fps, self._pixel_aspect)
+        for frame, shown, end in timed:
+            times[-1:] = [shown, end]
             num_bytes += sum(plane.buffer_size for plane in frame.planes)
             if num_bytes <= HELD_BYTES:
                 held.append(frame)
@@ -194,10 +164,10 @@ class VideoPictures(Pictures):
                 held.clear()
             yield frame
         if self._is_timed_by_rate:
-            self._times = _times_by_rate(len(times), self.fps)
+            self._times = _times_by_rate(len(times) - 1, self.fps)
         else:
             # The decoder gives them in order of display, whatever their time stamps say.
-            self._times = [*sorted(times), clock.end]
+            self._times = [*sorted(times[:-1]), times[-1]]
         self._decoded = held
 
     def _decode(self) -> Iterator[av.VideoFrame]:
@@ -205,7 +175,7 @@ class VideoPictures(Pictures):
         with _open_video(self.source) as (container, stream, file):
             try:
                 for packet in whole_packets(container, stream, file):
-                    for frame in _decode(packet):
+                    for frame in stream.decode(packet):
                         if frame.is_corrupt:
                             raise self._damaged(decoded, "the decoder had to guess parts of it")
                         yield frame
@@ -228,19 +198,24 @@ class VideoPictures(Pictures):
         )
 
 
-class StreamPictures(Pictures):
+class StreamPictures:
     """The video of a pipe, or of a file that grows: each picture once, as soon as it is there.
 
     Args:
-        file: something to read bytes from; it need not be able to seek.
+        file: an object to read bytes from; it need not be able to seek.
         name: what messages call it.
 
+    Attributes:
+        source: the name.
+        fps: frames per second, on average; 25 where the stream does not say it.
+
     Raises:
-        ClipError: what comes first is no video in a form that can be read while it is written
+        ClipError: it does not begin as a video in a form that can be read while it is written
             (MPEG-TS, Matroska, fragmented MP4, AVI).
     """
 
     def __init__(self, file: SupportsRead, name: str) -> None:
+        self.source = name
         try:
             self._container = open_input(_ReadOnly(file))
         except av.error.FFmpegError as error:
@@ -251,72 +226,60 @@ class StreamPictures(Pictures):
                 "MPEG-TS (-f mpegts), Matroska or fragmented MP4",
             ) from error
         self._stream = _film(name, self._container)
-        rate = self._stream.average_rate or self._stream.guessed_rate or FOLDER_FPS
+        self.fps = Fraction(self._stream.average_rate or self._stream.guessed_rate or FOLDER_FPS)
         self._pixel_aspect = _pixel_aspect(name, self._stream)
-        super().__init__(Path(name), Fraction(rate))
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (picture for picture, _, _ in self.timed())
 
     def timed(self) -> Iterator[tuple[np.ndarray, float, float]]:
-        """Each picture, when it is shown, and until when at least: seconds since the first one.
+        """Each picture, RGB, uint8 (H, W, 3), when it is shown, and until when at least: seconds
+        since the first one.
 
         Raises:
             ClipError: the stream breaks off, or pictures of different sizes.
         """
-        shape: tuple[int, int] | None = None
-        clock = _Clock(self.fps)
-        for number, frame in enumerate(self._frames()):
-            now = _upright_shape(frame, self._pixel_aspect)
-            shape = shape or _bounded(self.source, now)
-            _check_shape(self.source, f"frame {number}", now, shape)
-            shown = clock.shown(frame)
-            yield _upright(frame, self._pixel_aspect), shown, clock.end
+        timed = _timed(self._frames(), self.source, self.fps, self._pixel_aspect)
+        for frame, shown, end in timed:
+            yield _upright(frame, self._pixel_aspect), shown, end
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         with self._container as container:
             try:
                 for packet in packets(container, self._stream):
-                    # Who joins a broadcast sees damage up to the first I-frame.
-                    yield from (frame for frame in _decode(packet) if not frame.is_corrupt)
+                    # Whoever joins a broadcast sees damage up to the first I-frame.
+                    yield from (f for f in self._stream.decode(packet) if not f.is_corrupt)
             except av.error.FFmpegError as error:
                 raise ClipError(
                     self.source, "decode", f"the stream broke off ({error.strerror})"
                 ) from error
 
 
-class _Clock:
-    """From frames' time stamps to seconds since the first one.
+def _timed(
+    frames: Iterable[av.VideoFrame], source: str | Path, fps: Fraction, pixel_aspect: Fraction
+) -> Iterator[tuple[av.VideoFrame, float, float]]:
+    """Each frame, when it is shown, and when the latest one so far ends: seconds since the first.
 
-    Attributes:
-        end: when the latest frame so far ends.
+    Raises:
+        ClipError: frames of different sizes.
     """
-
-    def __init__(self, fps: Fraction) -> None:
-        self._frame = 1 / fps  # where a file does not say how long one lasts
-        self._origin: Fraction | None = None
-        self._latest = self._end = Fraction(0)
-
-    @property
-    def end(self) -> float:
-        return float(self._end)
-
-    def shown(self, frame: av.VideoFrame) -> float:
-        """When this frame is shown, the next one that the decoder gives."""
+    shape: tuple[int, int] | None = None
+    origin: Fraction | None = None
+    latest = end = Fraction(0)
+    for number, frame in enumerate(frames):
+        upright = _upright_shape(frame, pixel_aspect)
+        shape = shape or _bounded(source, upright)
+        _check_shape(source, f"frame {number}", upright, shape)
         base = frame.time_base
-        if frame.pts is None or base is None:
-            now = self._end
-        else:
+        shown = end
+        if frame.pts is not None and base is not None:
             stamp = frame.pts * base
-            if self._origin is None:
-                self._origin = stamp
-            now = stamp - self._origin
-            if self._end and (now <= 0 or now < self._latest - SECONDS_OF_DISORDER):
-                self._origin, now = stamp - self._end, self._end
-        lasts = frame.duration * base if frame.duration and base else self._frame
-        if now >= self._latest:
-            self._latest, self._end = now, now + lasts
-        return float(now)
+            if origin is None:
+                origin = stamp
+            shown = stamp - origin
+            if end and (shown <= 0 or shown < latest - SECONDS_OF_DISORDER):
+                origin, shown = stamp - end, end
+        if shown >= latest:
+            latest = shown
+            end = shown + (frame.duration * base if frame.duration and base else 1 / fps)
+        yield frame, float(shown), float(end)
 
 
 class SupportsRead(Protocol):
@@ -324,9 +287,9 @@ class SupportsRead(Protocol):
 
 
 class _ReadOnly:
-    """PyAV would try to seek in whatever has a method for it.
+    """A file without `seek`, since PyAV would use it.
 
-    It asks for 32 kB at a time, which are seconds of a small picture: what is there is given.
+    PyAV asks for 32 kB at a time, which is seconds of a small picture: it gets what is there.
     """
 
     def __init__(self, file: SupportsRead) -> None:
@@ -334,13 +297,13 @@ class _ReadOnly:
 
 
 class GrowingFile:
-    """A file that another program is still writing: its end is where nothing more has come for
-    `patience_seconds`."""
+    """A file that another program is still writing: it ends where nothing more has been written
+    for `patience_seconds`."""
 
     def __init__(self, path: Path, patience_seconds: float) -> None:
         self._file = open(path, "rb")  # noqa: SIM115  # for as long as this object lives
         self._patience_seconds = patience_seconds
-        self._has_ended = False  # FFmpeg asks again, and would wait again
+        self._has_ended = False  # FFmpeg asks again at the end, and would wait again
 
     def read(self, size: int, /) -> bytes:
         deadline = time.monotonic() + self._patience_seconds
@@ -355,9 +318,9 @@ class GrowingFile:
 class FolderPictures(Pictures):
     """A folder of numbered pictures (.png, .jpg, .jpeg), in the order of their numbers.
 
-    Gaps in the numbering are no error. A JPEG or PNG that its EXIF turns is turned. Pictures of 16
-    bits are brought to 8: cameras of 10, 12 or 14 bits leave the upper ones empty, so the clip's
-    brightest sample tells which 8 to take.
+    Gaps in the numbering are no error. Pictures are turned as their EXIF says. Samples of 16 bits
+    are reduced to 8: cameras of 10, 12 or 14 bits leave the upper bits empty, so the brightest
+    sample of the clip shows which 8 to take.
     """
 
     def __init__(self, source: Path, fps: Fraction | None) -> None:
@@ -372,7 +335,7 @@ class FolderPictures(Pictures):
             )
         keys: dict[tuple[str | int, ...], Path] = {}
         for file in self.files:
-            other = keys.setdefault(_natural_key(file.stem), file)
+            other = keys.setdefault(picture_order(file.name)[0], file)
             if other != file:
                 raise ClipError(
                     source,
@@ -406,7 +369,7 @@ class FolderPictures(Pictures):
 
     @cached_property
     def _bits(self) -> int:
-        """Of the samples in pictures of 16 bits; one number for all, so that nothing flickers."""
+        """How many bits the samples use: one number for the clip, so that nothing flickers."""
         read = (self._samples(file)[0] for file in self.files)
         most = max(int(samples.max()) for samples in read if samples.dtype == np.uint16)
         return next(bits for bits in (8, 10, 12, 14, 16) if most < 1 << bits)
@@ -416,7 +379,7 @@ class FolderPictures(Pictures):
         try:
             with Image.open(file) as image:
                 turn = _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _UPRIGHT)
-                image.load()  # OpenCV makes up what a damaged file lacks
+                image.load()  # of a damaged file, OpenCV would invent the missing part
                 if _is_of_16_bits(file):
                     return _samples_of_16_bits(file), turn
                 return np.asarray(image.convert("RGB")), turn
@@ -439,7 +402,7 @@ def _is_of_16_bits(file: Path) -> bool:
 
 
 def _samples_of_16_bits(file: Path) -> np.ndarray:
-    """RGB, uint16 (H, W, 3). Pillow would give 8 bits of a picture in color."""
+    """RGB, uint16 (H, W, 3). Pillow reads only 8 bits of a picture in color."""
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     read = cv2.imdecode(np.fromfile(file, np.uint8), flags)
     if read is None:
@@ -448,15 +411,14 @@ def _samples_of_16_bits(file: Path) -> np.ndarray:
 
 
 def open_pictures(source: str | Path, fps: Fraction | None = None) -> Pictures:
-    """A video file or a folder of numbered pictures.
+    """Open a video file or a folder of numbered pictures.
 
     Args:
         source: its path.
-        fps: frames per second, where the clip does not say it or says it wrongly; a folder has
-            25 without it.
+        fps: frames per second, in place of the clip's own; a folder has 25 without it.
 
     Raises:
-        ClipError: there is no such file, or it is no video, or no picture is in the folder.
+        ClipError: there is no such file, it is no video, or there is no picture in the folder.
     """
     path = Path(source)
     try:
@@ -467,92 +429,17 @@ def open_pictures(source: str | Path, fps: Fraction | None = None) -> Pictures:
         ) from error
     if stat.S_ISDIR(mode):
         return FolderPictures(path, fps)
-    # Opening a named pipe would wait forever.
+    # A named pipe would be waited for without end.
     if not stat.S_ISREG(mode):
         raise ClipError(path, "open", "neither a file nor a folder; give a video or pictures")
     return VideoPictures(path, fps)
 
 
-def numbered_pictures(folder: str | Path) -> list[Path]:
-    """The pictures of a folder whose names end in a number, in the order of their numbers."""
-    return sorted(
-        (
-            Path(entry.path)
-            for entry in os.scandir(folder)
-            if is_numbered_picture(entry.name) and entry.is_file()
-        ),
-        key=lambda file: picture_order(file.name),
-    )
-
-
-def picture_order(name: str) -> tuple[tuple[str | int, ...], str]:
-    """What to sort names of numbered pictures by."""
-    return _natural_key(os.path.splitext(name)[0]), name
-
-
-def is_numbered_picture(name: str) -> bool:
-    stem, suffix = os.path.splitext(name)
-    return suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".") and stem[-1:].isdecimal()
-
-
-def is_video_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")
-
-
-def is_video(path: Path) -> bool:
-    return is_video_name(path.name) and path.is_file()
-
-
-def is_picture_folder(path: Path) -> bool:
-    return path.is_dir() and any(is_numbered_picture(entry.name) for entry in os.scandir(path))
-
-
-def clips_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Videos and folders of numbered pictures in this folder and all below it, and what else is
-    there, each sorted. Hidden files count as neither.
-
-    A folder that links lead to as well, or that a link in it leads back to, is looked through once.
-    """
-    clips: list[Path] = []
-    left_out: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    # Links last, so that what is there under its own name has that name.
-    waiting = [folder]
-    while waiting:
-        for where, folders, files in os.walk(
-            waiting.pop(0), onerror=lambda error: left_out.append(Path(error.filename))
-        ):
-            here = Path(where)
-            status = here.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            waiting += [here / name for name in folders if (here / name).is_symlink()]
-            if any(map(is_numbered_picture, files)):
-                clips.append(here)
-            for name in files:
-                if is_video(here / name):
-                    clips.append(here / name)
-                elif not is_numbered_picture(name) and not name.startswith("."):
-                    left_out.append(here / name)
-    return sorted(clips), sorted(left_out)
-
-
-def told_left_out(names: Sequence[str | Path]) -> str:
-    """A line for those of `clips_below` that are no clips."""
-    some = ", ".join(map(str, names[:NUM_EXAMPLES]))
-    more = f", … and {len(names) - NUM_EXAMPLES} more" if len(names) > NUM_EXAMPLES else ""
-    are = "1 file is" if len(names) == 1 else f"{len(names)} files are"
-    return f"{are} left out, no clip by the name: {some}{more}"
-
-
 def windows(num_frames: int, window_frames: int | None) -> list[range]:
     """Cut a clip into consecutive windows of `window_frames` frames; None leaves it whole.
 
-    The last window is shorter where the frames do not divide; a single frame left over goes to the
-    window before it, since one frame alone has no residual. So no frame is lost.
+    No frame is lost: the last window may be shorter, and a single frame left over joins the window
+    before it, since one frame alone has no residual.
     """
     if window_frames is None or num_frames <= window_frames:
         return [range(num_frames)]
@@ -569,7 +456,8 @@ def _times_by_rate(num_frames: int, fps: Fraction) -> list[float]:
 
 # ---- upright, with square pixels -----------------------------------------------------------------
 
-# What is done to a picture, in this order: rows become columns, left becomes right, top bottom.
+# What is done to a picture, in this order: swap rows and columns, mirror left and right, flip top
+# and bottom.
 _Turn = tuple[bool, bool, bool]
 _UPRIGHT: _Turn = (False, False, False)
 _EXIF_TURNS: dict[int, _Turn] = {
@@ -602,10 +490,10 @@ def _turn_of(frame: av.VideoFrame) -> _Turn:
 
 
 def _pixel_aspect(source: str | Path, stream: VideoStream) -> Fraction:
-    """Width by height of a pixel.
+    """A pixel's width divided by its height.
 
     Raises:
-        ClipError: one that no camera makes, or one that makes too large a picture.
+        ClipError: one that no camera makes, or one that makes the picture too large.
     """
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     if not Fraction(1, MOST_ASPECT) <= aspect <= MOST_ASPECT:
@@ -621,7 +509,7 @@ def _pixel_aspect(source: str | Path, stream: VideoStream) -> Fraction:
 
 
 def _bounded(source: str | Path, shape: tuple[int, int]) -> tuple[int, int]:
-    """The height and width of a picture. Raises ClipError where they are beyond all measure."""
+    """The given height and width; raises `ClipError` for more than `MOST_PIXELS`."""
     if shape[0] * shape[1] > MOST_PIXELS:
         raise ClipError(
             source,
@@ -637,13 +525,13 @@ def _width(frame: av.VideoFrame, pixel_aspect: Fraction) -> int:
 
 
 def _upright_shape(frame: av.VideoFrame, pixel_aspect: Fraction) -> tuple[int, int]:
-    """Of what `_upright` makes; so it is checked before memory is taken for it."""
+    """The height and width of `_upright`'s picture, to be checked before memory is taken for it."""
     height, width = frame.height, _width(frame, pixel_aspect)
     return (width, height) if _turn_of(frame)[0] else (height, width)
 
 
 def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> np.ndarray:
-    # By default a conversion starts as many threads as there are cores, for each picture.
+    # By default each conversion starts as many threads as there are cores.
     picture: np.ndarray = frame.to_ndarray(format="rgb24", threads=1)
     if pixel_aspect != 1:
         size = (_width(frame, pixel_aspect), frame.height)
@@ -678,22 +566,16 @@ def _film(source: str | Path, container: InputContainer) -> VideoStream:
     if stream is None:
         raise ClipError(source, "open", "there is no video stream in it; give a video")
     if stream.codec_context is None:
-        raise ClipError(
-            source, "open", "its codec is none that this FFmpeg decodes; convert it to MP4"
-        )
-    # FFmpeg would take every CPU, in every worker.
+        raise ClipError(source, "open", "this FFmpeg does not decode its codec; convert it to MP4")
+    # By default FFmpeg uses every CPU, in every worker.
     stream.codec_context.thread_count = 1
-    # What the header does not say is bounded by the decoder, before it takes memory.
+    # The decoder checks sizes that the header does not have, before it takes memory for them.
     stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
     return stream
 
 
-def _decode(packet: Packet) -> list[av.VideoFrame]:
-    return [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
-
-
 def _check_shape(
-    source: Path, name: str, shape: tuple[int, ...], expected: tuple[int, ...]
+    source: str | Path, name: str, shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     if shape != expected:
         raise ClipError(
@@ -702,8 +584,3 @@ def _check_shape(
             f"{name} is {shape[1]}×{shape[0]} pixels, and the first one {expected[1]}×"
             f"{expected[0]}; all pictures of a clip need one size",
         )
-
-
-def _natural_key(stem: str) -> tuple[str | int, ...]:
-    # Text and numbers alternate, so that keys of the same prefix compare number with number.
-    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", stem))

@@ -1,17 +1,12 @@
 """AFEW: Acted Facial Expressions in the Wild, short scenes of films, as in the EmotiW challenges.
 
-Where: https://cs.anu.edu.au/few/AFEW.html, and for EmotiW its organisers
+Where: https://cs.anu.edu.au/few/AFEW.html, and for EmotiW its organizers
 (https://sites.google.com/view/emotiw2018), for research, upon an agreement that a member of the
-academic staff signs. Unpack `Train_AFEW.zip` and `Val_AFEW.zip` into one folder.
+academic staff signs. Unpack `Train_AFEW.zip` and `Val_AFEW.zip` into one folder (`TREE`). Folders
+of aligned faces (`AlignedFaces_LBPTOP_Points/`) are not read.
 
-    ROOT/
-    ├── Train_AFEW/Angry/000046280.avi …            split "train"
-    │   └── AlignedFaces_LBPTOP_Points/ …           not read
-    └── Val_AFEW/Angry/000149120.avi …              split "validation"
-
-Classes: Angry, Disgust, Fear, Happy, Neutral, Sad, Surprise. AFEW 7.0 and 8.0 have 773 videos for
-training and 383 for validation (Dhall et al., EmotiW 2017 and 2018); those for testing have no
-public labels. Who is seen is not known, so there are no subjects.
+AFEW 7.0 and 8.0 have 773 videos for training and 383 for validation (Dhall et al., EmotiW 2017 and
+2018); those for testing have no public labels. Who is seen is not known, so there are no subjects.
 
 Checked against public code that reads these folders, and the numbers against papers and lists that
 cite them; not against the data themselves.
@@ -22,14 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cfer.names import EMOTIONS
-from pipeline.datasets.layout import (
-    child,
-    folders,
-    layout_error,
-    named,
-    relative,
-    videos,
-)
+from pipeline.datasets.layout import child, clip, folders, layout_error, named, videos
 from pipeline.manifest import Entry, without_suffix
 
 NAME = "AFEW"
@@ -61,15 +49,8 @@ def read(root: Path) -> list[Entry]:
     for split, part in parts.items():
         classes = [f for f in folders(part) if not f.name.lower().startswith("alignedfaces")]
         for name, folder in named(classes, FOLDERS, "class").items():
-            entries += [
-                Entry(
-                    location=str(video),
-                    clip_id=without_suffix(video.relative_to(root)),
-                    source=relative(video, root),
-                    label=EMOTIONS[name.lower()],
-                    split=split,
-                    dataset=NAME,
-                )
-                for video in videos(folder)
-            ]
+            for video in videos(folder):
+                clip_id = without_suffix(video.relative_to(root))
+                label = EMOTIONS[name.lower()]
+                entries.append(clip(video, root, NAME, clip_id, label, split=split))
     return entries

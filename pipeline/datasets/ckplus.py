@@ -2,11 +2,7 @@
 
 Where: https://www.jeffcohn.net/Resources/ (before: http://www.pitt.edu/~emotion/ck-spread.htm), for
 research, upon a signed agreement. Unpack `extended-cohn-kanade-images.zip` and `Emotion_labels.zip`
-into one folder.
-
-    ROOT/
-    ├── cohn-kanade-images/S005/001/S005_001_00000001.png … S005_001_00000011.png
-    └── Emotion/S005/001/S005_001_00000011_emotion.txt          "   3.0000000e+00"
+into one folder (`TREE`).
 
 593 sequences of 123 subjects, of which 327, of 118 subjects, have an emotion label (Lucey et al.,
 CVPR Workshops 2010). A sequence without one is left out: its expression fits no prototype. The
@@ -25,15 +21,15 @@ from fractions import Fraction
 from pathlib import Path
 
 from cfer.errors import InputError
-from cfer.video.pictures import numbered_pictures
+from cfer.video.files import numbered_pictures
 from pipeline.datasets.layout import (
     child,
+    clip,
     folders,
     layout_error,
     left_out,
     log,
     named,
-    relative,
     visible,
 )
 from pipeline.manifest import Entry
@@ -49,7 +45,7 @@ ROOT/
 ├── cohn-kanade-images/
 │   └── S005/001/S005_001_00000001.png …
 └── Emotion/
-    └── S005/001/S005_001_00000011_emotion.txt
+    └── S005/001/S005_001_00000011_emotion.txt        "   3.0000000e+00"
 """
 
 
@@ -81,18 +77,8 @@ def read(root: Path) -> list[Entry]:
             continue
         if _number(pictures[-1].stem) != _number(file.stem):
             log.warning("%s: its label is for another picture than its last", sequence)
-        entries.append(
-            Entry(
-                location=str(folder),
-                clip_id=sequence,
-                source=relative(folder, root),
-                subject=sequence.split("/")[0],
-                label=label,
-                apex_frame=len(pictures) - 1,
-                dataset=NAME,
-                fps=FPS,
-            )
-        )
+        known = {"subject": sequence.split("/")[0], "apex_frame": len(pictures) - 1, "fps": FPS}
+        entries.append(clip(folder, root, NAME, sequence, label, **known))
     if labels:
         names = ", ".join(sorted(labels)[:10]) + (", …" if len(labels) > 10 else "")
         raise InputError(

@@ -3,14 +3,12 @@
 Where: https://github.com/CheyneyComputerScience/CREMA-D, open (Open Database License), with
 Git LFS: without `git lfs` installed, a clone holds a line of text in place of every video.
 
-    ROOT/VideoFlash/1001_DFA_ANG_XX.flv
-
 A name is actor, sentence, emotion (ANG, DIS, FEA, HAP, NEU, SAD) and level (XX unspecified, LO, MD,
 HI). 7442 clips of 91 actors (the repository's own page). The root may also be `VideoFlash` itself;
 videos that were converted (.mp4) may have taken the place of the .flv.
 
-Checked against the repository's README and its list of files, which has 7442 in `VideoFlash`, and
-of which the first one is a pointer of Git LFS; not against the videos themselves.
+Checked against the repository's README and its list of files, which has 7442 in `VideoFlash`; the
+first of them is a pointer of Git LFS. Not checked against the videos themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cfer.errors import InputError
-from pipeline.datasets.layout import child, layout_error, named, relative, videos
+from pipeline.datasets.layout import child, clip, layout_error, named, videos
 from pipeline.manifest import Entry
 
 NAME = "CREMA-D"
@@ -63,21 +61,12 @@ def read(root: Path) -> list[Entry]:
             f"{pointers[0]}: a pointer of Git LFS in place of the video (as are "
             f"{len(pointers) - 1} others); run `git lfs pull --include VideoFlash` in the clone"
         )
-    return [
-        Entry(
-            location=str(path),
-            clip_id=name,
-            source=relative(path, root),
-            subject=name.split("_")[0],
-            label=CODES[name.split("_")[2]],
-            dataset=NAME,
-        )
-        for name, path in clips.items()
-    ]
+    entries = []
+    for name, path in clips.items():
+        actor, _, code, _ = name.split("_")
+        entries.append(clip(path, root, NAME, name, CODES[code], subject=actor))
+    return entries
 
 
 def _is_pointer(path: Path) -> bool:
-    if path.stat().st_size > POINTER_BYTES:
-        return False
-    with open(path, "rb") as stream:
-        return stream.read(len(POINTER)) == POINTER
+    return path.stat().st_size <= POINTER_BYTES and path.read_bytes().startswith(POINTER)

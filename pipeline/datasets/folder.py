@@ -1,15 +1,10 @@
 """Any videos sorted into folders by class: no agreement, no metadata, no subjects.
 
-    ROOT/
-    ├── anger/
-    │   ├── clip.mp4            a video,
-    │   └── other/0001.png …    or a folder of numbered pictures
-    └── happy/ …
-
-Every folder in the root is a class, and every video or folder of numbered pictures in it is a clip;
-there is no further level. A class that is an emotion gets the name that all data sets share (happy
-is happiness); others keep theirs. Where subjects, splits or apex frames are known, write them into
-a CSV (`--dataset csv`): without subjects, the same person can be on both sides of a fold.
+Every folder in the root is a class, and every video or folder of numbered pictures in it is a clip
+(`TREE`); there is no further level. A class that is an emotion gets the name that all data sets
+share (happy is happiness); others keep theirs. Where subjects, splits or apex frames are known,
+write them into a CSV (`--dataset csv`): without subjects, the same person can be on both sides of a
+fold.
 """
 
 from __future__ import annotations
@@ -18,14 +13,8 @@ from pathlib import Path
 
 from cfer.errors import InputError
 from cfer.names import EMOTIONS
-from cfer.video.pictures import numbered_pictures
-from pipeline.datasets.layout import (
-    folders,
-    layout_error,
-    left_out,
-    relative,
-    videos,
-)
+from cfer.video.files import numbered_pictures
+from pipeline.datasets.layout import clip, folders, layout_error, left_out, relative, videos
 from pipeline.manifest import Entry, without_suffix
 
 NAME = "folder"
@@ -53,7 +42,8 @@ def read(root: Path) -> list[Entry]:
     entries = []
     classes: dict[str, Path] = {}
     for folder in folders(root):
-        label = EMOTIONS.get(folder.name.strip().lower(), folder.name.strip())
+        name = folder.name.strip()
+        label = EMOTIONS.get(name.lower(), name)
         other = classes.setdefault(label, folder)
         if other != folder:
             raise InputError(f"{other} and {folder}: both are the class {label}; merge them")
@@ -65,14 +55,7 @@ def read(root: Path) -> list[Entry]:
         pictures = [path for path in folders(folder) if numbered_pictures(path)]
         deeper = [path for path in folders(folder) if path not in pictures]
         left_out([relative(path, root) for path in deeper], "folders without numbered pictures")
-        entries += [
-            Entry(
-                location=str(clip),
-                clip_id=f"{label}/{Path(without_suffix(clip)).name}",
-                source=relative(clip, root),
-                label=label,
-                dataset=root.resolve().name,
-            )
-            for clip in (*videos(folder), *pictures)
-        ]
+        for path in (*videos(folder), *pictures):
+            clip_id = f"{label}/{without_suffix(Path(path.name))}"
+            entries.append(clip(path, root, root.resolve().name, clip_id, label))
     return entries

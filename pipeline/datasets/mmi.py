@@ -1,13 +1,7 @@
 """MMI: posed expressions from neutral over the apex back to neutral, each session one video.
 
 Where: https://mmifacedb.eu, for research, upon a signed agreement. Select the sessions with
-basic emotions in its web interface, and download them with their metadata.
-
-    ROOT/Sessions/1767/
-    ├── S028-001.avi                subject and number
-    ├── S028-001.xml                <Metatag Name="Emotion" Value="4" />, beside others
-    ├── S028-001-oao_aucs.xml       <ActionUnit Number="12"><Marker Frame="31" Type="2" /> …
-    └── session.xml                 <track view="0" …>
+basic emotions in its web interface, and download them with their metadata (`TREE`).
 
 Emotions 1 to 6 are anger, disgust, fear, happiness, sadness, surprise; sessions with other ones, or
 none, are left out, and so are those in profile (view 1). Markers of an action unit say from which
@@ -38,15 +32,7 @@ from pathlib import Path
 
 from cfer.errors import InputError
 from cfer.names import EMOTIONS
-from pipeline.datasets.layout import (
-    child,
-    folders,
-    layout_error,
-    left_out,
-    named,
-    relative,
-    videos,
-)
+from pipeline.datasets.layout import child, clip, folders, layout_error, left_out, named, videos
 from pipeline.manifest import Entry, apex_frame, csv_rows
 
 NAME = "MMI"
@@ -61,10 +47,10 @@ TREE = """
 ROOT/
 ├── sessions.csv                 (in place of the .xml)
 └── Sessions/1767/
-    ├── S028-001.avi
-    ├── S028-001.xml
-    ├── S028-001-oao_aucs.xml    (where there is one)
-    └── session.xml
+    ├── S028-001.avi             (subject and number)
+    ├── S028-001.xml             <Metatag Name="Emotion" Value="4" />
+    ├── S028-001-oao_aucs.xml    <ActionUnit …><Marker Frame="31" Type="2" /> (optional)
+    └── session.xml              <track view="0" …>
 """
 
 
@@ -135,15 +121,8 @@ def _from_csv(table: Path, sessions: dict[str, Path], root: Path) -> list[Entry]
 
 
 def _entry(video: Path, root: Path, subject: str, label: str, apex: int | None) -> Entry:
-    return Entry(
-        location=str(video),
-        clip_id=video.stem.upper(),
-        source=relative(video, root),
-        subject=subject,
-        label=label,
-        apex_frame=apex,
-        dataset=NAME,
-    )
+    known = {"subject": subject, "apex_frame": apex}
+    return clip(video, root, NAME, video.stem.upper(), label, **known)
 
 
 def _video(folder: Path) -> Path | None:

@@ -3,10 +3,8 @@
 Where: https://www.oulu.fi/cmvs/node/41316 (Center for Machine Vision and Signal Analysis,
 University of Oulu), for research, upon an agreement that a member of the permanent staff signs.
 
-    ROOT/OriginalImg/
-    ├── VL/Strong/P001/Anger/000.jpeg …     visible light, strong: the one that is read
-    ├── VL/Weak/ …  VL/Dark/ …
-    └── NI/ …                               near infrared
+What is read is visible light, strong (`VL/Strong`, see `TREE`); beside it lie `VL/Weak`, `VL/Dark`,
+and near infrared (`NI`).
 
 80 subjects × 6 expressions = 480 sequences in each light (Zhao et al., Image and Vision Computing
 2011). The first picture is neutral, the last one the apex; 25 pictures a second. The root may also
@@ -22,8 +20,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from cfer.names import EMOTIONS
-from cfer.video.pictures import numbered_pictures
-from pipeline.datasets.layout import child, folders, layout_error, named, relative
+from cfer.video.files import numbered_pictures
+from pipeline.datasets.layout import child, clip, folders, layout_error, named
 from pipeline.manifest import Entry
 
 NAME = "Oulu-CASIA"
@@ -55,17 +53,8 @@ def read(root: Path) -> list[Entry]:
     for subject, subject_folder in named(folders(strong), r"P\d{3}", "subject").items():
         for name, folder in named(folders(subject_folder), FOLDERS, "class").items():
             label = EMOTIONS[name.lower()]
-            entries.append(
-                Entry(
-                    location=str(folder),
-                    clip_id=f"{subject}/{label}",
-                    source=relative(folder, root),
-                    subject=subject,
-                    label=label,
-                    # Without a picture it fails in the extraction, which says so.
-                    apex_frame=max(len(numbered_pictures(folder)) - 1, 0),
-                    dataset=NAME,
-                    fps=FPS,
-                )
-            )
+            # A folder without a picture fails in the extraction, which says so.
+            apex = max(len(numbered_pictures(folder)) - 1, 0)
+            known = {"subject": subject, "apex_frame": apex, "fps": FPS}
+            entries.append(clip(folder, root, NAME, f"{subject}/{label}", label, **known))
     return entries

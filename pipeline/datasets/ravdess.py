@@ -2,10 +2,7 @@
 
 Where: https://zenodo.org/records/1188976, open (CC BY-NC-SA 4.0): `Video_Speech_Actor_01.zip` to
 `Video_Speech_Actor_24.zip`, about 550 MB each. Unpack them into one folder, each in a folder of its
-own or all together.
-
-    ROOT/Actor_01/01-01-06-01-02-01-01.mp4
-    ROOT/Video_Speech_Actor_02/Actor_02/02-01-06-01-02-01-02.mp4
+own or all together (`TREE`).
 
 A name is modality (01 picture and sound, 02 picture alone, 03 sound alone), channel (01 speech,
 02 song), emotion (01 neutral, calm, happy, sad, angry, fearful, disgust, 08 surprised), intensity,
@@ -22,14 +19,8 @@ import re
 from pathlib import Path
 
 from cfer.errors import InputError
-from cfer.video.pictures import is_video_name
-from pipeline.datasets.layout import (
-    files_below,
-    layout_error,
-    left_out,
-    log,
-    relative,
-)
+from cfer.video.files import is_video_name
+from pipeline.datasets.layout import clip, files_below, layout_error, left_out, log, relative
 from pipeline.manifest import Entry
 
 NAME = "RAVDESS"
@@ -91,19 +82,13 @@ def read(root: Path) -> list[Entry]:
         log.info("%s: %d silent videos set aside: their takes have sound too", NAME, num_twice)
     if not takes:
         raise layout_error(root, NAME, TREE, "there is no video of speech in it")
-    return [_entry(take, files[min(files)], root) for take, files in takes.items()]
-
-
-def _entry(take: str, file: Path, root: Path) -> Entry:
-    fields = take.split("-")
-    return Entry(
-        location=str(file),
-        clip_id=f"Actor_{fields[-1]}/{take}",
-        source=relative(file, root),
-        subject=f"Actor_{fields[-1]}",
-        label=CLASSES[int(fields[1]) - 1],
-        dataset=NAME,
-    )
+    entries = []
+    for name, files in takes.items():
+        _, emotion, *_, number = name.split("-")
+        actor, label = f"Actor_{number}", CLASSES[int(emotion) - 1]
+        video = files[min(files)]
+        entries.append(clip(video, root, NAME, f"{actor}/{name}", label, subject=actor))
+    return entries
 
 
 def _check_actor(file: Path, root: Path, actor: str) -> None:
@@ -113,7 +98,7 @@ def _check_actor(file: Path, root: Path, actor: str) -> None:
             continue
         if int(named[1]) != int(actor):
             raise InputError(f"{file}: of actor {actor}, in the folder {folder}; move it")
-        # What an archive's own folder is called beyond that is of no matter.
+        # An archive's own folder may be called what it likes beyond that.
         if named.start() == 0 and named.end() != len(folder):
             raise InputError(
                 f"{file.parent}: looks like a copy of {file.parent.with_name(named.group())}; "

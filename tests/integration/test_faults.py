@@ -13,8 +13,9 @@ from helpers import extract, poisoned_python, shard_bytes
 from cfer.data.shards import read_clips, read_description, verify
 from cfer.data.storage import Folder, StorageError
 from cfer.video.faces import FaceDetector
-from pipeline.actors import DEATHS_OF_A_SUSPECT, ClipActor, ExtractionSettings, extract_clip
+from pipeline.actors import DEATHS_OF_A_SUSPECT, ClipActor, extract_clip
 from pipeline.manifest import Entry, read_manifest
+from pipeline.settings import ExtractionSettings
 
 SETTINGS = ExtractionSettings(size=64, gop_size=3, gop_span=8, identity="dlib")
 

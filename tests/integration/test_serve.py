@@ -34,10 +34,11 @@ from helpers import (
 from hostile import hostile_videos, long_gop
 
 from cfer.errors import InputError
+from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
 from cfer.predict.serve import MOST_REQUESTS
 from cfer.predict.timeline import as_json
-from cfer.predict.uploads import Limits, Workers, look, predict, why_ended
+from cfer.predict.uploads import Workers, look, predict, why_ended
 
 MEGABYTES = 4
 SECONDS = 10

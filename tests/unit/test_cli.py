@@ -6,15 +6,17 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from cfer.cli import run
+from cfer.cli import COMMANDS, run
 from cfer.errors import InputError
 from cfer.outputs import check_output, check_output_folder
 
-COMMANDS = "demo predict look models serve encode report completion".split()
+HEAVY = {"torch", "ray", "mlflow", "matplotlib", "sklearn", "pyarrow", "cv2", "fastapi"}
 
 
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,25 +24,41 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         run(["--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    for command in COMMANDS:
-        assert f"\n    {command}" in said
-        with pytest.raises(SystemExit) as end:
-            run([command, "--help"])
-        assert end.value.code == 0
-        assert capsys.readouterr().out.startswith(f"usage: cfer {command} ")
+    for name, command in COMMANDS.items():
+        assert f"• {name} " in said
+        assert command.help in said
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_comes_before_anything_heavy_is_imported(name: str) -> None:
+    code = (
+        "import sys\nfrom cfer.cli import run\n"
+        "try: run(sys.argv[1:])\nexcept SystemExit as end: status = end.code\n"
+        f"print(sorted({HEAVY} & sys.modules.keys()), status)"
+    )
+    words = [name, "--help"] if name else ["--help"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"usage: {f'cfer {name}'.strip()} ")
+    assert done.stdout.splitlines()[-1] == "[] 0"
 
 
 def test_a_command_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["paint"], ["models"], ["predict"]):
+    for words in ([], ["paint"], ["models"], ["look"], ["predict", "x", "--modle", "y"]):
         with pytest.raises(SystemExit) as end:
             run(words)
         assert end.value.code == 2
-        assert "usage: cfer" in capsys.readouterr().err
+        assert "run cfer" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no source: give a video"):
+        run(["predict"])
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["completion", shell]) == 0
+    with pytest.raises(SystemExit) as end:
+        run(["--tyro-print-completion", shell])
+    assert not end.value.code
     script = capsys.readouterr().out
     for word in (*COMMANDS, "window-gops", "subjects"):
         assert word in script
@@ -63,7 +81,7 @@ def test_a_demo_whose_step_fails_stops_there(
     printed = capsys.readouterr()
     assert printed.err.startswith("error: --out videos: was drawn with other settings")
     *_, command, end = printed.out.splitlines()
-    assert command == "$ python -m pipeline.datasets.synthetic --out videos --subjects 4"
+    assert command == "$ cfer draw --out videos --subjects 4"
     assert end == "cfer demo: stopped, since the command above ended with 2"
     assert not Path("work/shards").exists()
     assert Path.cwd() == tmp_path

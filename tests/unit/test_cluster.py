@@ -3,13 +3,12 @@ what they keep to themselves."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import jsonschema
@@ -17,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from cluster_files import FILES, IN_PYTHON, SECRETS, commands_in, services, text_of
+from command_lines import as_cfer, check_options
 from helpers import REPOSITORY
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
@@ -122,30 +122,11 @@ def test_the_jobs_of_kubernetes_run_on_its_cluster():
 # ---- commands ------------------------------------------------------------------------------------
 
 
-class Parsed(Exception):
-    """A program has understood its command line, and was to begin."""
-
-
-@pytest.fixture
-def only_parsed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Our own programs end as soon as they have parsed their command line."""
-    parse = argparse.ArgumentParser.parse_args
-
-    def parse_args(
-        parser: argparse.ArgumentParser, words: Sequence[str] | None = None, space: Any = None
-    ) -> NoReturn:
-        parse(parser, words, space)
-        raise Parsed
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    return monkeypatch
-
-
 @pytest.mark.parametrize("name", FILES)
-def test_every_command_and_path_is_there(name, only_parsed):
+def test_every_command_and_path_is_there(name, monkeypatch):
     for command in commands_in(name):
         if Path(command[0]).name in IN_PYTHON:
-            check_command(command, only_parsed)
+            check_command(command, monkeypatch)
     for path in re.findall(
         r"(?<![\w./~$-])(?:cluster|pipeline|docs|tests)/[\w./-]*\w", text_of(name)
     ):
@@ -169,13 +150,8 @@ def check_command(words: list[str], patch: pytest.MonkeyPatch) -> None:
         from mlflow.cli import cli
 
         check_click(cli, given)
-    elif program == "cfer":
-        check_module("cfer.cli", given, patch)
-    elif given[0] == "-m":
-        check_module(given[1], given[2:], patch)
-    elif given[0] not in ("-c", "-"):
-        assert (REPOSITORY / given[0]).is_file(), f"no file {given[0]}"
-        check_module(given[0].removesuffix(".py").replace("/", "."), given[1:], patch)
+    elif given[:2] != ["-m", "venv"] and given[0] not in ("-c", "-"):
+        check_options(as_cfer(words), patch)
 
 
 def check_click(group: click.Group, words: list[str]) -> dict[str, Any]:
@@ -185,15 +161,6 @@ def check_click(group: click.Group, words: list[str]) -> dict[str, Any]:
     if isinstance(command, click.Group):
         return check_click(command, rest)
     return command.make_context(name, rest).params
-
-
-def check_module(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None:
-    if name == "venv":
-        return
-    module = importlib.import_module(name)
-    patch.setattr("sys.argv", [name, *words])
-    with pytest.raises(Parsed):
-        module.main()
 
 
 def test_the_commands_are_found():
@@ -257,7 +224,7 @@ def test_containers_keep_to_themselves():
 
 def test_the_image_holds_what_the_package_is_built_from():
     """Installed the README's way: `pip install .`, of what .dockerignore lets through."""
-    assert "pip install --no-cache-dir '.[server]'" in text_of("Dockerfile")
+    assert "pip install --no-cache-dir '.[cluster]'" in text_of("Dockerfile")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert "server" in project["optional-dependencies"]
     kept = [line[1:] for line in text_of("Dockerfile.dockerignore").splitlines() if line[:1] == "!"]

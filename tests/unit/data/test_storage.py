@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_a_uri_may_be_written_as_people_write_it(tmp_path: Path, name: str) -> N
 def test_what_is_after_a_question_mark_is_no_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a file has no options; write \\? as %3F"):
         Folder(f"file://{tmp_path}/a?b")
-    with pytest.raises(InputError, match="allow_bucket_deletion is no option of it"):
+    with pytest.raises(InputError, match="allow_bucket_deletion is not an option"):
         Folder("s3://bucket/a?allow_bucket_deletion=true&region=eu-west-1")
 
 
@@ -69,3 +70,24 @@ def test_who_may_read_a_file_is_the_umasks_to_say(tmp_path: Path, umask: None) -
     folder.write("shard", b"a third")
     assert (tmp_path / "shards" / "shard").stat().st_mode & 0o777 == 0o644
     assert folder.names() == ["shard"]
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(tmp_path)
+    folder.write("a.json", b"before")
+
+    def disk_full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(InputError, match=r"a\.json: cannot be written \(No space left"):
+        folder.write("a.json", b"after")
+    assert folder.read("a.json") == b"before"
+    assert folder.names() == ["a.json"]
+
+
+def test_a_wrong_location_is_named() -> None:
+    with pytest.raises(InputError, match="nosuch://bucket"):
+        Folder("nosuch://bucket/x")

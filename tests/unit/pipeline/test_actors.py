@@ -8,9 +8,10 @@ import pickle
 import pytest
 
 from cfer.errors import InputError
-from pipeline.actors import MOST_DEATHS, ClipActor, ExtractionSettings
+from pipeline.actors import MOST_DEATHS, ClipActor
 from pipeline.extract import main
 from pipeline.manifest import Entry
+from pipeline.settings import ExtractionSettings
 
 # ---- names that mean harm ------------------------------------------------------------------------
 

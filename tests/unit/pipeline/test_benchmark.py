@@ -9,19 +9,20 @@ import pytest
 
 from cfer.data.folds import ClipIndex
 from cfer.errors import InputError
+from cfer.options import parse
 from cfer.train.command import PROTOCOLS
 from cfer.train.config import METHODS, config_of
 from pipeline.benchmark import (
     OPPONENTS,
     SEARCH,
-    build_parser,
+    BenchmarkOptions,
     chosen_rows,
     data_rows,
     experiment_of,
     settings_of,
     unpacked,
 )
-from pipeline.datasets.layout import NAMES
+from pipeline.datasets.readers import NAMES
 
 
 @pytest.mark.parametrize("more", [[], ["--quick"], ["--search"]])
@@ -29,7 +30,7 @@ def test_every_data_set_has_settings_that_can_be_trained(more: list[str]) -> Non
     names = ["synthetic", *(name for name in NAMES if name in PROTOCOLS)]
     experiments = set()
     for name in names:
-        options = build_parser().parse_args(["--dataset", name, "--out", "x", *more])
+        options = parse(BenchmarkOptions, "", ["--dataset", name, "--out", "x", *more])
         settings, seeds = settings_of(options)
         config = config_of({**settings, "data": "x"})
         assert bool(config.folds) != (config.split == "column")

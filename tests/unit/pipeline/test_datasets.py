@@ -17,14 +17,17 @@ from PIL import Image
 
 from cfer.errors import InputError
 from cfer.names import EMOTIONS
-from pipeline.actors import ExtractionSettings, extract_clip
+from pipeline.actors import extract_clip
 from pipeline.datasets import afew, ckplus, cremad, mmi, oulu_casia, ravdess
 from pipeline.datasets.drawing import DrawingSettings as Drawing
 from pipeline.datasets.drawing import draw_clip
-from pipeline.datasets.layout import NAMES, named, read_dataset, size_of
+from pipeline.datasets.layout import named
+from pipeline.datasets.readers import NAMES, read_dataset, size_of
 from pipeline.datasets.synthetic import clip_generator, identity_of
-from pipeline.extract import main, plan_shards
+from pipeline.extract import main
 from pipeline.manifest import Entry
+from pipeline.plan import plan_shards
+from pipeline.settings import ExtractionSettings
 
 FRAMES = 6
 CKPLUS = ("--dataset", "ck+", "--identity", "dlib")

@@ -10,6 +10,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,11 +23,15 @@ from cfer.data.frames import COLUMNS, _chosen
 from cfer.data.inputs import Input
 from cfer.data.shards import read_clips, read_description, shard_name, verify, write_shard
 from cfer.errors import InputError
+from cfer.model import face_embedder
 from cfer.model.face_embedder import open_face_embedder
 from cfer.video.faces import face_clip
-from pipeline.actors import ExtractionSettings, extract_clip
-from pipeline.extract import build_parser, main, plan_shards, read_source, settings_of
+from pipeline.actors import extract_clip
+from pipeline.datasets import readers
+from pipeline.extract import DatasetName, main, options_of
 from pipeline.manifest import Entry, read_manifest
+from pipeline.plan import plan_shards, read_source
+from pipeline.settings import ExtractionSettings, FaceNetwork
 
 # ----------------------------------------------------------------- what comes out
 
@@ -211,30 +216,49 @@ def test_unknown_class_names_stop_before_any_work(drawn_videos, tmp_path):
 
 
 def test_presets_are_defaults():
-    parse = build_parser().parse_args
     base = ["--videos", "v", "--out", "o", "--preset", "paper"]
-    assert settings_of(parse(base)).size == 224
-    assert settings_of(parse([*base, "--size", "96"])).size == 96
-    assert settings_of(parse([*base, "--no-motion-search"])).motion_search is False
-    assert settings_of(parse(base[:4])) == ExtractionSettings()
+    assert options_of(base).settings.size == 224
+    assert options_of([*base, "--size", "96"]).settings.size == 96
+    assert options_of([*base, "--no-motion-search"]).settings.motion_search is False
+    assert options_of(base[:4]).settings == ExtractionSettings()
 
 
 def test_a_default_that_is_given_is_the_same_setting():
     """Else a data set that was begun without the option could not be gone on with."""
     given = "--size 112 --gop-size 3 --gop-span 24 --quantizer 4 --window-gops 20"
     given += " --identity auto"
-    parse = build_parser().parse_args
-    assert (
-        settings_of(parse(["--videos", "v", "--out", "o", *given.split()])) == ExtractionSettings()
-    )
+    assert options_of(["--videos", "v", *given.split()]).settings == ExtractionSettings()
     assert ExtractionSettings(quantizer=5) != ExtractionSettings()
     assert ExtractionSettings(bit_rate=9000).quantizer is None
 
 
 def test_bit_rate_takes_the_quantizers_place():
-    arguments = build_parser().parse_args("--videos v --out o --bit-rate 200000".split())
-    codec = settings_of(arguments).codec
+    codec = options_of("--videos v --bit-rate 200000".split()).settings.codec
     assert (codec.quantizer, codec.bit_rate) == (None, 200_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--videos v --dataset ck+ --root r", "--videos, --dataset: give one of them"),
+        ("--videos v --root r", "--root r: only with --dataset"),
+        ("--dataset ck+", "--dataset ck+: needs --root"),
+        ("--bit-rate 9000 --quantizer 4", "--quantizer, --bit-rate: give one of them"),
+        ("--size 33", "--size 33: give an even number"),
+        ("--gop-size 1", "--gop-size 1: give 2 or more"),
+        ("--gop-size 5 --gop-span 4", "a GOP stands for at least as many frames"),
+        ("--actors 0", "--actors 0: give 1 or more"),
+        ("--quantizer 32", "quantizer 32: must be from 1"),
+    ],
+)
+def test_options_that_cannot_be(words, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        options_of(words.split())
+
+
+def test_the_names_on_the_command_line_are_those_of_the_readers_and_networks():
+    assert set(get_args(DatasetName)) == {*readers.NAMES, "synthetic"}
+    assert get_args(FaceNetwork) == face_embedder.NAMES
 
 
 def test_a_source_is_known_by_its_bytes(tmp_path):

@@ -139,8 +139,7 @@ def test_an_export_without_a_form_of_that_name(tmp_path, predictor, card):
         export(predictor, card, tmp_path / "model.tflite")
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
-@pytest.mark.parametrize("suffix", [".pt2", ".ts", ".onnx"])
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_an_export_computes_the_same(tmp_path, predictor, card, suffix):
     path = tmp_path / f"model{suffix}"
     assert export(predictor, card, path) < 1e-5
@@ -152,8 +151,6 @@ def test_an_export_computes_the_same(tmp_path, predictor, card, suffix):
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (found,) = session.run(["probabilities"], {"planes": given.numpy()})
-    elif suffix == ".ts":
-        found = torch.jit.load(str(path))(given).detach().numpy()
     else:
         found = torch.export.load(str(path)).module()(given).detach().numpy()
     with torch.inference_mode():
@@ -164,7 +161,7 @@ def test_an_export_that_computes_something_else_is_not_written(tmp_path, predict
     """The check is on what was written, not on what was meant."""
     other = replace(card, what=Input("accumulated", "luma"), network=replace(NETWORK, num_planes=4))
     with pytest.raises((RuntimeError, InputError)):
-        export(predictor, other, tmp_path / "model.ts")
+        export(predictor, other, tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,7 +229,7 @@ def test_a_file_is_exported_as_it_is_or_in_another_form(
     assert run(["models", "export", str(path), str(copy)]) == 0
     assert copy.read_bytes() == path.read_bytes()
     assert capsys.readouterr().out == f"{copy}: {path.stat().st_size:,} bytes\n"
-    other = tmp_path / "sub" / "model.ts"
+    other = tmp_path / "sub" / "model.pt2"
     assert run(["models", "export", str(path), str(other)]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{other}: {other.stat().st_size:,} bytes, and its card beside it")

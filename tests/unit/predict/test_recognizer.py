@@ -36,8 +36,9 @@ from cfer.predict.recognizer import Prediction, Recognizer, face_bitstream
 from cfer.video import pictures as clips
 from cfer.video.faces import FaceDetector
 from cfer.video.pictures import GrowingFile
-from pipeline.actors import ExtractionSettings, extract_clip
+from pipeline.actors import extract_clip
 from pipeline.manifest import Entry
+from pipeline.settings import ExtractionSettings
 
 CODEC = CodecSettings(gop_size=12, quantizer=4)
 

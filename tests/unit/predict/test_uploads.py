@@ -9,7 +9,8 @@ import pytest
 from hostile import hostile_videos
 
 from cfer.errors import InputError
-from cfer.predict.uploads import Limits, TooLarge, check_video, open_link, save_link
+from cfer.predict.limits import Limits
+from cfer.predict.uploads import TooLarge, check_video, open_link, save_link
 
 LIMITS = Limits(seconds=10, frames=600)
 

@@ -21,16 +21,8 @@ from hostile import huge_png, png_video
 from PIL import Image
 
 from cfer.video import pictures as clips
-from cfer.video.pictures import (
-    ClipError,
-    FolderPictures,
-    StreamPictures,
-    clips_below,
-    numbered_pictures,
-    open_pictures,
-    told_left_out,
-    windows,
-)
+from cfer.video.files import numbered_pictures
+from cfer.video.pictures import ClipError, FolderPictures, StreamPictures, open_pictures, windows
 
 
 def gray_ramp(num_frames: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
@@ -212,7 +204,7 @@ def test_a_change_of_size_is_seen_before_the_picture_is_converted(tmp_path, monk
         lambda frame, aspect: converted.append(frame.width) or upright(frame, aspect),
     )
     for pictures in (
-        StreamPictures(io.BytesIO(joined), "a pipe"),
+        StreamPictures(io.BytesIO(joined), "a pipe").timed(),
         open_pictures(tmp_path / "both.ts"),
     ):
         converted.clear()
@@ -459,7 +451,7 @@ def test_a_cover_is_no_film(tmp_path):
     pictures = open_pictures(path)
     assert pictures.count() == 4
     assert next(iter(pictures)).shape == (64, 64, 3)
-    assert len(list(StreamPictures(io.BytesIO(path.read_bytes()), "a file"))) == 4
+    assert len(list(StreamPictures(io.BytesIO(path.read_bytes()), "a file").timed())) == 4
     sound = tmp_path / "sound.mp4"
     write_streams(sound, [COVER], sound=True)
     with pytest.raises(ClipError, match="no video stream"):
@@ -524,36 +516,7 @@ def test_titles_in_any_encoding_do_not_matter(tmp_path):
     assert open_pictures(path).count() == 4
 
 
-# ---- what counts as a clip -----------------------------------------------------------------------
-
-
-def test_a_folder_that_links_to_itself_is_looked_through_once(tmp_path):
-    film = tmp_path / "b" / "film.mp4"
-    film.parent.mkdir()
-    film.write_bytes(b"x")
-    for link, target in (("latest", "."), ("a", "b"), ("b/up", "..")):
-        (tmp_path / link).symlink_to(target)
-    elsewhere = tmp_path.with_name(f"{tmp_path.name} elsewhere")
-    elsewhere.mkdir()
-    (elsewhere / "other.mp4").write_bytes(b"x")
-    (tmp_path / "linked").symlink_to(elsewhere)
-    assert clips_below(tmp_path) == ([film, tmp_path / "linked" / "other.mp4"], [])
-
-
-def test_each_file_that_is_left_out_is_named(tmp_path):
-    videos = ["a.3gp", "b.ts", "c.m2ts", "d.ogv", "e.gif", "f.MP4"]
-    others = ["g.txt", "h.webp", "i.bmp", "j.png", "k", "l.jpeg", "m.mp3"]
-    for name in (*videos, *others, ".hidden"):
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "broken.mp4").symlink_to("nosuch.mp4")
-    found, left_out = clips_below(tmp_path)
-    assert [path.name for path in found] == videos
-    assert [path.name for path in left_out] == ["broken.mp4", *others]
-    assert told_left_out(left_out) == (
-        f"8 files are left out, no clip by the name: {tmp_path}/broken.mp4, {tmp_path}/g.txt, "
-        f"{tmp_path}/h.webp, {tmp_path}/i.bmp, {tmp_path}/j.png, … and 3 more"
-    )
-    assert told_left_out(["a.txt"]) == "1 file is left out, no clip by the name: a.txt"
+# ---- files that are no clips ---------------------------------------------------------------------
 
 
 def test_no_file_and_no_regular_file(tmp_path):

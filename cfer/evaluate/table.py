@@ -1,0 +1,166 @@
+"""What `cfer evaluate` prints of an experiment, of a run, and of a stored model on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from mlflow.entities import Run
+
+from cfer import tracking
+from cfer.data.shards import read_description
+from cfer.errors import InputError, NotFinite
+from cfer.evaluate.metrics import ScoredClips, confusion_matrix, recognition
+from cfer.evaluate.probes import leakage
+from cfer.predict.recognizer import Recognizer
+
+COLUMNS = {
+    "accuracy": "held_out/accuracy",
+    "UAR": "held_out/uar",
+    "macro-F1": "held_out/macro_f1",
+    "accuracy by clip": "pooled/accuracy",
+    "UAR by clip": "pooled/uar",
+    "probe": "leakage/linear_held_out",
+    "(chance)": "leakage/chance_held_out",
+    "1-NN": "leakage/knn_held_out",
+    "AUC": "leakage/auc_held_out",
+    "AUC train": "leakage/auc_train",
+    "R²": "leakage/r2",
+    "vCLUB": "leakage/vclub",
+    "parameters": "cost/parameters",
+    "bytes/clip": "cost/bytes_per_clip",
+}
+
+
+def of_experiment(runs: Sequence[Run]) -> str:
+    """A line for each run that has no parent: its figures, or mean ± deviation of its children.
+
+    In a mean each child counts the same (of `loso`, each person); *by clip*, each of their clips.
+    """
+    rows = [["run", "runs", *COLUMNS]]
+    for run in sorted(runs, key=lambda r: r.info.start_time):
+        metrics = run.data.metrics
+        if "held_out/accuracy" not in metrics or tracking.PARENT_TAG in run.data.tags:
+            continue
+        cells = (_cell(metrics, name) for name in COLUMNS.values())
+        rows.append([run.info.run_name or "", f"{metrics.get('num_runs', 1):.0f}", *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _cell(metrics: Mapping[str, float], name: str) -> str:
+    if name not in metrics:
+        return "-"
+    if name.startswith("cost/"):
+        return f"{metrics[name]:,.0f}"
+    spread = metrics.get(f"{name}_sd")
+    return f"{metrics[name]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+
+
+def of_run(run: Run) -> str:
+    """Recognition, recall of each class, and leakage of one run, in lines.
+
+    The leakage is computed anew where the run has predictions; a parent of several has none.
+    """
+    metrics = dict(run.data.metrics)
+    folder = tracking.download(run, tracking.PREDICTIONS_NAME)
+    if folder is not None and folder.is_dir():
+        train, held_out = (
+            ScoredClips.of_arrays(np.load(folder / f"{name}.npz")) for name in ("train", "held_out")
+        )
+        metrics |= leakage(train, held_out, int(run.data.params["seed"]))
+
+    def figure(name: str) -> str:
+        return _cell(metrics, name)
+
+    lines = [
+        f"{run.info.run_name} ({run.info.run_id})",
+        "held-out subjects: "
+        + ", ".join(f"{n} {figure(f'held_out/{n}')}" for n in ("accuracy", "uar", "macro_f1")),
+    ]
+    if "pooled/accuracy" in metrics:
+        lines.append(
+            f"the same, of all clips pooled: accuracy {figure('pooled/accuracy')}, "
+            f"uar {figure('pooled/uar')}"
+        )
+    lines.append(
+        "recall: "
+        + ", ".join(
+            f"{name.removeprefix('recall/')} {figure(name)}"
+            for name in sorted(metrics)
+            if name.startswith("recall/") and not name.endswith("_sd")
+        )
+    )
+    for side, title in (("train", "training"), ("held_out", "held-out")):
+        lines.append(
+            f"identity of {title} subjects in z_R: linear probe {figure(f'leakage/linear_{side}')},"
+            f" 1-NN {figure(f'leakage/knn_{side}')}, chance {figure(f'leakage/chance_{side}')}; "
+            f"same-subject AUC {figure(f'leakage/auc_{side}')} (chance 0.5)"
+        )
+    lines.append(
+        f"R² z_R → z_I {figure('leakage/r2')}; vCLUB {figure('leakage/vclub')} nats per dimension"
+    )
+    return "\n".join(lines)
+
+
+def on_data(model: str, data: str) -> str:
+    """A stored model on every labeled clip of a data set: figures, and the confusion matrix.
+
+    Raises:
+        InputError: another number of pixels, another encoding, or other classes; scores that are
+            not finite.
+    """
+    # Nothing else here needs Ray, which takes a second to import.
+    from cfer.cluster import join_cluster
+    from cfer.data.folds import read_index
+    from cfer.data.frames import frames_of_clips, unpack_frames
+
+    recognizer = Recognizer.from_pretrained(model)
+    known = recognizer.card
+    description = read_description(data)
+    check_classes(model, known.classes, data, description.classes)
+    if known.size != description.codec["size"]:
+        raise InputError(
+            f"{data}: its size is {description.codec['size']}, and {model} was trained on "
+            f"{known.size}; extract the data set with the model's settings"
+        )
+    if known.codec != description.codec_settings:
+        raise InputError(
+            f"{data}: it was encoded with {description.codec_settings}, and {model} was trained on "
+            f"{known.codec}; extract the data set with the model's settings"
+        )
+    index = read_index(data)
+    join_cluster(for_training=False)
+    labels, predicted = [], []
+    for row in frames_of_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
+        probabilities = recognizer.probabilities(unpack_frames(row)[None])
+        if not np.isfinite(probabilities).all():
+            raise NotFinite(
+                f"{data}: the scores of {model} for {row['clip_id']} are not finite; evaluate a "
+                "model whose training has not diverged"
+            )
+        labels.append(row["label"])
+        predicted.append(int(probabilities.argmax()))
+    confusion = confusion_matrix(np.array(labels), np.array(predicted), len(known.classes))
+    figures = recognition(confusion)
+    lines = [
+        f"{model} on {data}: {len(labels)} clips, "
+        + ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    ]
+    width = max(map(len, known.classes))
+    for name, counts in zip(known.classes, confusion, strict=True):
+        lines.append(f"  {name:<{width}}  " + " ".join(f"{count:4d}" for count in counts))
+    return "\n".join(lines)
+
+
+def check_classes(model: str, known: Sequence[str], data: str, given: Sequence[str]) -> None:
+    """Raises InputError where a model and a data set do not have the same classes in order."""
+    if list(known) != list(given):
+        raise InputError(
+            f"{data}: its classes are {', '.join(given)}, and {model} was trained on "
+            f"{', '.join(known)}; use a data set of the same classes in the same order, or train "
+            "a model on this one"
+        )

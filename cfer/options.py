@@ -1,0 +1,34 @@
+"""Command lines: typed options and their help, read from functions and dataclasses in one style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+_STYLE = (
+    tyro.conf.DisallowNone,  # what is not given is None; nobody types it
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.OmitArgPrefixes,
+)
+
+
+def parse(what: Callable[..., T], prog: str, argv: Sequence[str] | None, default: Any = None) -> T:
+    """Read a command line as a dataclass says, or call a function with what it gives.
+
+    Args:
+        what: the comments on a dataclass's fields, or the `Args:` of a function, are the help.
+        prog: what the help calls the command.
+        argv: its words; None: those of this process.
+        default: an instance of the dataclass whose values are the defaults.
+    """
+    defaults = {} if default is None else {"default": default}
+    return tyro.cli(what, prog=prog, args=argv, config=_STYLE, **defaults)
+
+
+def given(what: type[T], argv: Sequence[str] | None) -> T:
+    """The options of this dataclass alone, wherever they stand, since they decide what others are."""
+    options, _ = tyro.cli(what, args=argv, return_unknown_args=True, add_help=False, config=_STYLE)
+    return options

@@ -1,0 +1,311 @@
+"""The commands about videos and models: `cfer predict`, `look`, `encode` and `models`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from cfer.errors import InputError
+from cfer.names import printable
+from cfer.outputs import check_output
+
+if TYPE_CHECKING:
+    from cfer.predict.recognizer import Prediction, Recognizer
+
+ModelName = Annotated[
+    str,
+    arg(
+        help="`default`, a .safetensors file, the name or id of a training run, runs:/ID/model, or "
+        "models:/NAME/VERSION"
+    ),
+]
+
+
+def predict(
+    sources: Positional[tuple[str, ...]],
+    model: ModelName = "default",
+    faces: Literal["one", "all"] = "one",
+    window_gops: int | None = None,
+    follow: float | None = None,
+    json: bool = False,
+    csv: Path | None = None,
+    plot: Path | None = None,
+    annotate: Path | None = None,
+) -> int:
+    """The expressions of videos: a line for each window of time. A file in the fixed-GOP form that
+    the model wants is read as it is; of any other video the face is found, cropped and encoded.
+
+    Args:
+        sources: videos; folders of numbered pictures, of videos, or of shards; `-` for a video that
+            is piped in (MPEG-TS, Matroska, fragmented MP4).
+        faces: of several in view: the largest, or every one, numbered.
+        window_gops: GOPs of a window, 1 for the finest in time; None: as many as in training, of a
+            stream 1.
+        follow: the video is still being written: wait for more, until nothing came for so many
+            seconds.
+        json: print a JSON object a line, for each window.
+        csv: also write a row for each window into this file.
+        plot: draw the probabilities over time into this PNG; of one video.
+        annotate: write the video with labels and bars in it, an MP4; of one video.
+    """
+    from cfer.predict import timeline
+    from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
+    from cfer.predict.recognizer import Recognizer
+
+    expanded = expand_sources(sources)
+    for option, path in (("plot", plot), ("annotate", annotate)):
+        if path and (len(expanded) > 1 or not is_one_video(expanded[0])):
+            raise InputError(f"--{option}: of one video at a time; give one video file")
+    for path, suffixes in ((csv, ()), (plot, (".png",)), (annotate, ())):
+        if path:
+            check_output(path, *suffixes)
+    recognizer = Recognizer.from_pretrained(model)
+    if model == DEFAULT:
+        print(f"note: {DEFAULT_LIMITS}", file=sys.stderr)
+    classes = recognizer.card.classes
+    show: Callable[[Prediction], None] = print_json if json else TablePrinter(classes, expanded)
+    found: list[Prediction] = []
+    num_failed = 0
+    for source in expanded:
+        try:
+            for prediction in _predictions(recognizer, source, faces, window_gops, follow):
+                show(prediction)
+                found.append(prediction)
+        except InputError as error:
+            if len(expanded) == 1:
+                raise
+            num_failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    if csv:
+        timeline.write_csv(csv, found, classes)
+    if plot:
+        timeline.plot(Path(expanded[0]), found, classes).savefig(plot, dpi=110)
+    if annotate:
+        timeline.annotate(Path(expanded[0]), found, annotate)
+    if num_failed:
+        print(f"{num_failed} of {len(expanded)} sources failed", file=sys.stderr)
+    return 1 if num_failed else 0
+
+
+def expand_sources(given: Sequence[str]) -> list[str]:
+    """A folder of clips is its clips, and what is left out is named on stderr; what is a clip or a
+    stream itself stays.
+
+    Raises:
+        InputError: nothing there, or a folder without a video.
+    """
+    from cfer.data.shards import DESCRIPTION_NAME
+    from cfer.video.files import READ_FORMATS, clips_below, is_picture_folder, told_left_out
+
+    sources: list[str] = []
+    for name in given:
+        path = Path(name)
+        if (
+            name == "-"
+            or path.is_file()
+            or (path / DESCRIPTION_NAME).is_file()
+            or is_picture_folder(path)
+        ):
+            sources.append(name)
+        elif path.is_dir():
+            clips, left_out = clips_below(path)
+            if left_out:
+                print(f"note: {name}: {told_left_out(left_out)}", file=sys.stderr)
+            if not clips:
+                raise InputError(
+                    f"{name}: no video and no numbered picture in this folder; what is read are "
+                    f"{READ_FORMATS}"
+                )
+            sources += map(str, clips)
+        else:
+            raise InputError(f"{name}: there is no such file or folder")
+    if not sources:
+        raise InputError("no source: give a video, a folder, or - for a video that is piped in")
+    return sources
+
+
+def is_one_video(source: str) -> bool:
+    from cfer.data.shards import DESCRIPTION_NAME
+
+    return source != "-" and not (Path(source) / DESCRIPTION_NAME).is_file()
+
+
+def _predictions(
+    recognizer: Recognizer,
+    source: str,
+    faces: Literal["one", "all"],
+    window_gops: int | None,
+    follow: float | None,
+) -> Iterator[Prediction]:
+    from cfer.video.pictures import GrowingFile
+
+    if source == "-":
+        if sys.stdin is None:
+            raise InputError("-: standard input is closed; give a file, or pipe a video in")
+        return recognizer.predict_stream(
+            sys.stdin.buffer, "standard input", faces=faces, window_gops=window_gops or 1
+        )
+    if follow is not None:
+        return recognizer.predict_stream(
+            GrowingFile(Path(source), follow), source, faces=faces, window_gops=window_gops or 1
+        )
+    if not is_one_video(source):
+        return recognizer.predict_shards(source, window_gops=window_gops)
+    return recognizer.predict_windows(source, faces=faces, window_gops=window_gops)
+
+
+class TablePrinter:
+    """A line per window under a head of class names, with the source's name where there are some"""
+
+    def __init__(self, classes: Sequence[str], sources: Sequence[str]) -> None:
+        self._widths = {name: max(len(name), 5) for name in classes}
+        self._label_width = max(map(len, classes))
+        self._names_sources = len(sources) > 1 or not is_one_video(sources[0])
+        self._source = ""
+        self._head_is_printed = False
+
+    def __call__(self, prediction: Prediction) -> None:
+        if not self._head_is_printed:
+            columns = "  ".join(f"{name:>{width}s}" for name, width in self._widths.items())
+            print(f"{'from':>8s} {'to':>8s}  face  {'label':{self._label_width}s}  {columns}")
+            self._head_is_printed = True
+        if self._names_sources and prediction.source != self._source:
+            print(f"{printable(prediction.source)}:")
+            self._source = prediction.source
+        columns = "  ".join(
+            f"{prediction.probabilities.get(name, float('nan')):{width}.3f}"
+            for name, width in self._widths.items()
+        )
+        print(
+            f"{prediction.start_seconds:7.2f}s {prediction.end_seconds:7.2f}s  "
+            f"{prediction.face or '-':>4}  {prediction.label or 'no face':{self._label_width}s}  "
+            f"{columns if prediction.label else ''}".rstrip(),
+            flush=True,
+        )
+
+
+def print_json(prediction: Prediction) -> None:
+    from cfer.predict.timeline import as_json
+
+    print(json.dumps(as_json(prediction)), flush=True)
+
+
+def look(
+    source: Positional[str],
+    picture: Positional[Path],
+    clip: str | None = None,
+    gop: int = 0,
+    model: ModelName = "default",
+) -> int:
+    """One GOP of a video in one picture: I-frame, residuals, motion vectors, block types, bytes of
+    each frame, and where the recognizer looked.
+
+    Args:
+        source: a video, a folder of numbered pictures, or of shards.
+        picture: the PNG to write.
+        clip: of a folder of shards, the clip with this id.
+        gop: which GOP to show.
+    """
+    check_output(picture, ".png")
+    from cfer.predict.look import look as drawn
+
+    drawn(source, clip, gop, model).savefig(picture, dpi=110)
+    print(picture)
+    return 0
+
+
+def encode(
+    video: Positional[Path],
+    clip: Positional[Path],
+    size: int = 112,
+    gop_size: int = 3,
+    gop_span: int = 24,
+    quantizer: int = 4,
+    motion_search: bool = True,
+) -> int:
+    """Find the face of a video, crop it, and write it as MPEG-4 with GOPs of one length: what the
+    shards hold, and what `cfer predict` then reads without looking for a face.
+
+    Args:
+        video: a video, or a folder of numbered pictures.
+        clip: the MP4 to write.
+        size: side of the crop, pixels.
+        gop_size: frames per GOP.
+        gop_span: frames of the video that a GOP stands for; as many as --gop-size: every one.
+        quantizer: 1 (finest) to 31.
+        motion_search: without it all vectors are zero.
+    """
+    from cfer.codec import CodecSettings
+    from cfer.predict.recognizer import face_bitstream
+
+    if size < 16 or size % 2:
+        raise InputError(f"--size {size}: must be an even number of at least 16 pixels")
+    check_output(clip)
+    settings = CodecSettings(gop_size, quantizer, None, motion_search, gop_span)
+    bitstream = face_bitstream(video, size, settings)
+    bitstream.save(clip)
+    print(
+        f"{clip}: {len(bitstream.packets)} frames in {len(bitstream.gops)} GOPs, "
+        f"{len(bitstream.data):,} bytes"
+    )
+    return 0
+
+
+def models(argv: Sequence[str] | None = None) -> int:
+    """List, show, export and import models."""
+    actions: dict[str, Callable[..., int]] = {
+        "list": _list,
+        "show": _show,
+        "export": _export,
+        "import": _import,
+    }
+    return tyro.extras.subcommand_cli_from_dict(actions, prog="cfer models", args=argv)
+
+
+def _list() -> int:
+    """The shipped model, and those of the MLflow store."""
+    from cfer.predict.models import table
+
+    print(table())
+    return 0
+
+
+def _show(model: Positional[ModelName]) -> int:
+    """Classes, input, figures and origin of a model."""
+    from cfer.predict.models import describe
+
+    print(describe(model))
+    return 0
+
+
+def _export(model: Positional[ModelName], file: Positional[Path]) -> int:
+    """Write a model for another program.
+
+    Args:
+        file: ends in .safetensors, .onnx or .pt2.
+    """
+    file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    check_output(file)
+    from cfer.predict.models import export
+
+    print(export(model, file))
+    return 0
+
+
+def _import(file: Positional[Path], name: str) -> int:
+    """Put a model file into the MLflow registry.
+
+    Args:
+        file: a .safetensors file of `cfer models export`.
+        name: what to call it there.
+    """
+    from cfer.predict.models import import_file
+
+    print(import_file(file, name))
+    return 0

@@ -1,0 +1,73 @@
+"""What decides the content of the shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cfer.errors import InputError
+
+if TYPE_CHECKING:
+    from cfer.codec import CodecSettings
+
+FaceNetwork = Literal["auto", "facenet", "facenet-casia", "dlib"]
+# GOPs of 12 frames with the encoder's own motion search, as CoViAR has them (Wu et al., CVPR 2018),
+# every frame encoded, in crops of 224 × 224.
+PAPER: dict[str, Any] = {"size": 224, "gop_size": 12, "gop_span": 12}
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """How a clip is cut, encoded and embedded."""
+
+    # The comment on each field is its help text on the command line.
+    size: int = 112  # side of the face crop, pixels, even
+    gop_size: int = 3  # frames from one I-frame to the next, at least 2
+    gop_span: int = 24  # frames of the video that a GOP stands for, at least --gop-size
+    quantizer: int | None = None  # fixed, 1 (finest) to 31; 4 where there is no bit rate
+    bit_rate: int | None = None  # bits per second, in place of a quantizer
+    motion_search: bool = True  # without it all motion vectors are zero: residuals hold all change
+    identity: FaceNetwork = "auto"  # frozen face network; auto: FaceNet if its weights can be had
+    window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
+    clips_per_shard: int | None = None  # what a kill can lose; None: some megabytes of clips
+
+    def __post_init__(self) -> None:
+        if self.quantizer is None and self.bit_rate is None:
+            # Given or not, it is one setting: settings are compared, and are part of digests.
+            object.__setattr__(self, "quantizer", 4)
+
+    def checked(self) -> ExtractionSettings:
+        """Itself.
+
+        Raises:
+            InputError: a value that no clip can be encoded with, or two that exclude each other.
+        """
+        if self.size < 32 or self.size % 2:
+            raise InputError(f"--size {self.size}: give an even number of pixels, 32 or more")
+        if self.gop_size < 2:
+            raise InputError(
+                f"--gop-size {self.gop_size}: give 2 or more; a GOP of 1 has no residual"
+            )
+        if self.gop_span < self.gop_size:
+            raise InputError(
+                f"--gop-size {self.gop_size} --gop-span {self.gop_span}: a GOP stands for at least "
+                "as many frames of the video as it has; give the same twice to encode every frame"
+            )
+        for name in ("window_gops", "clips_per_shard"):
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise InputError(f"--{name.replace('_', '-')} {given}: give 1 or more")
+        _ = self.codec
+        return self
+
+    @property
+    def codec(self) -> CodecSettings:
+        from cfer.codec import CodecSettings
+
+        return CodecSettings(
+            self.gop_size, self.quantizer, self.bit_rate, self.motion_search, self.gop_span
+        )
+
+    @property
+    def window_frames(self) -> int:
+        return self.window_gops * self.gop_span
