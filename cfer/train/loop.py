@@ -124,6 +124,7 @@ def _train(setup: Setup) -> None:
         "network_optimizer": optimizer,
         "player_optimizer": player_optimizer,
     }
+    turn = partial(play_turn, wrapped_network, wrapped_player, optimizer, player_optimizer)
     history, spent_seconds = restore(setup.location, stateful, device)
 
     # The same number of full batches on every rank, or one would wait for another for ever.
@@ -145,15 +146,7 @@ def _train(setup: Setup) -> None:
             for step, batch in enumerate(batches, start=epoch * num_steps):
                 for group in optimizer.param_groups:
                     group["lr"] = config.lr * _schedule(step, config.epochs * num_steps)
-                terms = play_turn(
-                    wrapped_network,
-                    wrapped_player,
-                    optimizer,
-                    player_optimizer,
-                    batch,
-                    weights,
-                    config.estimator_steps,
-                )
+                terms = turn(batch, weights, config.estimator_steps)
                 for name, value in terms.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + value
             check_finite({name: part.state_dict() for name, part in stateful.items()})

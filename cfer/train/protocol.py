@@ -13,7 +13,6 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import ray
@@ -48,7 +47,7 @@ from cfer.train.run import (
     read_all_rows,
     run,
     split_clips,
-    without_effectless,
+    without_unused_options,
 )
 
 PARENT_NAME = "protocol.json"
@@ -135,7 +134,7 @@ def train_all(
 def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
     description = read_description(config.data)
     index = read_index(config.data)
-    config = without_effectless(config, index)
+    config = without_unused_options(config, index)
     options = "" if list(seeds) == [config.seed] else f" --seeds {','.join(map(str, seeds))}"
     parent_id = tracked_parent(config, description, "protocol", PARENT_NAME, options)
     jobs = []
@@ -206,7 +205,7 @@ def _run_jobs(jobs: Sequence[_Job], parallel: int) -> Iterator[_Job]:
     started = time.monotonic()
     # A run of several workers reserves their CPUs, and reads its clips, itself.
     alone = jobs[0].config.workers == 1
-    task = ray.remote(_run_job).options(
+    task = ray.remote(run).options(
         num_cpus=placement.cpus if alone else 0,
         num_gpus=1 if placement.use_gpu and alone else 0,
         max_retries=1,
@@ -233,9 +232,9 @@ def _run_jobs(jobs: Sequence[_Job], parallel: int) -> Iterator[_Job]:
                     storage=absolute_location(job.config.storage),
                 ),
                 job.parent,
+                at_once,
                 rows[key] if alone else None,
                 tracking.tracking_uri(),
-                at_once,
             )
             running[reference] = job
         (ended,), _ = ray.wait(list(running))
@@ -302,17 +301,6 @@ def _seconds_of_a_run(config: TrainConfig) -> float:
         times.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     return min(times[1:]) * config.epochs * math.ceil(num_clips / config.batch_size)
-
-
-def _run_job(
-    config: TrainConfig,
-    parent: Parent,
-    rows: list[dict[str, Any]] | None,
-    tracking_uri: str,
-    parallel_runs: int,
-) -> Results:
-    tracking.connect(tracking_uri)
-    return run(config, parent, parallel_runs, rows)
 
 
 # ---- their means and deviations ------------------------------------------------------------------

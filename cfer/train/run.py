@@ -70,6 +70,7 @@ def run(
     parent: Parent | None = None,
     parallel_runs: int = 1,
     rows: Sequence[dict[str, Any]] | None = None,
+    tracking_uri: str | None = None,
 ) -> Results:
     """One run, from the beginning or from its last checkpoint.
 
@@ -80,6 +81,7 @@ def run(
         parallel_runs: how many such runs share this machine.
         rows: `read_all_rows(config)`, where several runs share them. With these and one worker it
             trains in this very process (Ray Train's local mode).
+        tracking_uri: of MLflow's store, in a process that has not got it from its environment.
 
     Raises:
         InputError: a data set, split or request that can't be trained on; a run of this name with
@@ -88,14 +90,14 @@ def run(
     description = read_description(config.data)
     index = read_index(config.data)
     split = split_clips(index, config)
-    config = without_effectless(config, index)
+    config = without_unused_options(config, index)
     doubts = check_training_clips(config, index, split, description.classes)
     location = location_of(config)
     held_out = who_is_held_out(index, split)
     run_id = read_record(location, RECORD_NAME, config, description, held_out)
     results = None if run_id is None else read_results(location)
     if results is not None:
-        tracking.connect()
+        tracking.connect(tracking_uri)
         tracking.mark_finished(results.mlflow_run_id)
         if parent is None:
             say(f"run {config.run} is finished already; nothing to do (give another --run)")
@@ -122,7 +124,7 @@ def run(
             where = "its last checkpoint" if found else "the beginning, without a checkpoint"
             say(f"it was started before: going on from {where}")
 
-    tracking.connect()
+    tracking.connect(tracking_uri)
     if run_id is None:
         run_id = create_tracked_run(config, description, parent)
         write_record(location, RECORD_NAME, config, description, run_id, held_out=held_out)
@@ -221,7 +223,7 @@ def check_training_clips(
     return doubts
 
 
-def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
+def without_unused_options(config: TrainConfig, index: ClipIndex) -> TrainConfig:
     """Without the options that have no effect on this data set, each with a warning.
 
     Raises:

@@ -28,7 +28,7 @@ from cfer.train.run import (
     _fit_until_done,
     check_training_clips,
     split_clips,
-    without_effectless,
+    without_unused_options,
 )
 
 
@@ -164,14 +164,14 @@ def test_classes_that_cannot_be_learnt() -> None:
 
 def test_options_without_effect_are_said_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
     config = TrainConfig("x", apex_weight=2)
-    assert without_effectless(config, index_of(["a"], num_apexes=1)) == config
+    assert without_unused_options(config, index_of(["a"], num_apexes=1)) == config
     assert capsys.readouterr().err == ""
-    assert without_effectless(config, index_of(["a"])) == replace(config, apex_weight=0)
+    assert without_unused_options(config, index_of(["a"])) == replace(config, apex_weight=0)
     assert "warning: --mu 2 has no effect: no clip has its apex" in capsys.readouterr().err
     reversal = TrainConfig("x", game="gradient-reversal")
-    assert without_effectless(reversal, index_of(["a", None])) == reversal
+    assert without_unused_options(reversal, index_of(["a", None])) == reversal
     with pytest.raises(InputError, match="--game gradient-reversal: it names the training subj"):
-        without_effectless(reversal, index_of([None, None]))
+        without_unused_options(reversal, index_of([None, None]))
 
 
 def test_balanced_class_weights_are_of_the_training_clips() -> None:
