@@ -48,17 +48,6 @@ class WorkerError(RuntimeError):
     traceback = ""
 
 
-def end_quietly_while_importing() -> None:
-    """To be called before imports that take seconds: Ctrl-C would show a traceback of theirs."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(128 + number)
-
-    for number in STOP_SIGNALS:
-        signal.signal(number, end)
-
-
 def is_full(error: BaseException) -> bool:
     """Whether there is no room on the disk."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,6 +1,6 @@
-"""Clips in memory, and how they become batches: which frames of them, and how they are varied.
+"""Clips in memory, and the batches made of them: which of their frames, and how they are varied.
 
-Clips stay uint8 in memory, so an epoch costs no input at all, and its order is a function of
+Clips stay in memory as uint8, so an epoch reads nothing. Its order and its draws are a function of
 (seed, epoch, rank): a resumed run goes on exactly as an undisturbed one.
 """
 
@@ -32,7 +32,7 @@ class LoadedClips:
         apex: float32 (N, 3, 32, 32) in [0, 1]; zeros where `has_apex` is False.
         has_apex: bool (N,).
         subjects, clip_ids: N each.
-        bytes_read: int64 (N,), what the decoder was given for each clip.
+        bytes_read: int64 (N,), the bytes that the decoder was given for each clip.
     """
 
     frames: list[np.ndarray]
@@ -49,7 +49,7 @@ class LoadedClips:
 
 
 def load_clips(records: Sequence[dict[str, Any]], identity_dim: int) -> LoadedClips:
-    """Rows of `frames_of_clips` → memory. No record gives no rows."""
+    """Rows of `frames_of_clips`, of which there may be none, → memory."""
     apex = np.zeros((len(records), APEX_SIZE, APEX_SIZE, 3), np.uint8)
     for position, record in enumerate(records):
         if record["apex"] is not None:
@@ -93,8 +93,8 @@ class Augmentation:
 
     Attributes:
         flip_probability: of a horizontal flip.
-        max_shift_pixels: largest shift in each direction, in pixels of the crop (even); what comes
-            in from outside is zero residual, or mid-gray.
+        max_shift_pixels: largest shift in each direction, in pixels of the crop (even); zero
+            residual, or mid-gray, comes in from outside.
         gain_jitter: the planes are multiplied by up to exp(±this).
     """
 
@@ -110,12 +110,14 @@ def augment(
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Vary N clips' planes, uint8 (T of the clip, C, S/2, S/2); the draws come from the CPU.
+    """Vary the planes of N clips, each uint8 (T of the clip, C, S/2, S/2).
+
+    Args:
+        generator: of the draws, on the CPU.
 
     Returns:
-        The planes in [-1, 1) times their gain, float32 (N, T, C, S/2, S/2) on the device, where T
-        is the longest clip's and the others end in zeros, and which clips were flipped, bool (N,)
-        there.
+        On the device: the planes in [-1, 1) times their gain, float32 (N, T, C, S/2, S/2), where T
+        is the longest clip's and the others end in zeros; and which clips were flipped, bool (N,).
     """
     num_clips, side = len(clips), clips[0].shape[-1]
     flip = torch.rand(num_clips, generator=generator) < settings.flip_probability
@@ -129,7 +131,7 @@ def augment(
     # Moved while a sample is still one byte: slices of uint8 cost next to nothing.
     longest = max(len(planes) for planes in clips)
     moved = np.full((num_clips, longest, *clips[0].shape[1:]), GRAY, np.uint8)
-    # Where a picture moved by so many still is; it came from where the opposite move leaves it.
+    # The part of a picture that is left after a move; it was where the opposite move leaves it.
     kept = {by: slice(max(0, -by), side - max(0, by)) for by in range(-reach, reach + 1)}
     for clip, (is_flipped, (down, right)) in enumerate(
         zip(flip.tolist(), shift.tolist(), strict=True)
@@ -150,19 +152,19 @@ class BatchMaker:
 
     def __init__(
         self,
-        rows: LoadedClips,
+        clips: LoadedClips,
         what: Input,
         standardize: Standardization,
         device: torch.device,
         training_subjects: Sequence[str] = (),
     ) -> None:
-        self.rows = rows
+        self.clips = clips
         self.what = what
         self.standardize = standardize
         self.device = device
         numbers = {subject: number for number, subject in enumerate(training_subjects)}
         self.subjects = torch.tensor(
-            [numbers.get(subject or "", UNKNOWN_SUBJECT) for subject in rows.subjects]
+            [numbers.get(subject or "", UNKNOWN_SUBJECT) for subject in clips.subjects]
         ).long()
 
     def training_epoch(
@@ -174,33 +176,31 @@ class BatchMaker:
         epoch: int,
         rank: int,
     ) -> Iterator[Batch]:
-        """`num_steps` batches of exactly `batch_size` clips, a function of (seed, epoch, rank).
-
-        Each clip comes once before any comes twice.
-        """
+        """`num_steps` batches of exactly `batch_size` clips; each clip comes once before any comes
+        twice."""
         draws = np.random.default_rng((seed, epoch, rank))
         generator = torch.Generator().manual_seed(int(draws.integers(2**62)))
         needed = num_steps * batch_size
-        rounds = -(-needed // len(self.rows))
-        order = np.concatenate([draws.permutation(len(self.rows)) for _ in range(rounds)])[:needed]
+        rounds = -(-needed // len(self.clips))
+        order = np.concatenate([draws.permutation(len(self.clips)) for _ in range(rounds)])[:needed]
         for chosen in order.reshape(num_steps, batch_size):
-            clips = [self._frames(position, draws) for position in chosen.tolist()]
-            planes, flipped = augment(clips, self.what, augmentation, generator, self.device)
-            batch = self._batch(chosen.tolist(), planes, _mask(clips))
-            if self.rows.has_apex[chosen].any():
+            frames = [self._frames(position, draws) for position in chosen.tolist()]
+            planes, flipped = augment(frames, self.what, augmentation, generator, self.device)
+            batch = self._batch(chosen.tolist(), planes, _mask(frames))
+            if self.clips.has_apex[chosen].any():
                 mirrored = flipped.reshape(-1, 1, 1, 1)
                 batch.apex = torch.where(mirrored, batch.apex.flip(-1), batch.apex)
             yield batch
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every clip once, unvaried; the last batch may be smaller."""
-        for start in range(0, len(self.rows), batch_size):
-            chosen = list(range(start, min(start + batch_size, len(self.rows))))
-            clips = [self._frames(position, None) for position in chosen]
-            mask = _mask(clips)
-            packed = np.full((*mask.shape, *clips[0].shape[1:]), GRAY, np.uint8)
-            for position, frames in enumerate(clips):
-                packed[position, : len(frames)] = frames
+        for start in range(0, len(self.clips), batch_size):
+            chosen = list(range(start, min(start + batch_size, len(self.clips))))
+            frames = [self._frames(position, None) for position in chosen]
+            mask = _mask(frames)
+            packed = np.full((*mask.shape, *frames[0].shape[1:]), GRAY, np.uint8)
+            for position, of_clip in enumerate(frames):
+                packed[position, : len(of_clip)] = of_clip
             yield self._batch(chosen, scale_planes(torch.from_numpy(packed).to(self.device)), mask)
 
     def _batch(self, chosen: list[int], planes: Tensor, mask: Tensor) -> Batch:
@@ -208,21 +208,21 @@ class BatchMaker:
         return Batch(
             planes=planes,
             mask=mask.to(self.device),
-            labels=self.rows.labels[index].to(self.device),
-            z_I=self.standardize(self.rows.z_I[index].to(self.device)),
+            labels=self.clips.labels[index].to(self.device),
+            z_I=self.standardize(self.clips.z_I[index].to(self.device)),
             subjects=self.subjects[index].to(self.device),
-            apex=self.rows.apex[index].to(self.device),
-            has_apex=self.rows.has_apex[index].to(self.device),
+            apex=self.clips.apex[index].to(self.device),
+            has_apex=self.clips.has_apex[index].to(self.device),
         )
 
     def _frames(self, position: int, draws: np.random.Generator | None) -> np.ndarray:
-        frames = self.rows.frames[position]
+        frames = self.clips.frames[position]
         if self.what.frames == LAST:
             return frames
         return frames[select_frames([], range(len(frames)), self.what.frames, draws)]
 
 
 def _mask(clips: Sequence[np.ndarray]) -> Tensor:
-    """Which frames of a batch are there, bool (N, T): the clips need not be of one length."""
+    """Which frames of a batch are not padding, bool (N, T): clips differ in length."""
     counts = np.array([len(frames) for frames in clips])
     return torch.from_numpy(np.arange(counts.max()) < counts[:, None])

@@ -1,40 +1,46 @@
-"""What a run leaves in its folder: a checkpoint after each epoch, and its results at the end."""
+"""What a run has in its folder, `<storage>/<run>`.
+
+run.json              its configuration and its MLflow run, written when it is started
+epoch-00012/          the newest checkpoint: both players, both optimizers, the figures so far
+results.json          the figures of the last epoch; written last: a run that has it is finished
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cfer.data.shards import Description
 from cfer.data.storage import Folder
 from cfer.errors import InputError, NotFinite
-from cfer.train.batches import Standardization
+from cfer.evaluate.table import check_classes
+from cfer.train.config import OPERATIONAL, TrainConfig, flag
 
+RECORD_NAME = "run.json"
 STATE_NAME = "state.pt"
-
-
 SEAL_NAME = "state.json"
-
-
 RESULTS_NAME = "results.json"
+
+# ---- results -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run is worth.
+    """What a finished run ends with.
 
     Attributes:
-        figures: of the last epoch, by the names that MLflow has them under.
+        figures: of the last epoch, by their names in MLflow.
         confusion: of the held-out clips, (C, C), row = true class.
-        mlflow_run_id: where the rest is.
+        mlflow_run_id: the run in MLflow, which has all the rest.
         num_train: how many clips it was trained on.
-        held_out: who was held out (`cfer.data.folds.who_is_held_out`); empty of an earlier cfer's run.
+        held_out: see `cfer.data.folds.who_is_held_out`; empty in runs of an earlier cfer.
     """
 
     figures: dict[str, float]
@@ -44,53 +50,123 @@ class Results:
     held_out: list[str] = field(default_factory=list)
 
 
-def _check_finite(state: Mapping[str, Any]) -> None:
-    """Raises NotFinite where a number in it, or in what is in it, is infinite or none."""
-    for name, value in state.items():
-        if isinstance(value, Mapping):
-            _check_finite({f"{name} {key}": part for key, part in value.items()})
-        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
-            raise NotFinite(f"{name} is not finite")
+def write_results(location: str, results: Results) -> None:
+    _write_json(location, RESULTS_NAME, asdict(results))
+
+
+def read_results(location: str) -> Results | None:
+    """What the run in this folder ended with; None where it has not ended."""
+    values = _read_json(location, RESULTS_NAME)
+    return None if values is None else Results(**values)
+
+
+def _write_json(location: str, name: str, values: Mapping[str, Any]) -> None:
+    Folder(location).write(name, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _read_json(location: str, name: str) -> dict[str, Any] | None:
+    folder = Folder(location)
+    return json.loads(folder.read(name)) if folder.exists(name) else None
+
+
+# ---- the record of a run, or of a protocol -------------------------------------------------------
+
+
+def write_record(
+    location: str,
+    name: str,
+    config: TrainConfig,
+    description: Description,
+    mlflow_run_id: str,
+    **noted: Any,
+) -> None:
+    """Write what `read_record` compares; `noted` is kept with it."""
+    record = {
+        "config": asdict(config),
+        "classes": description.classes,
+        "data_digest": description.digest,
+        **noted,
+        "mlflow_run_id": mlflow_run_id,
+    }
+    _write_json(location, name, record)
+
+
+def read_record(
+    location: str,
+    name: str,
+    config: TrainConfig,
+    description: Description,
+    held_out: Sequence[str] | None = None,
+) -> str | None:
+    """The MLflow run of an earlier start; None where there was none.
+
+    Raises:
+        InputError: it was started with other settings, data or classes, or (where they are given)
+            with other people held out.
+    """
+    record = _read_json(location, name)
+    if record is None:
+        return None
+    check_same(record, config, description)
+    # An earlier cfer did not note who was held out; only its folds were cut in another way.
+    noted = record.get("held_out", [] if config.folds else held_out)
+    if held_out is not None and noted != list(held_out):
+        raise InputError(
+            f"--run {config.run}: it was started with other people held out, by a cfer that cuts "
+            "the data set in another way; give another --run name"
+        )
+    return str(record["mlflow_run_id"])
+
+
+def check_same(record: Mapping[str, Any], config: TrainConfig, description: Description) -> None:
+    """Raises InputError where a run was started with other settings, data or classes."""
+    check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
+    given = {**asdict(config), "data set (SHA-256)": description.digest}
+    known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
+    for name, value in given.items():
+        # A method is short for other settings, which are compared themselves.
+        if name not in (*OPERATIONAL, "method") and known.get(name) != value:
+            what = name if " " in name else flag(name)
+            raise InputError(
+                f"--run {config.run}: it was started with {what} {known.get(name)}, and now {what} "
+                f"is {value}; give the same to go on with it, or another --run name"
+            )
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
-def _save(
-    setup: Mapping[str, Any],
+def save(
+    location: str,
     stateful: Mapping[str, Any],
-    history: list[dict[str, float]],
+    history: Sequence[Mapping[str, float]],
     spent_seconds: float,
-    standardize: Standardization,
 ) -> None:
-    """Write a checkpoint, then its seal; then remove the one before."""
-    state = {
-        **{name: part.state_dict() for name, part in stateful.items()},
-        "history": history,
-        "spent_seconds": spent_seconds,
-        "z_I_mean": standardize.mean,
-        "z_I_std": standardize.std,
-        "config": setup["config"],
-        "classes": setup["classes"],
-        "mlflow_run_id": setup["run_id"],
-    }
+    """Write the checkpoint of the last epoch in `history`, then its seal; remove the one before.
+
+    Args:
+        stateful: the networks and optimizers, by name.
+        history: the figures of each epoch.
+        spent_seconds: in these epochs.
+    """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    state = {name: part.state_dict() for name, part in stateful.items()}
+    torch.save({**state, "history": list(history), "spent_seconds": spent_seconds}, buffer)
     data = buffer.getvalue()
     seal = {"epoch": len(history), "sha256": hashlib.sha256(data).hexdigest()}
-    run_folder = Folder(setup["location"])
-    folder = run_folder.folder(_checkpoint_name(len(history)))
+    run_folder, checkpoint = Folder(location), f"epoch-{len(history):05d}"
+    folder = run_folder.folder(checkpoint)
     folder.write(STATE_NAME, data)
     folder.write(SEAL_NAME, json.dumps(seal).encode())
     for name in _checkpoint_names(run_folder):
-        if name != _checkpoint_name(len(history)):
+        if name != checkpoint:
             run_folder.delete_folder(name)
 
 
-def _restore(
+def restore(
     location: str, stateful: Mapping[str, Any], device: torch.device
 ) -> tuple[list[dict[str, float]], float]:
-    """Load the newest state → the figures of the epochs done, and the seconds they took.
+    """Load the newest checkpoint, if any → the figures of its epochs, and the seconds they took.
 
     Raises:
         NotFinite: it is of a run that had diverged.
@@ -101,7 +177,7 @@ def _restore(
     data = Folder(checkpoint).read(STATE_NAME)
     state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     try:
-        _check_finite({name: state[name] for name in stateful})
+        check_finite({name: state[name] for name in stateful})
     except NotFinite as error:
         raise NotFinite(
             f"{checkpoint}: {error}: the run had diverged before it was written, and can't be gone "
@@ -110,6 +186,15 @@ def _restore(
     for name, part in stateful.items():
         part.load_state_dict(state[name])
     return state["history"], state["spent_seconds"]
+
+
+def check_finite(state: Mapping[str, Any]) -> None:
+    """Raises NotFinite where a tensor of this state, or of a state within it, is not finite."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            check_finite({f"{name} {key}": part for key, part in value.items()})
+        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
+            raise NotFinite(f"{name} is not finite")
 
 
 def newest_checkpoint(location: str) -> str | None:
@@ -125,14 +210,10 @@ def newest_checkpoint(location: str) -> str | None:
         for name in reversed(names):
             if _is_sealed(folder.folder(name)):
                 return folder.location_of(name)
-        # The next one is complete before anything of the last is removed: the second look finds it.
+        # The next is complete before anything of the last is removed: the second look finds it.
         if names == seen:
             return None
         seen = names
-
-
-def _checkpoint_name(epoch: int) -> str:
-    return f"epoch-{epoch:05d}"
 
 
 def _checkpoint_names(folder: Folder) -> list[str]:
@@ -154,11 +235,3 @@ def _is_sealed(folder: Folder) -> bool:
     except ValueError:
         return False
     return hashlib.sha256(state).hexdigest() == digest
-
-
-def read_results(location: str) -> Results | None:
-    """What a run in this folder ended with; None where it has not ended."""
-    folder = Folder(location)
-    if not folder.exists(RESULTS_NAME):
-        return None
-    return Results(**json.loads(folder.read(RESULTS_NAME)))

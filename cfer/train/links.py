@@ -21,8 +21,8 @@ from cfer.cluster import is_on_loopback
 
 
 class WorkersLinkThemselves(TorchConfig):
-    """Ray Train starts the workers, and they link themselves (`linked`): its own links, by
-    PyTorch's store of TCP, listen at every address."""
+    """Ray Train starts the workers, and they link themselves (`linked`): the links that it would
+    make, by PyTorch's TCP store, listen at every address."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -30,7 +30,7 @@ class WorkersLinkThemselves(TorchConfig):
 
 
 class _NoLinks(Backend):
-    # As Ray Train's own for PyTorch: NCCL asks to see all GPUs of a node.
+    # As Ray Train's own backend for PyTorch has it: NCCL asks to see all GPUs of a node.
     share_cuda_visible_devices = True
 
 
@@ -46,13 +46,13 @@ def linked(device: torch.device) -> Iterator[None]:
     with _store(rank, world_size, context.get_local_world_size()) as store:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         yield
-        # Of a training that failed the processes are ended, whatever they wait for.
+        # Not after a failure, when it might wait for others: Ray ends the processes then.
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def _store(rank: int, world_size: int, local_world_size: int) -> Iterator[dist.Store]:
-    """Where they meet: in a file, where nothing may listen beyond loopback; else at rank 0's node,
+    """Where the workers meet: in a file, where nothing may listen beyond loopback; else at rank 0,
     on the network that Ray's nodes have in common."""
     if is_on_loopback():
         folder = broadcast_from_rank_zero(
@@ -77,9 +77,8 @@ def _store(rank: int, world_size: int, local_world_size: int) -> Iterator[dist.S
 def _use_node_interface() -> None:
     """The interface of the address that this node has in the cluster.
 
-    Left alone, Gloo takes the one that the host's name resolves to. That is the loopback one
-    wherever /etc/hosts says so (Debian's own installer writes it that way), and then no worker
-    reaches those of other nodes.
+    By default Gloo takes the interface that the host's name resolves to. That is loopback where
+    /etc/hosts says so, as Debian's installer writes it, and then no worker reaches other nodes.
     """
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import ray
-import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
@@ -23,46 +20,74 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
 from cfer import tracking
-from cfer.data.inputs import APEX_SIZE, LAST
-from cfer.data.shards import Description
-from cfer.data.storage import Folder
+from cfer.data.inputs import APEX_SIZE
 from cfer.errors import NotFinite
 from cfer.evaluate.figures import confusion_figure, curves_figure, embedding_figure
 from cfer.evaluate.metrics import ScoredClips, confusion_matrix, cross_entropy, recalls, recognition
 from cfer.evaluate.probes import leakage
+from cfer.model.card import ModelCard
 from cfer.model.game import PLAYERS, Batch, Weights, optimizer_of, play_turn
 from cfer.model.network import ExpressionNet, ModelConfig, Predictor
 from cfer.outputs import say
 from cfer.train.batches import BatchMaker, LoadedClips, Standardization, load_clips
 from cfer.train.checkpoint import (
-    RESULTS_NAME,
     Results,
-    _check_finite,
-    _restore,
-    _save,
+    check_finite,
     newest_checkpoint,
+    restore,
+    save,
+    write_results,
 )
 from cfer.train.config import TrainConfig
 from cfer.train.links import linked
 
-# ---- in a training worker ------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Setup:
+    """What the driver gives to every training worker.
+
+    Attributes:
+        config: of the run.
+        card: of the model, without its figures.
+        location: the folder of the run.
+        mlflow_run_id, tracking_uri: where the run is tracked.
+        held_out: who is held out.
+        num_train: training clips of all workers.
+        train_subjects: those of the training clips, sorted; player 1 knows them by their positions.
+        class_weights: in the cross-entropy, one for each class; None: all weigh the same.
+        parallel_runs: how many runs share this machine's cores.
+        prints_epochs: whether there is a line for each epoch.
+        records: of the clips of each side, where the driver's own process trains; the workers of a
+            run read theirs from Ray Data.
+    """
+
+    config: TrainConfig
+    card: ModelCard
+    location: str
+    mlflow_run_id: str
+    tracking_uri: str
+    held_out: list[str]
+    num_train: int
+    train_subjects: list[str]
+    class_weights: list[float] | None
+    parallel_runs: int
+    prints_epochs: bool
+    records: Mapping[str, Sequence[dict[str, Any]]] | None = None
 
 
-def train_worker(setup: dict[str, Any]) -> None:
-    """What each Ray Train worker does; `setup` is what `run` hands over."""
+def train_worker(setup: Setup) -> None:
+    """Train in this worker, from its clips to the last epoch; rank 0 writes all that is kept."""
     with linked(get_device()):
         _train(setup)
 
 
-def _train(setup: dict[str, Any]) -> None:
-    config = TrainConfig(**setup["config"])
+def _train(setup: Setup) -> None:
+    config = setup.config
     context = ray.train.get_context()
-    rank = context.get_world_rank()
-    device = get_device()
+    rank, device = context.get_world_rank(), get_device()
     if device.type == "cpu":
-        cores = len(os.sched_getaffinity(0))
-        processes = context.get_local_world_size() * setup["parallel_runs"]
-        torch.set_num_threads(max(1, cores // processes))
+        processes = context.get_local_world_size() * setup.parallel_runs
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
     torch.manual_seed(config.seed)
 
     # Ray Train logs every report whole, under a logger that is named by its file's path.
@@ -70,30 +95,27 @@ def _train(setup: dict[str, Any]) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # DDP's advice on the memory layout of 1×1 convolutions, where both layouts are the same.
     warnings.filterwarnings("ignore", "Grad strides do not match")
-    tracking.connect(setup["tracking_uri"])
-    tracker = tracking.Tracker(setup["run_id"])
-    train_rows = _share("train", rank, setup)
-    val_rows = _share("validation", rank, setup)
-    standardize = _standardization(train_rows, device)
-    train_clips = BatchMaker(train_rows, config.what, standardize, device, setup["train_subjects"])
-    val_clips = BatchMaker(val_rows, config.what, standardize, device)
+    tracking.connect(setup.tracking_uri)
+    tracker = tracking.Tracker(setup.mlflow_run_id) if rank == 0 else None
+
+    train_clips = _clips_of(setup, "train", rank)
+    val_clips = _clips_of(setup, "validation", rank)
+    standardize = _standardization(train_clips, device)
+    train_batches = BatchMaker(train_clips, config.what, standardize, device, setup.train_subjects)
+    val_batches = BatchMaker(val_clips, config.what, standardize, device)
+    class_weights = setup.class_weights
     weights = Weights(
         config.identity_weight,
         config.apex_weight,
         config.label_smoothing,
-        None if setup["class_weights"] is None else torch.tensor(setup["class_weights"]).to(device),
+        None if class_weights is None else torch.tensor(class_weights).to(device),
     )
 
-    # The same number of full batches on every rank, or one would wait for another for ever.
-    batch_size = config.clips_per_worker
-    num_steps = math.ceil(setup["num_train"] / config.batch_size)
-
-    identity_dim = setup["identity_dim"]
-    network = ExpressionNet(setup["card"].network, config.apex_weight > 0)
-    num_subjects = len(setup["train_subjects"])
-    player = PLAYERS[config.game](config.code_dim, identity_dim, num_subjects)
-    wrapped_network = prepare_model(network)
-    wrapped_player = prepare_model(player)
+    network = ExpressionNet(setup.card.network, config.apex_weight > 0)
+    player = PLAYERS[config.game](
+        config.code_dim, setup.card.network.identity_dim, len(setup.train_subjects)
+    )
+    wrapped_network, wrapped_player = prepare_model(network), prepare_model(player)
     optimizer = optimizer_of(network, config.lr, config.weight_decay)
     player_optimizer = optimizer_of(player, config.estimator_lr)
     stateful = {
@@ -102,100 +124,60 @@ def _train(setup: dict[str, Any]) -> None:
         "network_optimizer": optimizer,
         "player_optimizer": player_optimizer,
     }
-    history, spent_seconds = _restore(setup["location"], stateful, device)
+    turn = partial(play_turn, wrapped_network, wrapped_player, optimizer, player_optimizer)
+    history, spent_seconds = restore(setup.location, stateful, device)
 
-    total_steps = config.epochs * num_steps
+    # The same number of full batches on every rank, or one would wait for another for ever.
+    batch_size = config.clips_per_worker
+    num_steps = math.ceil(setup.num_train / config.batch_size)
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
         # Every draw of an epoch is a function of (seed, epoch, rank): there is no generator whose
         # state a checkpoint would have to keep.
-        torch.manual_seed(
-            int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0])
-        )
+        seeds = np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)
+        torch.manual_seed(int(seeds[0]))
         wrapped_network.train()
         sums: dict[str, Tensor] = {}
-        batches = train_clips.training_epoch(
+        batches = train_batches.training_epoch(
             num_steps, batch_size, config.augmentation, config.seed, epoch, rank
         )
         step = epoch * num_steps
         try:
             for step, batch in enumerate(batches, start=epoch * num_steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = config.lr * _schedule(step, total_steps)
-                terms = play_turn(
-                    wrapped_network,
-                    wrapped_player,
-                    optimizer,
-                    player_optimizer,
-                    batch,
-                    weights,
-                    config.estimator_steps,
-                )
+                    group["lr"] = config.lr * _schedule(step, config.epochs * num_steps)
+                terms = turn(batch, weights, config.estimator_steps)
                 for name, value in terms.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + value
-            _check_finite({name: part.state_dict() for name, part in stateful.items()})
-            validation = _gather(predict(network, val_clips, config.batch_size))
+            check_finite({name: part.state_dict() for name, part in stateful.items()})
+            validation = _gather(predict(network, val_batches, config.batch_size))
         except NotFinite as error:
-            raise _stopped(error, config, step, num_steps, setup["location"]) from error
+            raise _diverged(error, config, step, num_steps, setup.location) from error
         figures = _mean_over_workers(sums, num_steps, num_steps * batch_size)
-        figures |= _validation_figures(validation, len(setup["classes"]))
+        figures |= _validation_figures(validation, len(setup.card.classes))
         figures["time/learning_rate"] = optimizer.param_groups[0]["lr"]
         figures["time/epoch_seconds"] = time.perf_counter() - started
         history.append(figures)
         spent_seconds += figures["time/epoch_seconds"]
-        if rank == 0:
+        if tracker:
             # An epoch that MLflow has is in a checkpoint: it is not trained and logged again.
-            _save(setup, stateful, history, spent_seconds, standardize)
+            save(setup.location, stateful, history, spent_seconds)
             tracker.log_epoch(figures, epoch + 1)
-            if setup["shows_epochs"]:
+            if setup.prints_epochs:
                 say(_progress_line(len(history), figures, config, spent_seconds))
 
-    training = _gather(predict(network, train_clips, config.batch_size))
-    validation = _gather(predict(network, val_clips, config.batch_size))
-    bytes_read = _all_reduce(train_rows.bytes_read.sum() + val_rows.bytes_read.sum())
-    if rank == 0:
-        num_clips = len(training.labels) + len(validation.labels)
-        encoder_size = sum(p.numel() for p in network.encoder.parameters())
-        classifier_size = sum(p.numel() for p in network.classifier.parameters())
-        _finish(
-            tracker,
-            network,
-            training,
-            validation,
-            history,
-            {
-                "cost/parameters": encoder_size + classifier_size,
-                "cost/bytes_per_clip": float(bytes_read) / num_clips,
-                "time/train_seconds": spent_seconds,
-            },
-            setup,
-        )
-
-
-def seconds_of_a_run(config: TrainConfig, description: Description, num_clips: int) -> float:
-    """About how long a run on so many training clips takes, on one core of this machine.
-
-    A few turns on noise are timed; reading, probing and logging are not.
-    """
-    clip_gops = description.counts["frames"] / description.counts["clips"]
-    clip_gops /= description.codec["gop_size"]
-    turn = turn_on_noise(
-        config,
-        num_classes=len(description.classes),
-        identity_dim=int(description.identity["dimension"]),
-        num_clips=config.batch_size,
-        num_frames=math.ceil(clip_gops) if config.what.frames == LAST else int(config.what.frames),
-        side=int(description.codec["size"]) // 2,
-    )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    times = []
-    for _ in range(4):
-        started = time.perf_counter()
-        turn()
-        times.append(time.perf_counter() - started)
-    torch.set_num_threads(threads)
-    return min(times[1:]) * config.epochs * math.ceil(num_clips / config.batch_size)
+    training = _gather(predict(network, train_batches, config.batch_size))
+    validation = _gather(predict(network, val_batches, config.batch_size))
+    bytes_read = _all_reduce((train_clips.bytes_read.sum() + val_clips.bytes_read.sum()).to(device))
+    if tracker:
+        parts = (network.encoder, network.classifier)
+        cost = {
+            "cost/parameters": sum(p.numel() for part in parts for p in part.parameters()),
+            "cost/bytes_per_clip": float(bytes_read)
+            / (len(training.labels) + len(validation.labels)),
+            "time/train_seconds": spent_seconds,
+        }
+        _finish(setup, tracker, network, training, validation, history, cost)
 
 
 def turn_on_noise(
@@ -211,7 +193,7 @@ def turn_on_noise(
 
     Args:
         num_clips, num_frames, side: of its one batch, (num_clips, num_frames, C, side, side).
-        wrap: what is done to the two players, such as DDP.
+        wrap: applied to each of the two players, such as DDP.
     """
     network = ExpressionNet(model_config(config, num_classes, identity_dim), config.apex_weight > 0)
     player = PLAYERS[config.game](config.code_dim, identity_dim, 2)
@@ -249,22 +231,24 @@ def model_config(config: TrainConfig, num_classes: int, identity_dim: int) -> Mo
     )
 
 
-def _share(side: str, rank: int, setup: Mapping[str, Any]) -> LoadedClips:
-    rows = setup.get(f"rows-{side}")
-    if rows is None:
-        rows = list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows())
-    return load_clips(rows, setup["identity_dim"])
+def _clips_of(setup: Setup, side: str, rank: int) -> LoadedClips:
+    if setup.records is None:
+        records = list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows())
+    else:
+        records = list(setup.records[side])
+    return load_clips(records, setup.card.network.identity_dim)
 
 
 def _all_reduce(values: Tensor) -> Tensor:
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    """The sums over all workers."""
+    if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
-def _standardization(rows: LoadedClips, device: torch.device) -> Standardization:
-    z_I = rows.z_I.double().to(device)
-    count = torch.tensor([len(rows)], dtype=torch.float64, device=device)
+def _standardization(clips: LoadedClips, device: torch.device) -> Standardization:
+    z_I = clips.z_I.double().to(device)
+    count = torch.tensor([len(clips)], dtype=torch.float64, device=device)
     sums = _all_reduce(torch.cat([z_I.sum(0), (z_I**2).sum(0), count]))
     total, total_squares = sums[:-1].chunk(2)
     return Standardization.of(total.cpu(), total_squares.cpu(), float(sums[-1]))
@@ -278,66 +262,57 @@ def _schedule(step: int, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total_steps - warm_up)))
 
 
-def _stopped(
+def _diverged(
     error: NotFinite, config: TrainConfig, step: int, num_steps: int, location: str
 ) -> NotFinite:
-    """What is said of a training that has diverged at a step, counted from 0 over all epochs."""
+    """The error of a training that has diverged at a step, counted from 0 over all epochs."""
     rate = config.lr * _schedule(step, config.epochs * num_steps)
-    checkpoint = newest_checkpoint(location)
     return NotFinite(
         f"run {config.run} has stopped in epoch {step // num_steps + 1}, step "
         f"{step % num_steps + 1} of {num_steps}, at the learning rate {rate:g} (player 1's: "
-        f"{config.estimator_lr:g}): {error}; its last good checkpoint is {checkpoint or 'none'}; "
-        "start another --run with a lower --lr or --estimator-lr"
+        f"{config.estimator_lr:g}): {error}; its last good checkpoint is "
+        f"{newest_checkpoint(location) or 'none'}; start another --run with a lower --lr or "
+        "--estimator-lr"
     )
 
 
 def _mean_over_workers(
     sums: Mapping[str, Tensor], num_steps: int, num_clips: int
 ) -> dict[str, float]:
-    """Sums over one worker's steps → means over all workers', as `train/…`."""
+    """The sums over one worker's steps → means over those of all workers, as `train/…`."""
     names = sorted(sums)
     counts = [num_clips if name == "num_correct" else num_steps for name in names]
     totals = torch.stack([sums[name].double() for name in names])
-    stacked = _all_reduce(torch.cat([totals, totals.new_tensor(counts)]))
-    values, all_counts = stacked.chunk(2)
+    values, all_counts = _all_reduce(torch.cat([totals, totals.new_tensor(counts)])).chunk(2)
     figures = dict(zip(names, (values / all_counts).tolist(), strict=True))
     figures["accuracy"] = figures.pop("num_correct")
     return {f"train/{name}": value for name, value in figures.items()}
 
 
 @torch.no_grad()
-def predict(network: ExpressionNet, clips: BatchMaker, batch_size: int) -> ScoredClips:
+def predict(network: ExpressionNet, batches: BatchMaker, batch_size: int) -> ScoredClips:
     """This worker's clips, each once and unvaried."""
     network.eval()
-    parts: dict[str, list[np.ndarray]] = {"labels": [], "logits": [], "z_R": [], "z_I": []}
-    for batch in clips.in_order(batch_size):
-        z_R, logits, _ = network(batch.planes, batch.mask, batch.z_I)
-        values = {"labels": batch.labels, "logits": logits, "z_R": z_R, "z_I": batch.z_I}
-        for name, value in values.items():
-            parts[name].append(value.cpu().numpy())
-    widths = {
-        "labels": (),
-        "logits": (network.classifier.out_features,),
-        "z_R": (network.classifier.in_features,),
-        "z_I": (clips.rows.z_I.shape[1],),
-    }
-    arrays = {
-        name: np.concatenate([np.zeros((0, *widths[name]), np.float32), *values])
-        for name, values in parts.items()
-    }
-    arrays["labels"] = arrays["labels"].astype(np.int64)
+    clips = batches.clips
+    logits = np.zeros((len(clips), network.classifier.out_features), np.float32)
+    z_R = np.zeros((len(clips), network.classifier.in_features), np.float32)
+    z_I = np.zeros(clips.z_I.shape, np.float32)
+    starts = range(0, len(clips), batch_size)
+    for start, batch in zip(starts, batches.in_order(batch_size), strict=True):
+        codes, scores, _ = network(batch.planes, batch.mask, batch.z_I)
+        for array, values in ((logits, scores), (z_R, codes), (z_I, batch.z_I)):
+            array[start : start + batch_size] = values.cpu().numpy()
     return ScoredClips(
-        **arrays, subjects=list(clips.rows.subjects), clip_ids=list(clips.rows.clip_ids)
+        clips.labels.numpy(), logits, z_R, z_I, list(clips.subjects), list(clips.clip_ids)
     )
 
 
 def _gather(share: ScoredClips) -> ScoredClips:
-    """Every worker's clips on every worker: nothing dropped, nothing twice."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return ScoredClips.concatenate([share])
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, share)
+    """The clips of all workers, on every worker: none dropped, none twice."""
+    parts: list[Any] = [share]
+    if dist.is_initialized():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, share)
     return ScoredClips.concatenate(parts)
 
 
@@ -367,19 +342,19 @@ def _progress_line(
 
 
 def _finish(
+    setup: Setup,
     tracker: tracking.Tracker,
     network: ExpressionNet,
     training: ScoredClips,
     validation: ScoredClips,
     history: Sequence[Mapping[str, float]],
     cost: Mapping[str, float],
-    setup: Mapping[str, Any],
 ) -> None:
     """Measure, log and record what the run ends with."""
-    classes = setup["classes"]
+    classes = setup.card.classes
     confusion = confusion_matrix(validation.labels, validation.logits.argmax(1), len(classes))
     extra = {
-        **leakage(training, validation, setup["config"]["seed"]),
+        **leakage(training, validation, setup.config.seed),
         **{f"recall/{name}": value for name, value in recalls(confusion, classes).items()},
         **cost,
     }
@@ -392,15 +367,9 @@ def _finish(
     tracker.log_figure(embedding_figure(validation, classes), "embedding.png")
     tracker.log_predictions(train=training.arrays(), held_out=validation.arrays())
     kept = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
-    card = replace(setup["card"], figures=kept)
-    tracker.log_model(Predictor.of(network, card.network), card)
-    results = Results(
-        kept,
-        confusion.tolist(),
-        setup["run_id"],
-        len(training.labels),
-        setup["held_out"],
-    )
-    Folder(setup["location"]).write(
-        RESULTS_NAME, (json.dumps(asdict(results), indent=1) + "\n").encode()
+    tracker.log_model(Predictor.of(network, setup.card.network), replace(setup.card, figures=kept))
+    num_train = len(training.labels)
+    write_results(
+        setup.location,
+        Results(kept, confusion.tolist(), setup.mlflow_run_id, num_train, setup.held_out),
     )

@@ -7,12 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-import ray.data
-import ray.train
 
 from cfer.errors import InputError
-
-# ---- placing the workers -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """What each worker reserves; `warning` where that is less than anyone would like."""
+    """What each worker reserves; `warning` where workers have to share a CPU."""
 
     cpus: float
     use_gpu: bool
@@ -33,10 +29,10 @@ class Placement:
 def place_workers(
     nodes: Sequence[Node], workers: int, device: str, cpus_per_worker: float
 ) -> Placement:
-    """Reserve so that the workers fit, and room is left for Ray Data.
+    """Reserve so much that the workers fit, and Ray Data has room.
 
     Training workers that reserve every CPU leave Ray Data none, and both then wait for ever. So
-    one CPU of the cluster (half of it, where there is only one) stays free; and a request that the
+    one CPU of the cluster (half of it, where there is only one) stays free. A request that the
     cluster can't hold is refused here instead of waiting for nodes that never come.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Many runs as one: folds, seeds and the values of a sweep, side by side, and what they amount to.
+"""Many runs as one: folds, seeds and the values of a sweep, and their means and deviations.
 
 As many runs go on at a time as the cluster has room for; each is a child of the MLflow run that
 holds their mean and standard deviation. Killed and started again with the same `--run`, finished
@@ -8,20 +8,20 @@ folds are kept, and the others go on from their checkpoints.
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from cfer import tracking
 from cfer.cluster import join_cluster
 from cfer.data.folds import LOSO, read_index, split_into_folds, who_is_held_out
-from cfer.data.inputs import Input
+from cfer.data.inputs import LAST, Input
 from cfer.data.lock import owned
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location
@@ -29,42 +29,39 @@ from cfer.errors import InputError
 from cfer.evaluate.figures import confusion_figure
 from cfer.evaluate.metrics import recognition
 from cfer.outputs import say
-from cfer.train.checkpoint import Results, read_results
-from cfer.train.config import (
-    TrainConfig,
-    command_of,
+from cfer.train.checkpoint import (
+    RECORD_NAME,
+    Results,
+    read_record,
+    read_results,
+    write_record,
 )
-from cfer.train.loop import seconds_of_a_run
+from cfer.train.config import TrainConfig, command_of
+from cfer.train.loop import turn_on_noise
 from cfer.train.placement import Placement, cluster_nodes, place_workers
 from cfer.train.run import (
     Parent,
-    check_same,
     check_training_clips,
     create_tracked_run,
     location_of,
     read_all_rows,
-    read_record,
     run,
     split_clips,
-    without_effectless,
+    without_unused_options,
 )
 
 PARENT_NAME = "protocol.json"
-
-
 SWEEP_NAME = "sweep.json"
-
-
 # Reading, probes, pictures and the stored model.
 SECONDS_AROUND_A_RUN = 6.0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the runs of a protocol amount to.
+    """The results of a protocol.
 
     Attributes:
-        config: what they have in common.
+        config: which its runs have in common.
         runs: the results of each, by its name.
         mean, deviation: of every figure over the runs; the standard deviation is the sample's.
         confusion: pooled over the runs, (C, C), row = true class.
@@ -81,7 +78,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Job:
-    """One run that is to be done."""
+    """One run of a protocol."""
 
     config: TrainConfig
     parent: Parent
@@ -92,20 +89,17 @@ class _Protocol:
     """The parent run of several, and its runs."""
 
     config: TrainConfig
+    parent_id: str
     jobs: list[_Job]
-
-    @property
-    def parent_id(self) -> str:
-        return self.jobs[0].parent.run_id
 
 
 def train_all(
     configs: Sequence[TrainConfig], seeds: Sequence[int], parallel: int = 0
 ) -> list[Summary]:
-    """Run the protocol of each configuration; what was finished before is not done again.
+    """Run the protocol of each configuration; runs that were finished before are not done again.
 
     Args:
-        configs: each of its own `run` name; `folds` or `split` says what its runs are.
+        configs: each with its own `run` name; `folds` or `split` decides which runs it has.
         seeds: every fold is run with each of them; each cuts its own folds.
         parallel: runs at a time; 0: as many as the cluster has room for.
 
@@ -115,78 +109,70 @@ def train_all(
     with contextlib.ExitStack() as stack:
         for config in configs:
             stack.enter_context(owned(Folder(location_of(config)), "--run"))
-        return _train_all(configs, seeds, parallel)
+        join_cluster(for_training=True)
+        tracking.connect()
+        protocols = [_prepare(config, seeds) for config in configs]
+        jobs = [job for protocol in protocols for job in protocol.jobs]
+        left = [job for job in jobs if read_results(location_of(job.config)) is None]
+        if len(left) < len(jobs):
+            say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
+        unfinished = Counter(job.parent.run_id for job in left)
+        summaries: dict[str, Summary] = {}
 
+        def summarize_finished() -> None:
+            for protocol in protocols:
+                if not unfinished[protocol.parent_id] and protocol.parent_id not in summaries:
+                    summaries[protocol.parent_id] = _summarize(protocol)
 
-def _train_all(
-    configs: Sequence[TrainConfig], seeds: Sequence[int], parallel: int
-) -> list[Summary]:
-    join_cluster(for_training=True)
-    tracking.connect()
-    protocols = [_prepare(config, seeds) for config in configs]
-    jobs = [job for protocol in protocols for job in protocol.jobs]
-    left = [job for job in jobs if read_results(location_of(job.config)) is None]
-    if len(left) < len(jobs):
-        say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
-    by_parent = {protocol.parent_id: protocol for protocol in protocols}
-    unfinished = Counter(job.parent.run_id for job in left)
-    summaries = {
-        protocol.parent_id: _summarize(protocol)
-        for protocol in protocols
-        if not unfinished[protocol.parent_id]
-    }
-    for job in _run_jobs(left, parallel) if left else ():
-        parent_id = job.parent.run_id
-        unfinished[parent_id] -= 1
-        if not unfinished[parent_id]:
-            summaries[parent_id] = _summarize(by_parent[parent_id])
-    return [summaries[protocol.parent_id] for protocol in protocols]
+        summarize_finished()
+        for job in _run_jobs(left, parallel) if left else ():
+            unfinished[job.parent.run_id] -= 1
+            summarize_finished()
+        return [summaries[protocol.parent_id] for protocol in protocols]
 
 
 def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
     description = read_description(config.data)
     index = read_index(config.data)
-    config = without_effectless(config, index)
+    config = without_unused_options(config, index)
     options = "" if list(seeds) == [config.seed] else f" --seeds {','.join(map(str, seeds))}"
     parent_id = tracked_parent(config, description, "protocol", PARENT_NAME, options)
     jobs = []
     doubts: dict[str, list[str]] = defaultdict(list)
     for seed in seeds:
-        seeded = replace(config, seed=seed)
         count = len(split_into_folds(index, config.folds, seed)) if config.folds else 0
         for fold in range(count) if count else [-1]:
             name = f"seed {seed}" + (f", fold {fold}" if count else "")
-            one = replace(seeded, fold=fold, run=f"{config.run}/{name.replace(', ', '-')}")
-            one = replace(one, run=one.run.replace(" ", ""))
+            run_name = f"{config.run}/seed{seed}" + (f"-fold{fold}" if count else "")
+            one = replace(config, seed=seed, fold=fold, run=run_name)
             # What can't be trained, or gone on with, is found before anything is.
             split = split_clips(index, one)
-            read_record(one, description, who_is_held_out(index, split))
+            held_out = who_is_held_out(index, split)
+            read_record(location_of(one), RECORD_NAME, one, description, held_out)
             for doubt in check_training_clips(one, index, split, description.classes):
                 doubts[doubt].append(name)
             jobs.append(_Job(one, Parent(parent_id, name)))
     for doubt, names in doubts.items():
         say(f"warning: {doubt} ({config.run}: {'; '.join(names[:3])}{'; …' * (len(names) > 3)})")
-    return _Protocol(config, jobs)
+    return _Protocol(config, parent_id, jobs)
 
 
 def tracked_parent(
     config: TrainConfig, description: Description, role: str, file: str, options: str
 ) -> str:
-    """The MLflow run above others: that of an earlier start, or a new one → its id."""
-    folder = Folder(location_of(config))
-    if folder.exists(file):
-        record = json.loads(folder.read(file))
-        check_same(record, config, description)
-    else:
-        record = {
-            "config": asdict(config),
-            "classes": description.classes,
-            "data_digest": description.digest,
-            "mlflow_run_id": create_tracked_run(config, description, None, role),
-        }
-        folder.write(file, (json.dumps(record, indent=1) + "\n").encode())
-    run_id = str(record["mlflow_run_id"])
-    # Seeds and values of a sweep are no part of the configuration, and may be more this time.
+    """The MLflow run above others: that of an earlier start, or a new one → its id.
+
+    Args:
+        role: its tag `cfer.role`.
+        file: the name of its record in the folder of the run.
+        options: of the command, besides the configuration: seeds and values of a sweep, which may
+            be more than at the earlier start.
+    """
+    location = location_of(config)
+    run_id = read_record(location, file, config, description)
+    if run_id is None:
+        run_id = create_tracked_run(config, description, None, role)
+        write_record(location, file, config, description, run_id)
     command = f"python -m cfer.train {command_of(config)}{options}"
     tracking.set_tag(run_id, tracking.COMMAND_TAG, command)
     return run_id
@@ -209,7 +195,7 @@ def _room(config: TrainConfig, parallel: int, num_jobs: int) -> tuple[int, Place
 
 
 def _run_jobs(jobs: Sequence[_Job], parallel: int) -> Iterator[_Job]:
-    """Each as it is done. They are Ray tasks, in processes that are used again and again.
+    """Run them as Ray tasks, and yield each as it is done.
 
     Raises:
         InputError: at the end, where some failed.
@@ -217,24 +203,25 @@ def _run_jobs(jobs: Sequence[_Job], parallel: int) -> Iterator[_Job]:
     at_once, placement = _room(jobs[0].config, parallel, len(jobs))
     say(f"{len(jobs)} runs, {at_once} at a time{_forecast(jobs, at_once, placement)}")
     started = time.monotonic()
-    # A run of several workers reserves for them, and reads its clips, itself.
+    # A run of several workers reserves their CPUs, and reads its clips, itself.
     alone = jobs[0].config.workers == 1
-    task = ray.remote(_run_job).options(
+    task = ray.remote(run).options(
         num_cpus=placement.cpus if alone else 0,
         num_gpus=1 if placement.use_gpu and alone else 0,
         max_retries=1,
     )
-    # Runs that read the same clips in the same way come together, and share their rows.
-    inputs = list(dict.fromkeys((job.config.data, job.config.what) for job in jobs))
-    waiting = sorted(jobs, key=lambda job: inputs.index((job.config.data, job.config.what)))
-    waiting.reverse()
+    # Runs that read the same clips in the same way follow each other, and share their rows.
+    by_input: dict[tuple[str, Input], list[_Job]] = defaultdict(list)
+    for job in jobs:
+        by_input[job.config.data, job.config.what].append(job)
+    waiting = deque(job for same in by_input.values() for job in same)
     rows: dict[tuple[str, Input], ray.ObjectRef] = {}
     running: dict[ray.ObjectRef, _Job] = {}
     failed: list[tuple[_Job, str]] = []
     done = 0
     while waiting or running:
         while waiting and len(running) < at_once:
-            job = waiting.pop()
+            job = waiting.popleft()
             key = (job.config.data, job.config.what)
             if alone and key not in rows:
                 rows = {key: ray.put(read_all_rows(job.config))}
@@ -245,9 +232,9 @@ def _run_jobs(jobs: Sequence[_Job], parallel: int) -> Iterator[_Job]:
                     storage=absolute_location(job.config.storage),
                 ),
                 job.parent,
+                at_once,
                 rows[key] if alone else None,
                 tracking.tracking_uri(),
-                at_once,
             )
             running[reference] = job
         (ended,), _ = ray.wait(list(running))
@@ -282,28 +269,41 @@ def _forecast(jobs: Sequence[_Job], at_once: int, placement: Placement) -> str:
         return ""
     seconds: dict[str, float] = {}
     for job in jobs:
-        config = job.config
         if job.parent.run_id not in seconds:
-            split = split_clips(read_index(config.data), config)
-            seconds[job.parent.run_id] = SECONDS_AROUND_A_RUN + seconds_of_a_run(
-                config, read_description(config.data), len(split.train)
-            )
+            seconds[job.parent.run_id] = SECONDS_AROUND_A_RUN + _seconds_of_a_run(job.config)
     minutes = sum(seconds[job.parent.run_id] for job in jobs) / at_once / 60
     return f": about {minutes:.0f} minutes" if minutes >= 1 else ": less than a minute"
 
 
-def _run_job(
-    config: TrainConfig,
-    parent: Parent,
-    rows: list[dict[str, Any]] | None,
-    tracking_uri: str,
-    parallel_runs: int,
-) -> Results:
-    tracking.connect(tracking_uri)
-    return run(config, parent, parallel_runs, rows)
+def _seconds_of_a_run(config: TrainConfig) -> float:
+    """About how long the epochs of a run take on one core of this machine.
+
+    A few turns on noise are timed; reading, probing and logging are not.
+    """
+    description = read_description(config.data)
+    num_clips = len(split_clips(read_index(config.data), config).train)
+    clip_gops = description.counts["frames"] / description.counts["clips"]
+    clip_gops /= description.codec["gop_size"]
+    turn = turn_on_noise(
+        config,
+        num_classes=len(description.classes),
+        identity_dim=int(description.identity["dimension"]),
+        num_clips=config.batch_size,
+        num_frames=math.ceil(clip_gops) if config.what.frames == LAST else int(config.what.frames),
+        side=int(description.codec["size"]) // 2,
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        turn()
+        times.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return min(times[1:]) * config.epochs * math.ceil(num_clips / config.batch_size)
 
 
-# ---- what they amount to -------------------------------------------------------------------------
+# ---- their means and deviations ------------------------------------------------------------------
 
 
 def _summarize(protocol: _Protocol) -> Summary:
@@ -315,7 +315,7 @@ def _summarize(protocol: _Protocol) -> Summary:
     values: dict[str, list[float]] = defaultdict(list)
     for job in protocol.jobs:
         results = read_results(location_of(job.config))
-        assert results is not None, f"{job.config.run} has not ended"
+        assert results is not None, f"{job.config.run} has not finished"
         runs[job.parent.name] = results
         tracking.mark_finished(results.mlflow_run_id)
         for name, value in results.figures.items():
@@ -354,6 +354,7 @@ def _summarize(protocol: _Protocol) -> Summary:
 
 
 def lines_of(summaries: Sequence[Summary]) -> str:
+    """A line or two for each protocol, for the user."""
     lines = []
     for summary in summaries:
 

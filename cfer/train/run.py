@@ -1,30 +1,22 @@
-"""One training run: Ray Train DDP over Ray Data, or one process; checkpoints; what is logged.
+"""The driver of one training run: Ray Train DDP over Ray Data, or one process.
 
-`cfer.train` is the command. A run has a folder `<storage>/<run>` with
-
-    run.json              its configuration and its MLflow run, written when it is started
-    epoch-00012/          the newest checkpoint: both players, both optimizers, the figures so far
-    results.json          the figures of the last epoch; written last, so its presence says "done"
-
-so that a run that was killed goes on from its last complete checkpoint to the result of an
-undisturbed one, and a finished one is not done again.
+A run that was killed goes on from its last complete checkpoint to the result of an undisturbed one,
+and a finished one is not done again (`cfer.train.checkpoint`: what it has in its folder).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 import ray.train
 from ray.train.torch import TorchTrainer
 
@@ -43,36 +35,34 @@ from cfer.data.frames import frames_of_clips
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location, below
 from cfer.errors import InputError, WorkerError
-from cfer.evaluate.table import check_classes
 from cfer.model.card import ModelCard
 from cfer.names import rows_named, says_nothing
 from cfer.outputs import say
-from cfer.train.checkpoint import RESULTS_NAME, Results, newest_checkpoint, read_results
-from cfer.train.config import OPERATIONAL, SHORT_NAMES, TrainConfig, command_of, flag
+from cfer.train.checkpoint import (
+    RECORD_NAME,
+    Results,
+    newest_checkpoint,
+    read_record,
+    read_results,
+    write_record,
+)
+from cfer.train.config import SHORT_NAMES, TrainConfig, command_of
 from cfer.train.links import WorkersLinkThemselves
-from cfer.train.loop import model_config, train_worker
+from cfer.train.loop import Setup, model_config, train_worker
 from cfer.train.placement import Placement, cluster_nodes, place_workers
 
-RECORD_NAME = "run.json"
-
-
-# Of a run that makes no new checkpoint between them: where workers died, as on machines that are
-# taken away; where all of them live, and the code itself failed.
+# A run is given up after so many failures in a row without a new checkpoint: of workers that died,
+# as on machines that are taken away; and of the code itself, where all workers live.
 MOST_LOSSES = 4
-
-
 MOST_ERRORS = 2
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The run that this one is nested in, and what it is called there."""
+    """The run that this one is nested in, and the name of this one there."""
 
     run_id: str
     name: str
-
-
-# ---- the driver ----------------------------------------------------------------------------------
 
 
 def run(
@@ -80,16 +70,18 @@ def run(
     parent: Parent | None = None,
     parallel_runs: int = 1,
     rows: Sequence[dict[str, Any]] | None = None,
+    tracking_uri: str | None = None,
 ) -> Results:
     """One run, from the beginning or from its last checkpoint.
 
     Args:
-        config: of one run: where it has folds, `fold` says which.
-        parent: a run of several folds or seeds that this one is a part of; it then says nothing of
-            its epochs.
+        config: of one run: where it has folds, `fold` is one of them.
+        parent: a run of several folds or seeds that this one is a part of; its epochs are then not
+            printed.
         parallel_runs: how many such runs share this machine.
         rows: `read_all_rows(config)`, where several runs share them. With these and one worker it
             trains in this very process (Ray Train's local mode).
+        tracking_uri: of MLflow's store, in a process that has not got it from its environment.
 
     Raises:
         InputError: a data set, split or request that can't be trained on; a run of this name with
@@ -98,14 +90,14 @@ def run(
     description = read_description(config.data)
     index = read_index(config.data)
     split = split_clips(index, config)
-    config = without_effectless(config, index)
+    config = without_unused_options(config, index)
     doubts = check_training_clips(config, index, split, description.classes)
     location = location_of(config)
     held_out = who_is_held_out(index, split)
-    record = read_record(config, description, held_out)
-    results = None if record is None else read_results(location)
+    run_id = read_record(location, RECORD_NAME, config, description, held_out)
+    results = None if run_id is None else read_results(location)
     if results is not None:
-        tracking.connect()
+        tracking.connect(tracking_uri)
         tracking.mark_finished(results.mlflow_run_id)
         if parent is None:
             say(f"run {config.run} is finished already; nothing to do (give another --run)")
@@ -127,45 +119,37 @@ def run(
             f"validate on, of {len(description.classes)} classes; {config.workers} workers with "
             f"{placement.cpus:g} CPUs{' and a GPU' if placement.use_gpu else ''} each"
         )
+        if run_id is not None:
+            found = newest_checkpoint(location)
+            where = "its last checkpoint" if found else "the beginning, without a checkpoint"
+            say(f"it was started before: going on from {where}")
 
-    tracking.connect()
-    if record is not None and parent is None:
-        found = newest_checkpoint(location)
-        say(
-            "it was started before: "
-            + (
-                "going on from its last checkpoint"
-                if found
-                else "no checkpoint yet, so from the beginning"
-            )
-        )
-    if record is None:
-        record = {
-            "config": asdict(config),
-            "classes": description.classes,
-            "data_digest": description.digest,
-            "held_out": held_out,
-            "mlflow_run_id": create_tracked_run(config, description, parent),
-        }
-        Folder(location).write(RECORD_NAME, (json.dumps(record, indent=1) + "\n").encode())
-
-    run_id = record["mlflow_run_id"]
-    setup = {
-        "run_id": run_id,
-        "tracking_uri": tracking.tracking_uri(),
-        "location": location,
-        "parallel_runs": parallel_runs,
-        "held_out": held_out,
-        "shows_epochs": parent is None,
-    }
+    tracking.connect(tracking_uri)
+    if run_id is None:
+        run_id = create_tracked_run(config, description, parent)
+        write_record(location, RECORD_NAME, config, description, run_id, held_out=held_out)
+    subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
+    setup = Setup(
+        config=config,
+        card=_card(config, description),
+        location=location,
+        mlflow_run_id=run_id,
+        tracking_uri=tracking.tracking_uri(),
+        held_out=held_out,
+        num_train=len(split.train),
+        train_subjects=sorted({s for c in split.train if (s := subjects[c]) is not None}),
+        class_weights=_class_weights(config, index, split, len(description.classes)),
+        parallel_runs=parallel_runs,
+        prints_epochs=parent is None,
+    )
     try:
-        _fit(config, description, index, split, placement, setup, rows)
+        _fit(setup, split, placement, rows)
     except BaseException:
         tracking.end_run(run_id, succeeded=False)
         raise
     tracking.end_run(run_id, succeeded=True)
     results = read_results(location)
-    assert results is not None, f"{location}: the run ended without {RESULTS_NAME}"
+    assert results is not None, f"{location}: the run ended without results"
     if parent is None:
         say(_final_lines(results, config))
     return results
@@ -201,7 +185,7 @@ def split_clips(index: ClipIndex, config: TrainConfig) -> Split:
 def check_training_clips(
     config: TrainConfig, index: ClipIndex, split: Split, classes: Sequence[str]
 ) -> list[str]:
-    """What is doubtful in the clips that are to be trained on, a line for each.
+    """Warnings about the clips that are to be trained on, a line each.
 
     Raises:
         InputError: fewer of them than workers, or all of one class.
@@ -239,8 +223,8 @@ def check_training_clips(
     return doubts
 
 
-def without_effectless(config: TrainConfig, index: ClipIndex) -> TrainConfig:
-    """Without options that this data set has no use for, each with a warning.
+def without_unused_options(config: TrainConfig, index: ClipIndex) -> TrainConfig:
+    """Without the options that have no effect on this data set, each with a warning.
 
     Raises:
         InputError: gradient reversal without subjects.
@@ -264,73 +248,31 @@ def location_of(config: TrainConfig) -> str:
     return absolute_location(below(config.storage, config.run))
 
 
-def read_record(
-    config: TrainConfig, description: Description, held_out: Sequence[str]
-) -> dict[str, Any] | None:
-    """What an earlier start of the run has noted; None where there was none.
-
-    Raises:
-        InputError: it was started with other settings, data or classes, or other people held out.
-    """
-    folder = Folder(location_of(config))
-    if not folder.exists(RECORD_NAME):
-        return None
-    record: dict[str, Any] = json.loads(folder.read(RECORD_NAME))
-    check_same(record, config, description)
-    # An earlier cfer did not note it; of the cuts that there are, it made folds alone otherwise.
-    noted = record.get("held_out", [] if config.folds else held_out)
-    if noted != list(held_out):
-        raise InputError(
-            f"--run {config.run}: it was started with other people held out, by a cfer that cuts "
-            "the data set in another way; give another --run name"
-        )
-    return record
-
-
-def check_same(record: Mapping[str, Any], config: TrainConfig, description: Description) -> None:
-    """Raises InputError where a run was started with other settings, data or classes."""
-    check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
-    given = {**asdict(config), "data set (SHA-256)": description.digest}
-    known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
-    for name, value in given.items():
-        # What `--method` is short for is compared itself.
-        if name not in (*OPERATIONAL, "method") and known.get(name) != value:
-            what = name if " " in name else flag(name)
-            raise InputError(
-                f"--run {config.run}: it was started with {what} {known.get(name)}, and now {what} "
-                f"is {value}; give the same to go on with it, or another --run name"
-            )
-
-
 def create_tracked_run(
-    config: TrainConfig,
-    description: Description,
-    parent: Parent | None,
-    role: str = "run",
+    config: TrainConfig, description: Description, parent: Parent | None, role: str = "run"
 ) -> str:
-    """A run in MLflow, with all that one needs to do it again → its id."""
+    """A run in MLflow, with all that is needed to repeat it → its id."""
     parameters = {SHORT_NAMES.get(name, name): value for name, value in asdict(config).items()}
     parameters |= {
         "data_digest": description.digest,
         "identity_network": description.identity["name"],
         **{f"codec_{name}": value for name, value in description.codec.items()},
     }
+    if parent is None:
+        name = config.run
+        tags = {
+            "cfer.role": role,
+            tracking.COMMAND_TAG: f"python -m cfer.train {command_of(config)}",
+        }
+    else:
+        # Where runs of several methods are compared, the fold alone does not tell them apart.
+        name = f"{config.run.split('/')[0]}, {parent.name}"
+        tags = {"cfer.role": "fold"}
     return tracking.create_run(
         config.experiment,
-        # Where runs of several methods are compared, the fold alone does not say which is which.
-        config.run if parent is None else f"{config.run.split('/')[0]}, {parent.name}",
+        name,
         parameters,
-        tags={
-            **(
-                {"cfer.role": "fold"}
-                if parent
-                else {
-                    "cfer.role": role,
-                    tracking.COMMAND_TAG: f"python -m cfer.train {command_of(config)}",
-                }
-            ),
-            "cfer.figures": "of the last epoch; no model selection on held-out subjects",
-        },
+        {**tags, "cfer.figures": "of the last epoch; no model selection on held-out subjects"},
         dataset={
             "name": description.name,
             "digest": description.digest,
@@ -340,72 +282,57 @@ def create_tracked_run(
     )
 
 
+def _card(config: TrainConfig, description: Description) -> ModelCard:
+    identity_dim = int(description.identity["dimension"])
+    return ModelCard(
+        classes=tuple(description.classes),
+        size=description.codec["size"],
+        codec=description.codec_settings,
+        window_gops=description.settings["window_gops"],
+        what=config.what,
+        network=model_config(config, len(description.classes), identity_dim),
+        origin={
+            "command": f"python -m cfer.train {command_of(config)}",
+            "data_set": description.name,
+            "data_digest": description.digest,
+            "identity_network": description.identity["name"],
+            **tracking.code_version(),
+        },
+    )
+
+
 def _fit(
-    config: TrainConfig,
-    description: Description,
-    index: ClipIndex,
-    split: Split,
-    placement: Placement,
-    setup: dict[str, Any],
-    rows: Sequence[dict[str, Any]] | None,
+    setup: Setup, split: Split, placement: Placement, rows: Sequence[dict[str, Any]] | None
 ) -> None:
-    # Read before the workers reserve their CPUs, and dealt in runs of the sorted clips: which
-    # worker has which clip is fixed, none is dropped, and shares differ by one at most.
+    config = setup.config
+    sides = {"train": split.train, "validation": split.validation}
     datasets: dict[str, Any] = {}
     in_process = rows is not None and config.workers == 1
-    by_id = {row["clip_id"]: row for row in rows or []}
-    for side, clip_ids in (("train", split.train), ("validation", split.validation)):
-        if in_process:
-            setup[f"rows-{side}"] = [by_id[clip_id] for clip_id in clip_ids]
-            continue
-        clips = frames_of_clips(config.data, clip_ids, config.what, side == "train").materialize()
-        assert clips.count() == len(clip_ids), f"{clips.count()} of {len(clip_ids)} {side} clips"
-        cuts = _cuts(len(clip_ids), config.workers)
-        shares = clips.split_at_indices(cuts[1:-1]) if config.workers > 1 else [clips]
-        datasets |= {f"{side}-{rank}": share for rank, share in enumerate(shares)}
-    subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
-    setup |= {
-        "config": asdict(config),
-        "classes": description.classes,
-        "identity_dim": int(description.identity["dimension"]),
-        "num_train": len(split.train),
-        "train_subjects": sorted({s for c in split.train if (s := subjects[c]) is not None}),
-        "class_weights": _class_weights(config, index, split, len(description.classes)),
-        "card": ModelCard(
-            classes=tuple(description.classes),
-            size=description.codec["size"],
-            codec=description.codec_settings,
-            window_gops=description.settings["window_gops"],
-            what=config.what,
-            network=model_config(
-                config, len(description.classes), int(description.identity["dimension"])
-            ),
-            origin={
-                "command": f"python -m cfer.train {command_of(config)}",
-                "data_set": description.name,
-                "data_digest": description.digest,
-                "identity_network": description.identity["name"],
-                **tracking.code_version(),
-            },
-        ),
-    }
     if in_process:
-        # It says at every run that it is one of this kind.
+        by_id = {row["clip_id"]: row for row in rows or ()}
+        records = {side: [by_id[clip_id] for clip_id in ids] for side, ids in sides.items()}
+        setup = replace(setup, records=records)
+        # It reports at every run that it is one of this kind.
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-    folder = Folder(setup["location"])
+    else:
+        # Read before the workers reserve their CPUs, and dealt in stretches of the sorted clips:
+        # which worker has which clip is fixed, none is dropped, and shares differ by one at most.
+        for side, ids in sides.items():
+            clips = frames_of_clips(config.data, ids, config.what, side == "train").materialize()
+            assert clips.count() == len(ids), f"{clips.count()} of {len(ids)} {side} clips"
+            cuts = _cuts(len(ids), config.workers)
+            shares = clips.split_at_indices(cuts[1:-1]) if config.workers > 1 else [clips]
+            datasets |= {f"{side}-{rank}": share for rank, share in enumerate(shares)}
+    folder = Folder(setup.location)
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=setup,
+        lambda: train_worker(setup),
         torch_config=WorkersLinkThemselves(),
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if in_process else config.workers,
             use_gpu=placement.use_gpu,
-            resources_per_worker={
-                "CPU": placement.cpus,
-                **({"GPU": 1} if placement.use_gpu else {}),
-            },
+            resources_per_worker={"CPU": placement.cpus, "GPU": int(placement.use_gpu)},
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as its predecessor
             name=config.run.replace("/", "-"),
@@ -418,21 +345,21 @@ def _fit(
     if in_process:
         trainer.fit()
     else:
-        _fit_again_and_again(trainer, setup)
+        _fit_until_done(trainer, setup.location)
 
 
-def _fit_again_and_again(trainer: TorchTrainer, setup: Mapping[str, Any]) -> None:
-    """Until it is done, as long as it gets on.
+def _fit_until_done(trainer: TorchTrainer, location: str) -> None:
+    """Start the training again after each failure, as long as there are new checkpoints.
 
     Raises:
         InputError: of a worker.
-        WorkerError: it does not get on.
+        WorkerError: too many failures without a new checkpoint.
     """
-    checkpoint = newest_checkpoint(setup["location"])
+    checkpoint = newest_checkpoint(location)
     failures = 0
     while True:
         try:
-            _beside_the_main_thread(trainer.fit)
+            _run_in_thread(trainer.fit)
             return
         except ray.train.WorkerGroupError as error:
             causes = list(error.worker_failures.values())
@@ -440,14 +367,15 @@ def _fit_again_and_again(trainer: TorchTrainer, setup: Mapping[str, Any]) -> Non
         for cause in causes:
             if isinstance(cause, InputError):
                 raise cause
-        before, checkpoint = checkpoint, newest_checkpoint(setup["location"])
+        before, checkpoint = checkpoint, newest_checkpoint(location)
         failures = 1 if checkpoint != before else failures + 1
         lost = any(isinstance(cause, ray.exceptions.RayError) for cause in causes)
-        reason = _last_line(causes[0])
+        lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
+        reason = f"{type(causes[0]).__name__}: {lines[-1] if lines else ''}"
         if failures >= (MOST_LOSSES if lost else MOST_ERRORS):
             where = f"after {checkpoint.rsplit('/', 1)[-1]}" if checkpoint else "in its first epoch"
             failed = WorkerError(f"training failed {failures} times {where}: {reason}")
-            failed.where = f"{tracebacks.strip()}\n"
+            failed.traceback = f"{tracebacks.strip()}\n"
             raise failed
         say(
             f"{'a worker was lost' if lost else 'a worker failed'} ({reason}); going on from the "
@@ -455,12 +383,7 @@ def _fit_again_and_again(trainer: TorchTrainer, setup: Mapping[str, Any]) -> Non
         )
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
-
-
-def _beside_the_main_thread(work: Callable[[], Any]) -> None:
+def _run_in_thread(work: Callable[[], Any]) -> None:
     """In the main thread, Ray Train would take Ctrl-C for itself, and end with status 0."""
     outcome: Future[Any] = Future()
 
@@ -480,7 +403,7 @@ def _cuts(num_clips: int, workers: int) -> list[int]:
 
 
 def read_all_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    """Every labeled clip as `cfer.data.frames.frames_of_clips` gives it, for the runs that share the input."""
+    """Every labeled clip, as rows of `frames_of_clips`, for the runs that share the input."""
     index = read_index(config.data)
     clips = frames_of_clips(config.data, index.clip_ids, config.what, for_training=True)
     return list(clips.iter_rows())

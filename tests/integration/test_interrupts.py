@@ -219,16 +219,3 @@ def test_a_stop_after_ray_has_started_finds_the_programs_own_handlers(start):
     command.says("started")
     os.kill(command.process.pid, signal.SIGTERM)
     assert command.ends() == (143, STOPPED)
-
-
-def test_a_stop_while_a_command_imports_is_quiet(start):
-    command = start(
-        """
-errors.end_quietly_while_importing()
-say("importing")
-threading.Event().wait()
-"""
-    )
-    command.says("importing")
-    os.kill(command.process.pid, signal.SIGINT)
-    assert command.ends() == (130, "interrupted\n")

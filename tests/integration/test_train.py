@@ -26,8 +26,7 @@ from cfer.evaluate import command as evaluate
 from cfer.predict.recognizer import Recognizer
 from cfer.tracking import COMMAND_TAG
 from cfer.train.checkpoint import STATE_NAME, Results, newest_checkpoint, read_results
-from cfer.train.command import build_parser, main
-from cfer.train.config import config_of
+from cfer.train.command import main, options_of
 from cfer.train.run import split_clips
 
 SMALL = ("--width", "8", "--code-dim", "32", "--batch-size", "4")
@@ -78,8 +77,7 @@ def test_the_game_learns_and_is_tracked(
     assert (python, module, name) == ("python", "-m", "cfer.train")
     given = arguments_of(in_trained_store, drawn_shards)
     given += ["--storage", str(in_trained_store.storage)]
-    parser = build_parser()
-    assert vars(parser.parse_args(words)) == vars(parser.parse_args(given))
+    assert options_of(words) == options_of(given)
 
     losses = client.get_metric_history(run_id, "train/cross_entropy")
     assert [metric.step for metric in losses] == list(range(1, epochs + 1))
@@ -174,8 +172,8 @@ def test_stored_model_predicts_what_training_measured(
 ) -> None:
     """The confusion matrix of the run again, from the stored model and the held-out clips."""
     predict = Recognizer.from_pretrained(results.mlflow_run_id).probabilities
-    given = vars(build_parser().parse_args(arguments_of(in_trained_store, drawn_shards)))
-    held_out = set(split_clips(read_index(str(drawn_shards)), config_of(given)).validation)
+    config = options_of(arguments_of(in_trained_store, drawn_shards)).config
+    held_out = set(split_clips(read_index(str(drawn_shards)), config).validation)
     confusion = np.zeros((2, 2), int)
     for clip in shards.read_clips(drawn_shards):
         if clip.clip_id in held_out:

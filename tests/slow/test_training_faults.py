@@ -259,7 +259,7 @@ def test_a_failure_that_stays_ends_the_run(
     with pytest.raises(WorkerError, match=rf"after epoch-{EPOCHS:05d}: Unp") as end:
         train("outlived", drawn_shards, tmp_path, lambda: None)
     assert str(end.value).startswith("training failed 2 times ")
-    assert "in _restore" in end.value.where
+    assert "in restore" in end.value.traceback
     assert "Error" not in capfd.readouterr().out
     assert MlflowClient(server.uri).get_run(outlived[0]).info.status == "FAILED"
 

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from cfer.errors import InputError
-from cfer.train.command import PROTOCOLS, Sweep, main, parse_seeds
+from cfer.train.command import PROTOCOLS, Sweep, main, options_of, parse_seeds
 from cfer.train.config import TrainConfig, config_of
 from cfer.train.placement import Placement
 from cfer.train.protocol import Summary, _forecast, _Job, lines_of
@@ -65,19 +65,17 @@ def test_sweeps_and_seeds_are_read() -> None:
 
 
 def test_a_sweep_is_a_run_of_each_value_beside_what_is_given() -> None:
-    given = {"data": "x", "run": "game", "method": "min-min", "epochs": 3}
-    none, some = Sweep.parse("lambda=0,0.3").apply(given)
-    assert (none.run, none.identity_weight) == ("game-lambda=0.0", 0)
-    assert (some.run, some.identity_weight) == ("game-lambda=0.3", 0.3)
-    assert none.method == some.method == "min-min"
-    assert none.epochs == some.epochs == 3
+    config = config_of({"data": "x", "run": "game", "method": "min-max", "epochs": 3})
+    none, some = Sweep.parse("lambda=0,0.3").apply(config)
+    assert none == replace(config, run="game-lambda=0.0", identity_weight=0)
+    assert some == replace(config, run="game-lambda=0.3", identity_weight=0.3)
 
 
 def test_every_protocol_is_one_that_can_be_run() -> None:
     for name, options in PROTOCOLS.items():
-        config = config_of({"data": "x", **options})
-        assert bool(config.folds) != (config.split == "column"), name
-        assert parse_seeds(str(options.get("seeds", 0))), name
+        chosen = options_of(["--data", "x", "--protocol", name])
+        assert bool(chosen.config.folds) != (chosen.config.split == "column"), name
+        assert parse_seeds(chosen.seeds or "0") == parse_seeds(options.get("seeds", "0")), name
 
 
 def job(drawn_shards: Path, **options: Any) -> _Job:
