@@ -1,4 +1,4 @@
-"""Uploads that want to cost a server more than they should, or to read what is not theirs."""
+"""Uploads that are made to cost a server more than they should, or to read files of others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE = 16_000
 
 
 def huge_png(side: int = SIDE) -> bytes:
-    """A picture of one bit a pixel: some kB, which a decoder makes hundreds of MB of."""
+    """A picture of one bit a pixel: some kB, from which a decoder makes hundreds of MB."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -41,13 +41,22 @@ def png_video(path: Path, png: bytes, said: int) -> bytes:
     return path.read_bytes()
 
 
-def grey_video(path: Path, frames: int, rate: int) -> bytes:
+def gray_video(
+    path: Path,
+    frames: int,
+    rate: int,
+    size: tuple[int, int] = (64, 64),
+    codec: str = "libx264",
+    aspect: int = 1,
+    **options: str,
+) -> bytes:
     """Many pictures in few bytes and little time."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        picture = np.full((*size[::-1], 3), 90, np.uint8)
+        frame = av.VideoFrame.from_ndarray(picture, "rgb24")
         for number in range(frames):
             frame.pts = number
             container.mux(stream.encode(frame))
@@ -57,15 +66,7 @@ def grey_video(path: Path, frames: int, rate: int) -> bytes:
 
 def stretched(path: Path, aspect: int) -> bytes:
     """640 × 480, and each pixel is said to be so many times as wide as high."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.codec_context.sample_aspect_ratio = Fraction(2)
-        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
-        for _ in range(12):
-            frame = av.VideoFrame.from_ndarray(np.zeros((480, 640, 3), np.uint8), "rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    data = path.read_bytes()
+    data = gray_video(path, 12, 25, (640, 480), aspect=2)
     at = data.index(b"pasp") + 4
     return data[:at] + struct.pack(">II", aspect, 1) + data[at + 8 :]
 
@@ -73,15 +74,7 @@ def stretched(path: Path, aspect: int) -> bytes:
 def long_gop(path: Path, frames: int, width: int, height: int) -> bytes:
     """One GOP of MPEG-4 Part 2, in which nothing happens: some bytes a frame."""
     options = {"g": "100000", "bf": "0", "strict": "experimental", "sc_threshold": "1000000000"}
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=60, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 90, np.uint8), "rgb24")
-        for number in range(frames):
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path.read_bytes()
+    return gray_video(path, frames, 60, (width, height), "mpeg4", **options)
 
 
 def sound(path: Path) -> bytes:
@@ -97,7 +90,7 @@ def sound(path: Path) -> bytes:
 
 
 def hostile_videos(video: Path, folder: Path) -> dict[str, tuple[bytes, str]]:
-    """By what it is: its bytes, and what is said of it, of videos of 10 s and 600 frames."""
+    """Name → bytes, and the error message of a server that takes 10 s and 600 frames."""
     whole, png = video.read_bytes(), huge_png()
     assert len(png) < 100_000
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n%s\n" % str(video).encode()
@@ -110,8 +103,8 @@ def hostile_videos(video: Path, folder: Path) -> dict[str, tuple[bytes, str]]:
         "a picture": (png, unreadable),
         "16k × 16k, and says so": (png_video(folder / "a.mov", png, SIDE), unreadable),
         "16k × 16k, and says 64 × 64": (png_video(folder / "b.mov", png, 64), unreadable),
-        "many pictures": (grey_video(folder / "c.mp4", 700, 1000), too_long),
-        "a long time": (grey_video(folder / "d.mp4", 20, 1), too_long),
+        "many pictures": (gray_video(folder / "c.mp4", 700, 1000, preset="ultrafast"), too_long),
+        "a long time": (gray_video(folder / "d.mp4", 20, 1), too_long),
         "a pixel 4000 times as wide": (
             stretched(folder / "f.mp4", 4000),
             "more than 9,437,184 pixels; scale",

@@ -46,7 +46,7 @@ def owned(folder: Folder, option: str) -> Iterator[None]:
         InputError: another job is at work in it.
     """
     busy = InputError(
-        f"{_shown(folder)}: another job is at work in it; wait for its end, or give another "
+        f"{folder.name_of()}: another job is at work in it; wait for its end, or give another "
         f"{option}"
     )
     with _locked(folder, busy) if folder.is_local else _noted(folder, busy):
@@ -65,7 +65,7 @@ def _locked(folder: Folder, busy: InputError) -> Iterator[None]:
         raise busy from error
     except OSError as error:
         raise InputError(
-            f"{_shown(folder)}: cannot be written ({error.strerror}); correct its permissions"
+            f"{folder.name_of()}: cannot be written ({error.strerror}); correct its permissions"
         ) from error
     try:
         yield
@@ -97,7 +97,7 @@ def _noted(folder: Folder, busy: InputError) -> Iterator[None]:
             renewed += 1
             try:
                 if not is_ours():
-                    log.warning("%s: another job has taken it over", _shown(folder))
+                    log.warning("%s: another job has taken it over", folder.name_of())
                     return
                 write(renewed)
             except InputError as error:  # the job itself meets this error too, and ends by it
@@ -125,7 +125,7 @@ def _wait_for_silence(folder: Folder, busy: InputError) -> None:
         return
     log.warning(
         "%s: another job was at work in it; waiting up to %d s to see whether it still is",
-        _shown(folder),
+        folder.name_of(),
         SILENT_SECONDS,
     )
     deadline = time.monotonic() + SILENT_SECONDS
@@ -145,10 +145,6 @@ def _note_in(folder: Folder) -> str | None:
 def _is_of_a_dead_process(note: str) -> bool:
     process = re.search(rf"by process (\d+) of {re.escape(_machine())}$", note)
     return process is not None and not psutil.pid_exists(int(process[1]))
-
-
-def _shown(folder: Folder) -> str:
-    return folder.name_of("").rstrip("/")
 
 
 def _machine() -> str:

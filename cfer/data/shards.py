@@ -189,7 +189,7 @@ class Description:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the shards' own: one string that names the data, whatever its folder."""
+        """SHA-256 of the shards' SHA-256: it names the data, independently of its folder."""
         return hashlib.sha256("".join(r.sha256 for r in self.shards).encode()).hexdigest()
 
     @property
@@ -197,7 +197,7 @@ class Description:
         return [failure for receipt in self.shards for failure in receipt.failures]
 
     def shard_paths(self, folder: Folder) -> list[str]:
-        """Where the shards that have rows are in the store of their folder."""
+        """The paths, in the folder's store, of the shards that have rows."""
         return [f"{folder.path}/{receipt.file}" for receipt in self.shards if receipt.rows]
 
 

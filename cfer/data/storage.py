@@ -85,12 +85,12 @@ class Folder:
             self.path = os.path.abspath(self.location)
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 
-    def name_of(self, name: str) -> str:
-        """What to call a file of this folder in a message: its location without any keys."""
+    def name_of(self, name: str = "") -> str:
+        """What messages call this folder, or a file in it: its location without any keys."""
         shown = self.location
         if is_uri(shown):
             shown = re.sub("//[^/]*@", "//", shown.partition("?")[0])
-        return f"{shown.rstrip('/')}/{name}"
+        return f"{shown.rstrip('/')}/{name}".rstrip("/")
 
     def location_of(self, name: str) -> str:
         return below(self.location, name)
@@ -209,7 +209,7 @@ class Folder:
 
     def _ask(self, name: str, what: Callable[..., T], *arguments: Any) -> T:
         """The store's answer, as soon as it is in order."""
-        where = self.name_of(name).rstrip("/")
+        where = self.name_of(name)
 
         def say(state: tenacity.RetryCallState) -> None:
             assert state.outcome is not None

@@ -148,7 +148,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _VIDEO: dict[str, Any] = {
     "requestBody": {
-        "description": "the video file itself; nothing where `link` is given",
+        "description": "the video file itself; nothing if `link` is given",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
@@ -211,7 +211,7 @@ def create_app(
 
     @app.get("/model", dependencies=[Depends(check)], responses=_ERRORS)
     def describe() -> dict[str, Any]:
-        """The model's classes and input, where it comes from, and what a request may cost."""
+        """The model's classes and input, its origin, and what a request may cost."""
         return {**about, "request_limits": vars(limits), "origin": recognizer.card.origin}
 
     @app.post("/predict", dependencies=[Depends(check)], responses=_ERRORS, openapi_extra=_VIDEO)
