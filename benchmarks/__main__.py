@@ -135,9 +135,9 @@ def scale(
         clips: Clips of each job (240), or of the run (20,000).
         workers: Numbers of workers to compare (1 2); of the run, one number (one for each core).
         clips_per_shard: Clips of a shard.
-        device: Where `hours` times the embedding of I-frames.
+        identity: The frozen face network of `hours`.
+        gpu: Embed the I-frames of `hours` on a GPU, and count GPU-hours.
         out: Folder of the run, for its shards and logs; a run that was killed goes on there.
-        plot: Draw the memory of the run there, a PNG file.
     """
     from benchmarks import scale
 

@@ -66,27 +66,20 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
             stream = Bitstream.open(path)
             card.what.read(stream, range(len(stream.gops)))
 
-        def each(way: Callable[[Any], object], of: Sequence[Any] = paths) -> Callable[[], int]:
-            return lambda: len([way(one) for one in of])
+        ways: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
+            RESIDUALS: (partial(_by_residuals, recognizer), paths, 5),
+            PICTURES: (lambda path: _by_pictures(recognizer, path, last[path]), paths, 5),
+            RESNET: (partial(_by_resnet, resnet), paths, 1),
+            "residuals: read alone": (only_read, paths, 5),
+            "residuals: network alone": (lambda p: recognizer.probabilities(p[None]), read, 5),
+        }
+
+        def work(name: str) -> Work:
+            way, of, per_round = ways[name]
+            return Work(name, lambda: len([way(one) for one in of]), "clips", per_round)
 
         measurement = side_by_side(
-            [
-                Work(RESIDUALS, each(partial(_by_residuals, recognizer)), "clips", 5),
-                Work(
-                    PICTURES,
-                    each(lambda path: _by_pictures(recognizer, path, last[path])),
-                    "clips",
-                    5,
-                ),
-                Work(RESNET, each(partial(_by_resnet, resnet)), "clips"),
-                Work("residuals: read alone", each(only_read), "clips", 5),
-                Work(
-                    "residuals: network alone",
-                    each(lambda planes: recognizer.probabilities(planes[None]), read),
-                    "clips",
-                    5,
-                ),
-            ],
+            [work(name) for name in ways],
             [Ratio(RESIDUALS, PICTURES, 3), Ratio(RESIDUALS, RESNET, 10)],
             rounds,
             "predict",

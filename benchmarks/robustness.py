@@ -49,16 +49,19 @@ class Change:
     is_later: bool = False
 
 
-def _moved(right: float, down: float) -> Callable[[Square], Square]:
-    return lambda s: replace(s, x=s.x + round(right * s.side), y=s.y + round(down * s.side))
+def _reframed(
+    right: float = 0.0, down: float = 0.0, larger: float = 0.0
+) -> Callable[[Square], Square]:
+    """Moved and grown by shares of the square's side."""
 
+    def reframe(square: Square) -> Square:
+        x, y = (round(share * square.side) for share in (right, down))
+        more = round(larger * square.side / 2)
+        return replace(
+            square, x=square.x + x - more, y=square.y + y - more, side=square.side + 2 * more
+        )
 
-def _grown(share: float) -> Callable[[Square], Square]:
-    def grow(square: Square) -> Square:
-        more = round(share * square.side / 2)
-        return replace(square, x=square.x - more, y=square.y - more, side=square.side + 2 * more)
-
-    return grow
+    return reframe
 
 
 def _brighter(factor: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -77,9 +80,9 @@ def _coarser(factor: float) -> Callable[[CodecSettings], CodecSettings]:
 
 UNCHANGED = Change("unchanged")
 CHANGES = (
-    Change("crop 3 % to the right", square=_moved(0.03, 0)),
-    Change("crop 3 % lower", square=_moved(0, 0.03)),
-    Change("crop 5 % larger", square=_grown(0.05)),
+    Change("crop 3 % to the right", square=_reframed(right=0.03)),
+    Change("crop 3 % lower", square=_reframed(down=0.03)),
+    Change("crop 5 % larger", square=_reframed(larger=0.05)),
     Change("mirrored", picture=lambda picture: np.ascontiguousarray(picture[:, ::-1])),
     Change("darker, × 0.8", picture=_brighter(0.8)),
     Change("brighter, × 1.2", picture=_brighter(1.2)),

@@ -229,7 +229,7 @@ def machine_hours(
 
     Args:
         stages: seconds of each for a clip.
-        job_seconds: core-seconds of the whole job for a clip, with everything on the CPU.
+        job_seconds: core-seconds of the whole job for a clip.
         bytes_in, bytes_out: of a clip, and of its part of the shards.
         gpu: whether the embedding was timed on a GPU.
     """
