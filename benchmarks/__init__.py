@@ -1,1 +1,1 @@
-"""Speed, measured beside what people use today: `python -m benchmarks --help`."""
+"""Speed, measured beside what people use today: `cfer bench --help`."""

@@ -1,7 +1,7 @@
 """Reading residuals, beside FFmpeg's decoding and beside CoViAR's way of making residuals.
 
 All on one core, from files in memory. *FFmpeg, decode only* decodes a file and drops the frames.
-*CoViAR's way* is what Wu et al. (CVPR 2018) do: decode, then subtract from each picture the one
+*CoViAR's way* is that of Wu et al. (CVPR 2018): decode, then subtract from each picture the one
 before, displaced by the vectors rounded to whole pixels; here in OpenCV's C++. Each way opens the
 file anew, so nothing but the bytes is there beforehand.
 """
@@ -24,8 +24,9 @@ from cfer.errors import InputError
 
 RANDOM_FRAMES = 3  # of a clip: what CoViAR samples in training
 
-DECODE, RGB = "FFmpeg, decode only", "FFmpeg, decode to RGB arrays"
-COVIAR = "CoViAR's way"
+DECODE, RGB, COVIAR = "FFmpeg, decode only", "a clip to RGB arrays", "CoViAR's way"
+ACCUMULATED, DIRECT, VECTORS = "residuals, accumulated", "residuals, direct", "motion vectors"
+FEW = f"{RANDOM_FRAMES} direct residuals of a clip"
 
 
 def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int) -> Measurement:
@@ -48,14 +49,9 @@ def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int)
         return sum(1 for data in files for _ in _frames(data))
 
     def to_rgb() -> int:
-        count = 0
         for data in files:
             converter = VideoReformatter()
-            count += len([_rgb(frame, converter) for frame in _frames(data)])
-        return count
-
-    def clips_to_rgb() -> int:
-        to_rgb()
+            _ = [_rgb(frame, converter) for frame in _frames(data)]
         return len(files)
 
     def accumulated() -> int:
@@ -83,27 +79,24 @@ def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int)
     def write() -> int:
         return sum(len(encode(pictures, settings, 25).packets) for pictures in clips)
 
-    one, three = "residuals, accumulated", f"{RANDOM_FRAMES} direct residuals of a clip"
-    clip_rgb = "a clip to RGB arrays"
     measurement = side_by_side(
         [
             Work(DECODE, decode),
-            Work(RGB, to_rgb),
             Work(COVIAR, coviar),
-            Work(one, accumulated),
-            Work("residuals, direct", direct),
-            Work("motion vectors", vectors),
-            Work(three, few, "clips", per_round=5),
-            Work(clip_rgb, clips_to_rgb, "clips"),
+            Work(ACCUMULATED, accumulated),
+            Work(DIRECT, direct),
+            Work(VECTORS, vectors),
+            Work(FEW, few, "clips", per_round=5),
+            Work(RGB, to_rgb, "clips"),
             Work("encode", write),
         ],
         [
-            Ratio(one, DECODE, 0.8),
-            Ratio("residuals, direct", DECODE, 0.45),
-            Ratio("motion vectors", DECODE),
-            Ratio(three, clip_rgb, 20),
-            Ratio(one, COVIAR, 10),
-            Ratio("residuals, direct", COVIAR, 10),
+            Ratio(ACCUMULATED, DECODE, 0.8),
+            Ratio(DIRECT, DECODE, 0.45),
+            Ratio(VECTORS, DECODE),
+            Ratio(FEW, RGB, 20),
+            Ratio(ACCUMULATED, COVIAR, 10),
+            Ratio(DIRECT, COVIAR, 10),
             Ratio("encode", DECODE),
         ],
         rounds,

@@ -1,8 +1,7 @@
 """Videos → clips, stage by stage, beside decoding and encoding them with nothing else.
 
-What `pipeline/extract.py` does to a clip, in one process and on one core, with a clock around each
-stage; Ray's part is left out. The *floor* decodes each video once, scales the chosen frames in
-FFmpeg, and encodes them.
+The job's own code does the same to a clip, in one process and on one core; Ray's part is left out.
+The *floor* decodes each video once, scales the chosen frames in FFmpeg, and encodes them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,197 +24,154 @@ import torch
 from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
-from benchmarks.measure import Measurement, Ratio, measurement_of
-from cfer.codec import Bitstream, CodecSettings
+from benchmarks.measure import Measurement, Ratio
+from cfer.codec import Bitstream
 from cfer.codec.containers import open_input, video_stream
 from cfer.data.shards import Clip, shard_name, write_shard
 from cfer.errors import InputError
 from cfer.model.face_embedder import embed_clip, open_face_embedder
-from cfer.video.faces import FaceDetector, FaceWindow, Square, face_clip
+from cfer.video.faces import FaceDetector, Square
+from pipeline.actors import ExtractionSettings, extract_clip
+from pipeline.manifest import Entry
 
-READ, FACES, ENCODE = "decode and crop", "find the face", "encode"
-RESIDUALS, IDENTITY, WRITE = "read residuals", "embed an I-frame", "write the shard"
-STAGES = (READ, FACES, ENCODE, RESIDUALS, IDENTITY, WRITE)
-NETWORKS = (FACES, IDENTITY)
+READ, FACES = "decode, crop and encode", "find the face"
+IDENTITY, WRITE = "embed an I-frame", "write the shard"
+STAGES = (READ, FACES, IDENTITY, WRITE)
 FLOOR, WHOLE = "decode and encode alone", "everything"
 REST, NETWORKS_ALONE = "everything but the networks", "the networks alone"
+# The job's defaults; a video is one window, as it is for the floor.
+SETTINGS = ExtractionSettings(identity="dlib", window_gops=1_000_000)
 
 
-class Clock:
-    """Seconds of each stage of one round."""
-
-    def __init__(self) -> None:
-        self.spent: defaultdict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.spent[name] += time.perf_counter() - started
+@contextlib.contextmanager
+def clocked(spent: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the seconds of the block to `spent[stage]`."""
+    started = time.perf_counter()
+    yield
+    spent[stage] += time.perf_counter() - started
 
 
 class _ClockedDetector(FaceDetector):
-    clock = Clock()
+    spent: dict[str, float]
 
     def find(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[Square]:
-        with self.clock.stage(FACES):
+        with clocked(self.spent, FACES):
             return super().find(pictures, every)
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """What went through the stages, and how many seconds each took."""
-
-    seconds: dict[str, float]
-    clips: list[Clip]
-    source_frames: int
-
-
 class Stages:
-    """The extraction of videos with a face in each, with a clock; identity by dlib.
+    """The extraction of videos with a face in each, on one core, with a clock.
 
     Args:
-        size: side of the face crop in pixels.
-        window_frames: a longer video is cut into windows of so many frames; None leaves it whole.
+        device: `cpu` or `cuda`, on which FaceNet embeds; dlib stays on the CPU.
     """
 
-    def __init__(self, size: int, settings: CodecSettings, window_frames: int | None = None):
+    def __init__(self, settings: ExtractionSettings, device: str = "cpu") -> None:
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
-        self._size, self._settings, self._window_frames = size, settings, window_frames
+        self._settings = settings
         self._detector = _ClockedDetector()
-        self._embedder = open_face_embedder("dlib", None, "cpu")
+        self._embedder = open_face_embedder(settings.identity, None, device)
 
-    def extract(self, videos: Sequence[Path], folder: Path, clock: Clock) -> Extracted:
-        """Write the videos' clips as one shard into the folder.
+    def extract(
+        self, videos: Sequence[Path], folder: Path
+    ) -> tuple[list[Clip], defaultdict[str, float]]:
+        """Write the videos' clips as one shard into the folder → the clips, seconds by stage.
 
         Raises:
             InputError: a video that cannot be read, or has no face.
         """
-        self._detector.clock = clock
-        clips, source_frames, before = [], 0, clock.spent[FACES]
+        spent: defaultdict[str, float] = defaultdict(float)
+        self._detector.spent = spent
+        clips: list[Clip] = []
         for path in videos:
-            with clock.stage(READ):
-                windows = list(
-                    face_clip(
-                        path,
-                        self._size,
-                        self._detector,
-                        self._window_frames,
-                        take=self._settings.encoded_frames,
-                    )
-                )
-            clips += [self._clip_of(window, clock) for window in windows]
-            source_frames += sum(len(window.frames) for window in windows)
-        # Which is done in the midst of it.
-        clock.spent[READ] -= clock.spent[FACES] - before
-        with clock.stage(WRITE):
+            entry = Entry(str(path), path.stem, path.name)
+            with clocked(spent, READ):
+                found, failures = extract_clip(entry, self._settings, (), self._detector)
+            if failures:
+                raise InputError(f"{path}: {failures[0].reason}")
+            clips += found
+        spent[READ] -= spent[FACES]  # which is inside it
+        with clocked(spent, IDENTITY):
+            streams = [Bitstream(clip.bitstream, clip.clip_id) for clip in clips]
+            identities = [embed_clip(self._embedder, stream) for stream in streams]
+        clips = [replace(c, identity=i) for c, i in zip(clips, identities, strict=True)]
+        with clocked(spent, WRITE):
             write_shard(folder, 0, clips, [], "")
-        return Extracted(clock.spent, clips, source_frames)
-
-    def _clip_of(self, window: FaceWindow, clock: Clock) -> Clip:
-        if window.error is not None:
-            raise window.error
-        settings = self._settings
-        with clock.stage(ENCODE):
-            bitstream = window.encode(settings)
-        with clock.stage(RESIDUALS):
-            gops = range(len(bitstream.gops))
-            residuals = [r for g in gops for r in bitstream.accumulated_residuals(g)]
-            intra = float(np.mean([r.intra_fraction for r in residuals]))
-            saturated = float(np.mean([r.saturated_fraction for r in residuals]))
-        with clock.stage(IDENTITY):
-            identity = embed_clip(self._embedder, bitstream)
-        return Clip(
-            clip_id="a clip", dataset="", source="", subject=None, label=None, label_name=None,
-            split=None, num_frames=len(window.pictures), fps=float(bitstream.fps),
-            pts_seconds=window.encoded_times(settings)[:-1], size=self._size,
-            gop_size=settings.gop_size, bitstream=bitstream.data,
-            identity=identity, apex_frame=None, apex=None, intra_fraction=intra,
-            saturated_fraction=saturated,
-        )  # fmt: skip
+        return clips, spent
 
 
-def measure(videos: Sequence[Path], size: int, settings: CodecSettings, rounds: int) -> Measurement:
-    """Time the extraction of real videos with a face in each; identity by dlib.
+def measure(videos: Sequence[Path], rounds: int) -> Measurement:
+    """Time the extraction of real videos with a face in each, with the default settings and dlib.
 
     Raises:
         InputError: no video, or one without a face.
     """
     if not videos:
         raise InputError("extract: give videos with faces; there is nothing to find in a texture")
-    stages = Stages(size, settings)
-
-    def one_round(folder: Path) -> tuple[dict[str, float], int]:
-        clock = Clock()
-        extracted = stages.extract(videos, folder, clock)
-        with clock.stage(FLOOR):
-            count = sum(_decode_and_encode(path, size, settings) for path in videos)
-        stored = pq.read_table(folder / shard_name(0), columns=["bitstream"])["bitstream"]
-        if stored.to_pylist() != [clip.bitstream for clip in extracted.clips]:
-            raise AssertionError("the shard's bitstreams are not those that were encoded")
-        frames = sum(len(Bitstream(data, "a clip").packets) for data in stored.to_pylist())
-        if frames != count:
-            raise AssertionError(f"the shard has {frames} frames, the floor encodes {count}")
-        return clock.spent, count
-
-    rates: dict[str, list[float]] = {FLOOR: [], REST: [], NETWORKS_ALONE: [], WHOLE: []}
-    shares: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    stages = Stages(SETTINGS)
+    spent: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        one_round(Path(folder))
-        for _ in tqdm(range(rounds), "extract", unit="round", disable=None, leave=False):
-            spent, count = one_round(Path(folder))
-            whole = sum(spent[stage] for stage in STAGES)
-            networks = sum(spent[stage] for stage in NETWORKS)
-            for name, seconds in (
-                (FLOOR, spent[FLOOR]),
-                (REST, whole - networks),
-                (NETWORKS_ALONE, networks),
-                (WHOLE, whole),
-            ):
-                rates[name].append(count / seconds)
-            for stage in STAGES:
-                shares[stage].append(spent[stage] / whole)
-    measurement = measurement_of(
-        rates,
-        dict.fromkeys(rates, "frames"),
-        # At most 1.3 times the floor; and at most half of everything.
-        [Ratio(REST, FLOOR, 1 / 1.3), Ratio(NETWORKS_ALONE, WHOLE, 2.0), Ratio(WHOLE, FLOOR)],
+        for _ in tqdm(range(rounds + 1), "extract", unit="round", disable=None, leave=False):
+            clips, seconds = stages.extract(videos, Path(folder))
+            with clocked(seconds, FLOOR):
+                count = sum(_decode_and_encode(path) for path in videos)
+            _verify(Path(folder, shard_name(0)), clips, count)
+            seconds[WHOLE] = sum(seconds[stage] for stage in STAGES)
+            seconds[NETWORKS_ALONE] = seconds[FACES] + seconds[IDENTITY]
+            seconds[REST] = seconds[WHOLE] - seconds[NETWORKS_ALONE]
+            spent.append(seconds)
+    del spent[0]  # of the round that warms up
+    timed = (FLOOR, REST, NETWORKS_ALONE, WHOLE)
+    measurement = Measurement.of(
         "extract",
         f"{count} frames of {len(videos)} videos: the shard has as many as the floor encodes",
+        {name: [count / seconds[name] for seconds in spent] for name in timed},
+        dict.fromkeys(timed, "frames"),
+        # At most 1.3 times the floor; and at most half of everything.
+        [Ratio(REST, FLOOR, 1 / 1.3), Ratio(NETWORKS_ALONE, WHOLE, 2.0), Ratio(WHOLE, FLOOR)],
     )
-    measurement.figures = {
-        f"share of: {stage}": f"{statistics.median(values):.1%}" for stage, values in shares.items()
-    }
+    for stage in STAGES:
+        share = statistics.median(seconds[stage] / seconds[WHOLE] for seconds in spent)
+        measurement.figures[f"share of: {stage}"] = f"{share:.1%}"
     return measurement
 
 
-def _decode_and_encode(path: Path, size: int, settings: CodecSettings) -> int:
-    """The least that any such pipeline does → how many frames."""
+def _verify(shard: Path, clips: Sequence[Clip], count: int) -> None:
+    """The shard holds these clips, and as many frames as the floor encodes."""
+    stored = pq.read_table(shard, columns=["bitstream"])["bitstream"].to_pylist()
+    if stored != [clip.bitstream for clip in clips]:
+        raise AssertionError("the shard's bitstreams are not those that were encoded")
+    frames = sum(len(Bitstream(data, "a clip").packets) for data in stored)
+    if frames != count:
+        raise AssertionError(f"the shard has {frames} frames, the floor encodes {count}")
+
+
+def _decode_and_encode(path: Path) -> int:
+    """The least work for any such pipeline → how many frames were encoded."""
+    size, settings = SETTINGS.size, SETTINGS.codec
     with open(path, "rb") as file, open_input(file) as container:
-        stream = video_stream(container)
-        assert stream is not None
-        num_frames = sum(packet.size > 0 for packet in container.demux(stream))
+        packets = container.demux(video_stream(container))
+        num_frames = sum(packet.size > 0 for packet in packets)
     wanted = set(settings.encoded_frames(num_frames))
-    count = 0
     encoder = av.CodecContext.create("mpeg4", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width = encoder.height = size
     encoder.pix_fmt, encoder.gop_size, encoder.thread_count = "yuv420p", settings.gop_size, 1
+    encoder.framerate = Fraction(25)
     quantizer = str(settings.quantizer)
     encoder.options = {"qmin": quantizer, "qmax": quantizer, "bf": "0"}
+    converter = VideoReformatter()  # one for all frames is the quickest
+    count = 0
     with open(path, "rb") as file, open_input(file) as container:
         stream = video_stream(container)
         assert stream is not None
         stream.codec_context.thread_count = 1
-        converter = VideoReformatter()  # one for all frames is the quickest
-        encoder.framerate = Fraction(25)
         for number, frame in enumerate(container.decode(stream)):
-            if number not in wanted:
-                continue
-            scaled = converter.reformat(frame, size, size, "yuv420p", threads=1)
-            scaled.pts, scaled.time_base = count, Fraction(1, 25)
-            encoder.encode(scaled)
-            count += 1
+            if number in wanted:
+                scaled = converter.reformat(frame, size, size, "yuv420p", threads=1)
+                scaled.pts, scaled.time_base = count, Fraction(1, 25)
+                encoder.encode(scaled)
+                count += 1
     encoder.encode(None)
     return count

@@ -1,21 +1,17 @@
-"""What the benches run on: videos of one's own, a drawn texture that moves, or many drawn faces."""
+"""The clips that the benches run on: videos of the user's, drawn textures, or many drawn faces."""
 
 from __future__ import annotations
 
 import csv
 import io
 import itertools
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cfer.codec.containers import open_input
 from cfer.data.storage import Folder
 from cfer.errors import InputError
 from cfer.video.pictures import open_pictures
@@ -23,6 +19,16 @@ from cfer.video.pictures import open_pictures
 MANIFEST = "manifest.csv"
 DRAWN = "drawn"  # in a folder of many clips: the few that they are copies of
 CLIPS_PER_FOLDER = 1000
+
+
+def clips_of(videos: Sequence[Path], size: int, max_frames: int) -> list[list[np.ndarray]]:
+    """The first pictures of each video, its middle square scaled; without a video, of two textures.
+
+    RGB, uint8 (size, size, 3) each.
+    """
+    if videos:
+        return [_square_pictures(path, size, max_frames) for path in videos]
+    return [moving_texture(max_frames, size, seed) for seed in range(2)]
 
 
 def moving_texture(num_frames: int, size: int, seed: int = 0) -> list[np.ndarray]:
@@ -40,8 +46,7 @@ def moving_texture(num_frames: int, size: int, seed: int = 0) -> list[np.ndarray
     return pictures
 
 
-def square_pictures(path: Path, size: int, max_frames: int) -> list[np.ndarray]:
-    """The middle square of a video's first frames, scaled: RGB, uint8 (size, size, 3) each."""
+def _square_pictures(path: Path, size: int, max_frames: int) -> list[np.ndarray]:
     pictures = []
     for picture in itertools.islice(open_pictures(path), max_frames):
         side = min(picture.shape[:2])
@@ -51,21 +56,14 @@ def square_pictures(path: Path, size: int, max_frames: int) -> list[np.ndarray]:
     return pictures
 
 
-def clips_of(videos: list[Path], size: int, max_frames: int) -> list[list[np.ndarray]]:
-    """The pictures of each video; without a video, of two textures."""
-    if videos:
-        return [square_pictures(path, size, max_frames) for path in videos]
-    return [moving_texture(max_frames, size, seed) for seed in range(2)]
-
-
 def many_clips(folder: Path, count: int) -> list[dict[str, str]]:
     """The first `count` rows of a folder's manifest; each `path` is absolute.
 
-    In a new folder there are drawn faces: 6 people × 7 expressions, again and again, each file with
-    a comment of its own in it, so that no two have the same bytes. What is there already is kept.
+    A new folder is filled with drawn faces: 6 people × 7 expressions, again and again, each file
+    with a name of its own at its end, so that no two have the same bytes. Whole files are kept.
 
     Raises:
-        InputError: a folder of one's own that has fewer clips or no paths, or the drawing failed.
+        InputError: a folder of the user's that has fewer clips, or no paths.
     """
     manifest = folder / MANIFEST
     if (folder / DRAWN).exists() or not manifest.exists():
@@ -81,8 +79,11 @@ def many_clips(folder: Path, count: int) -> list[dict[str, str]]:
 
 def _draw_many(folder: Path, count: int) -> None:
     if not (folder / DRAWN / MANIFEST).exists():  # which is written last
-        _draw(folder / DRAWN)
+        from pipeline.datasets.synthetic import draw_dataset
+
+        draw_dataset(folder / DRAWN, subjects=6)
     drawn = _rows(folder / DRAWN / MANIFEST)
+    videos = [(folder / DRAWN / row["path"]).read_bytes() for row in drawn]
     rows = []
     for number in tqdm(range(count), "material", unit="clip", disable=None, leave=False):
         source = drawn[number % len(drawn)]
@@ -95,44 +96,20 @@ def _draw_many(folder: Path, count: int) -> None:
                 "label": source["label"],
             }
         )
-        if not (folder / path).exists():
-            _copy_with_comment(folder / DRAWN / source["path"], folder / path, path.stem)
+        # A box at an MP4's end that every reader skips (ISO/IEC 14496-12, 8.1.2).
+        name = path.stem.encode()
+        data = videos[number % len(videos)] + (8 + len(name)).to_bytes(4, "big") + b"free" + name
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists() or target.stat().st_size != len(data):
+            target.write_bytes(data)
     manifest = folder / MANIFEST
     if not manifest.exists() or len(_rows(manifest)) < count:
         write_rows(manifest, rows)
 
 
-def _draw(folder: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "pipeline.datasets.synthetic"),
-        *("--out", str(folder), "--subjects", "6"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-
-
-def _copy_with_comment(source: Path, target: Path, comment: str) -> None:
-    """The same packets in a file of other bytes; it appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
-    with (
-        open(source, "rb") as there,
-        open_input(there) as video,
-        open(temporary, "wb") as file,
-        av.open(file, "w", format="mp4") as copy,
-    ):
-        copy.metadata["comment"] = comment
-        stream = copy.add_stream_from_template(video.streams.video[0])
-        for packet in video.demux(video.streams.video[0]):
-            if packet.size:
-                packet.stream = stream
-                copy.mux(packet)
-    os.replace(temporary, target)
-
-
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    """A manifest that `pipeline/extract.py` reads; it appears whole or not at all."""
+def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """A manifest that the extraction reads; it appears whole or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,8 +1,8 @@
-"""What the benches share: rounds side by side, ratios with their spread, JSON, a plot.
+"""What the benches share: rounds side by side, ratios with their spread, a table, a JSON file.
 
-A machine that does other work besides is slower at one time than at another, by more than what is
-to be measured. So all works of a bench take turns, round after round, and a ratio is taken within
-its round; what is reported is the median over the rounds, with the smallest and the largest.
+A machine with other work to do is slower at one time than at another, by more than the difference
+that is measured. So all works of a bench take turns, round after round, and a ratio is taken within
+its round. Reported is the median over the rounds, with the smallest and the largest value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cfer.errors import InputError
 from cfer.tracking import code_version
 
-# A ratio that fell below this share of what it was has regressed.
+# A ratio that fell below this share of its former value has regressed.
 REGRESSION = 2 / 3
 
 
@@ -49,10 +49,10 @@ class Work:
     """Something to be timed.
 
     Attributes:
-        name: what the table calls it.
+        name: its name in the table.
         run: does it once, and returns how many units that were.
         unit: what it counts, in the plural.
-        per_round: how often it is run in a round; more for what is short.
+        per_round: how often it is run in a round; more often for a short work.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Speed of one work as a multiple of another's, and what is aimed at (at least)."""
+    """The speed of one work as a multiple of another's, with the target (at least), if any."""
 
     work: str
     reference: str
@@ -76,7 +76,7 @@ class Ratio:
 
 @dataclass
 class Measurement:
-    """What a bench found.
+    """The result of a bench.
 
     Attributes:
         bench: which one.
@@ -91,12 +91,33 @@ class Measurement:
 
     bench: str
     verified: str
-    rates: dict[str, Spread] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-    ratios: dict[str, Spread] = field(default_factory=dict)
-    targets: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, Spread]
+    units: dict[str, str]
+    ratios: dict[str, Spread]
+    targets: dict[str, float]
     figures: dict[str, str] = field(default_factory=dict)
     circumstances: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        bench: str,
+        verified: str,
+        rates: Mapping[str, Sequence[float]],
+        units: Mapping[str, str],
+        ratios: Sequence[Ratio],
+    ) -> Measurement:
+        """From each work's rate in every round, in units per second."""
+        pairs = {r.name: zip(rates[r.work], rates[r.reference], strict=True) for r in ratios}
+        return cls(
+            bench,
+            verified,
+            rates={name: Spread.of(values) for name, values in rates.items()},
+            units=dict(units),
+            ratios={name: Spread.of([a / b for a, b in both]) for name, both in pairs.items()},
+            targets={r.name: r.target for r in ratios if r.target is not None},
+            circumstances=_circumstances(),
+        )
 
     def table(self) -> str:
         """For the terminal."""
@@ -119,11 +140,15 @@ class Measurement:
 def side_by_side(
     works: Sequence[Work], ratios: Sequence[Ratio], rounds: int, bench: str, verified: str
 ) -> Measurement:
-    """Time the works in turns.
+    """Time the works in turns."""
+    units = {work.name: work.unit for work in works}
+    return Measurement.of(bench, verified, rates_in_turns(works, rounds, bench), units, ratios)
 
-    Args:
-        works: each is run once before, unmeasured.
-        rounds: how often; every second one goes backwards, so that no work always follows the same.
+
+def rates_in_turns(works: Sequence[Work], rounds: int, bench: str) -> dict[str, list[float]]:
+    """Each work's units per second in every round, after one run that is not timed.
+
+    Every second round goes backwards, so that no work always follows the same one.
     """
     rates: dict[str, list[float]] = {work.name: [] for work in works}
     for work in works:
@@ -133,87 +158,31 @@ def side_by_side(
             started = time.perf_counter()
             count = sum(work.run() for _ in range(work.per_round))
             rates[work.name].append(count / (time.perf_counter() - started))
-    units = {work.name: work.unit for work in works}
-    return measurement_of(rates, units, ratios, bench, verified)
+    return rates
 
 
-def measurement_of(
-    rates: Mapping[str, Sequence[float]],
-    units: Mapping[str, str],
-    ratios: Sequence[Ratio],
-    bench: str,
-    verified: str,
-) -> Measurement:
-    """From each work's rate in every round, in units per second."""
-    measurement = Measurement(
-        bench,
-        verified,
-        rates={name: Spread.of(values) for name, values in rates.items()},
-        units=dict(units),
-        circumstances=circumstances(),
-    )
-    for ratio in ratios:
-        pairs = zip(rates[ratio.work], rates[ratio.reference], strict=True)
-        measurement.ratios[ratio.name] = Spread.of([one / other for one, other in pairs])
-        if ratio.target is not None:
-            measurement.targets[ratio.name] = ratio.target
-    return measurement
+def _circumstances() -> dict[str, str]:
+    """A figure is worth nothing without them."""
+    import torch
 
-
-def circumstances() -> dict[str, str]:
-    """What a figure is worth nothing without."""
     state = code_version()
     names = ("torch", "av", "numpy", "ray")
     found = {
-        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "command": "cfer bench " + " ".join(sys.argv[1:]).removeprefix("bench "),
         "commit": state.get("git_commit", "not a checkout")
         + (" with changes" if state.get("git_dirty") == "true" else ""),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "software": f"Python {platform.python_version()}, "
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names),
     }
-    import torch
-
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
     return found
 
 
-def write_json(measurement: Measurement, path: Path) -> None:
-    path.write_text(json.dumps(asdict(measurement), indent=1, ensure_ascii=False) + "\n")
-
-
-def write_plot(measurement: Measurement, path: Path) -> None:
-    """The ratios as bars, with their spread; a line where a target is."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    names = list(measurement.ratios)
-    height = 1.2 + 0.45 * len(names)
-    figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained")
-    for row, name in enumerate(names):
-        ratio, target = measurement.ratios[name], measurement.targets.get(name)
-        missed = target is not None and ratio.median < target
-        axes.barh(row, ratio.median, color="tab:orange" if missed else "tab:blue")
-        axes.plot([ratio.low, ratio.high], [row, row], color="black", linewidth=1.5)
-        axes.text(ratio.high, row, f"  {_figure(ratio.median)}", va="center")
-        if target is not None:
-            axes.plot([target, target], [row - 0.45, row + 0.45], color="tab:red", linewidth=2)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.15)
-    axes.set_xlabel("times as fast (median; line: all rounds; red: the target)")
-    axes.set_title(f"{measurement.bench}: {measurement.circumstances['processor']}")
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
-
-
 def compare(before: Path, after: Path) -> tuple[str, bool]:
-    """Two files of `write_json` → a table of their ratios, and whether one fell by over a third, or
-    is not measured any more.
+    """Two JSON files of one bench → a table of their ratios, and whether one fell by over a third
+    or is no longer measured.
 
     Raises:
         InputError: not such a file, or not of the same bench.
@@ -221,20 +190,20 @@ def compare(before: Path, after: Path) -> tuple[str, bool]:
     old, new = _read(before), _read(after)
     if old["bench"] != new["bench"]:
         raise InputError(f"{before} is of {old['bench']}, {after} of {new['bench']}")
-    shared = [name for name in old["ratios"] if name in new["ratios"]]
-    if not shared:
+    was, now = (
+        {name: ratio["median"] for name, ratio in one["ratios"].items()} for one in (old, new)
+    )
+    if not was.keys() & now.keys():
         raise InputError(f"{before} and {after} have no ratio in common; give two of one bench")
     lines, regressed = [], False
-    width = max(map(len, shared)) + 2
-    for name in shared:
-        was, now = (one["ratios"][name]["median"] for one in (old, new))
-        fell = now < REGRESSION * was
+    width = max(map(len, [*was, *now])) + 2
+    for name, ratio in was.items():
+        fell = name not in now or now[name] < REGRESSION * ratio
         regressed |= fell
-        lines.append(f"{name:{width}s}{_figure(was)} → {_figure(now)}{'   FELL' if fell else ''}")
-    gone = [name for name in old["ratios"] if name not in new["ratios"]]
-    lines += [f"{name:{width}s}{_figure(old['ratios'][name]['median'])} → GONE" for name in gone]
-    lines += [f"{name}: new" for name in new["ratios"] if name not in old["ratios"]]
-    return "\n".join(lines), regressed or bool(gone)
+        is_now = _figure(now[name]) + "   FELL" * fell if name in now else "GONE"
+        lines.append(f"{name:{width}s}{_figure(ratio)} → {is_now}")
+    lines += [f"{name}: new" for name in now if name not in was]
+    return "\n".join(lines), regressed
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -244,7 +213,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not written by `benchmarks … --json` ({error!r})") from error
+        raise InputError(f"{path}: not written by `cfer bench … --json` ({error!r})") from error
     return content
 
 

@@ -1,22 +1,23 @@
 """A clip's file → its label, by residuals and by decoded pictures.
 
-Both ways end in the same network, of the model that ships, and look at the same frames: the last
-one of each GOP. The decoded way takes the difference to the first picture, which is the best
-decoded input that was measured (README, "What is measured"). For orientation, what a usual
-decoded-image network costs stands beside them: ResNet-18 on 16 RGB pictures of 224 × 224, of the
-same file; it was not trained. All begin with clips in the fixed-GOP form. What it costs to bring a
-video there (finding the face, which every way needs; encoding, which only residuals need) is
-measured by `python -m benchmarks extract`.
+Both ways end in the same network, that of the model that ships, and look at the same frames: the
+last one of each GOP. The decoded way takes the difference to the first picture, which is the best
+decoded input that was measured (README, "What is measured"). For orientation, the cost of a usual
+decoded-image network stands beside them: ResNet-18 on 16 RGB pictures of 224 × 224, of the same
+file; it was not trained. All begin with clips in the fixed-GOP form. The cost of bringing a video
+there (finding the face, which every way needs; encoding, which only residuals need) is measured by
+`cfer bench extract`.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -58,58 +59,27 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
                     f"{path}: decoding alone gives other planes than cfer.data.inputs"
                 )
 
-        def by_residuals(path: Path) -> None:
-            stream = Bitstream.open(path)
-            list(recognizer.predict_bitstream(stream, window_gops=len(stream.gops)))
-
-        def by_pictures(path: Path) -> None:
-            # Where the GOPs end is known to this way for nothing.
-            recognizer.probabilities(decoded_planes(path, last[path])[None])
-
-        def by_resnet(path: Path) -> None:
-            with torch.inference_mode():
-                resnet(_resnet_input(path))
-
-        def network() -> int:
-            for planes in read:
-                recognizer.probabilities(planes[None])
-            return len(read)
-
-        def only_read() -> int:
-            for path in paths:
-                stream = Bitstream.open(path)
-                card.what.read(stream, range(len(stream.gops)))
-            return len(paths)
-
-        def many() -> int:
-            opened = [Bitstream.open(path) for path in paths]
-            recognizer.probabilities(
-                np.stack([card.what.read(s, range(len(s.gops))) for s in opened])
-            )
-            return len(paths)
-
-        def each(way: Callable[[Path], None]) -> Callable[[], int]:
-            def run() -> int:
-                for path in paths:
-                    way(path)
-                return len(paths)
-
-            return run
-
         last = {path: _last_frames(s) for path, s in zip(paths, streams, strict=True)}
         read = [card.what.read(s, range(len(s.gops))) for s in streams]
-        same_length = len({len(planes) for planes in read}) == 1
-        works = [
-            Work(RESIDUALS, each(by_residuals), "clips", 5),
-            Work(PICTURES, each(by_pictures), "clips", 5),
-            Work(RESNET, each(by_resnet), "clips"),
-            Work("residuals: read alone", only_read, "clips", 5),
-            Work("residuals: network alone", network, "clips", 5),
-        ]
-        if same_length:
-            works.append(Work("residuals, all clips in one batch", many, "clips", 5))
+
+        def only_read(path: Path) -> None:
+            stream = Bitstream.open(path)
+            card.what.read(stream, range(len(stream.gops)))
+
+        ways: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
+            RESIDUALS: (partial(_by_residuals, recognizer), paths, 5),
+            PICTURES: (lambda path: _by_pictures(recognizer, path, last[path]), paths, 5),
+            RESNET: (partial(_by_resnet, resnet), paths, 1),
+            "residuals: read alone": (only_read, paths, 5),
+            "residuals: network alone": (lambda p: recognizer.probabilities(p[None]), read, 5),
+        }
+
+        def work(name: str) -> Work:
+            way, of, per_round = ways[name]
+            return Work(name, lambda: len([way(one) for one in of]), "clips", per_round)
+
         measurement = side_by_side(
-            works,
+            [work(name) for name in ways],
             [Ratio(RESIDUALS, PICTURES, 3), Ratio(RESIDUALS, RESNET, 10)],
             rounds,
             "predict",
@@ -137,6 +107,21 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
             ),
         }
     return measurement
+
+
+def _by_residuals(recognizer: Recognizer, path: Path) -> None:
+    stream = Bitstream.open(path)
+    list(recognizer.predict_bitstream(stream, window_gops=len(stream.gops)))
+
+
+def _by_pictures(recognizer: Recognizer, path: Path, last: Sequence[int]) -> None:
+    """The frames to look at, the last of each GOP, are given to this way for nothing."""
+    recognizer.probabilities(decoded_planes(path, last)[None])
+
+
+def _by_resnet(resnet: torch.nn.Module, path: Path) -> None:
+    with torch.inference_mode():
+        resnet(_resnet_input(path))
 
 
 def decoded_planes(path: Path, wanted: Sequence[int]) -> np.ndarray:
@@ -182,22 +167,15 @@ def _label_one(way: str, path: Path) -> float:
     torch.set_num_threads(1)
     imported = _peak()
     if way == RESNET:
-        with torch.inference_mode():
-            torchvision.models.resnet18(num_classes=7).eval()(_resnet_input(path))
+        _by_resnet(torchvision.models.resnet18(num_classes=7).eval(), path)
+    elif way == RESIDUALS:
+        _by_residuals(Recognizer.from_pretrained(), path)
     else:
-        recognizer = Recognizer.from_pretrained()
-        stream = Bitstream.open(path)
-        if way == RESIDUALS:
-            list(recognizer.predict_bitstream(stream, window_gops=len(stream.gops)))
-        else:
-            recognizer.probabilities(decoded_planes(path, _last_frames(stream))[None])
+        _by_pictures(Recognizer.from_pretrained(), path, _last_frames(Bitstream.open(path)))
     return _peak() - imported
 
 
 def _peak() -> float:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    # On Linux, the former is no smaller than the process that started this one was.
-    lines = status.read_text().splitlines()
+    # getrusage's ru_maxrss is no smaller than that of the process that started this one.
+    lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024

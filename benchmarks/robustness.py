@@ -1,21 +1,17 @@
 """Does a model say the same of a video that was changed a little?
 
-    python -m benchmarks.robustness VIDEO [VIDEO ...] [--model NAME] [--json FILE]
-
 The face is found once, in windows of one GOP. Then the same frames are changed, cropped and encoded
-anew, and what the model says is compared with what it says of them unchanged. No label is needed,
-so this is no accuracy: a model that says the same of everything is robust, too. Hence `by chance`,
-how often the labels would agree if they were dealt out to the windows anew.
+anew, and the model's label of them is compared with its label of the unchanged ones. No label is
+needed, so this is no accuracy: a model that says the same of everything is robust, too. Hence `by
+chance`, how often the labels would agree if they were dealt out to the windows anew.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -24,9 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cfer.codec import CodecSettings, encode
-from cfer.errors import InputError, exit_with_message
-from cfer.outputs import check_output
-from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
+from cfer.errors import InputError
 from cfer.predict.recognizer import Recognizer
 from cfer.video.faces import FaceDetector, FaceWindow, Square, crop, face_clip
 from cfer.video.pictures import Pictures, open_pictures
@@ -39,10 +33,10 @@ class Change:
     """Something that may happen to a video.
 
     Attributes:
-        name: what the table calls it.
-        square: what becomes of the face's square.
-        picture: what becomes of each crop, RGB, uint8 (S, S, 3).
-        codec: what becomes of the encoder's settings.
+        name: its name in the table.
+        square: changes the face's square.
+        picture: changes each crop, RGB, uint8 (S, S, 3).
+        codec: changes the encoder's settings.
         is_compressed: the whole video is H.264 of `H264_CRF` first.
         is_later: each window begins half its length later.
     """
@@ -55,16 +49,19 @@ class Change:
     is_later: bool = False
 
 
-def _moved(right: float, down: float) -> Callable[[Square], Square]:
-    return lambda s: replace(s, x=s.x + round(right * s.side), y=s.y + round(down * s.side))
+def _reframed(
+    right: float = 0.0, down: float = 0.0, larger: float = 0.0
+) -> Callable[[Square], Square]:
+    """Moved and grown by shares of the square's side."""
 
+    def reframe(square: Square) -> Square:
+        x, y = (round(share * square.side) for share in (right, down))
+        more = round(larger * square.side / 2)
+        return replace(
+            square, x=square.x + x - more, y=square.y + y - more, side=square.side + 2 * more
+        )
 
-def _grown(share: float) -> Callable[[Square], Square]:
-    def grow(square: Square) -> Square:
-        more = round(share * square.side / 2)
-        return replace(square, x=square.x - more, y=square.y - more, side=square.side + 2 * more)
-
-    return grow
+    return reframe
 
 
 def _brighter(factor: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -83,9 +80,9 @@ def _coarser(factor: float) -> Callable[[CodecSettings], CodecSettings]:
 
 UNCHANGED = Change("unchanged")
 CHANGES = (
-    Change("crop 3 % to the right", square=_moved(0.03, 0)),
-    Change("crop 3 % lower", square=_moved(0, 0.03)),
-    Change("crop 5 % larger", square=_grown(0.05)),
+    Change("crop 3 % to the right", square=_reframed(right=0.03)),
+    Change("crop 3 % lower", square=_reframed(down=0.03)),
+    Change("crop 5 % larger", square=_reframed(larger=0.05)),
     Change("mirrored", picture=lambda picture: np.ascontiguousarray(picture[:, ::-1])),
     Change("darker, × 0.8", picture=_brighter(0.8)),
     Change("brighter, × 1.2", picture=_brighter(1.2)),
@@ -98,13 +95,12 @@ CHANGES = (
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the model says of changed windows, beside the unchanged ones.
+    """The probabilities of changed windows, compared with those of the unchanged ones.
 
     Attributes:
         windows: how many were compared.
         same_label: share of them, in [0, 1].
-        by_chance: what `same_label` would be if labels and windows had nothing to do with each
-            other.
+        by_chance: `same_label` if labels and windows had nothing to do with each other.
         difference: of the probabilities, half the sum of the absolute ones; the mean, in [0, 1].
     """
 
@@ -113,25 +109,23 @@ class Agreement:
     by_chance: float
     difference: float
 
-    @staticmethod
-    def of(before: np.ndarray, after: np.ndarray) -> Agreement:
+    @classmethod
+    def of(cls, before: np.ndarray, after: np.ndarray) -> Agreement:
         """Probabilities of the same windows, float (N, classes) each."""
         labels, others = before.argmax(1), after.argmax(1)
-        shares = [
-            np.bincount(given, minlength=before.shape[1]) / len(before)
-            for given in (labels, others)
-        ]
-        return Agreement(
+        num_classes = before.shape[1]
+        counts, other_counts = (np.bincount(n, minlength=num_classes) for n in (labels, others))
+        return cls(
             windows=len(before),
             same_label=float((labels == others).mean()),
-            by_chance=float(shares[0] @ shares[1]),
+            by_chance=float(counts / len(before) @ (other_counts / len(before))),
             difference=float(np.abs(before - after).sum(1).mean() / 2),
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Robustness:
-    """What was found.
+    """The result.
 
     Attributes:
         model: its name.
@@ -143,10 +137,10 @@ class Robustness:
 
     model: str
     videos: int
-    windows: int = 0
-    with_a_face: int = 0
-    labels: dict[str, int] = field(default_factory=dict)
-    agreement: dict[str, Agreement] = field(default_factory=dict)
+    windows: int
+    with_a_face: int
+    labels: dict[str, int]
+    agreement: dict[str, Agreement]
 
     def table(self) -> str:
         """Markdown, for the terminal and for a page."""
@@ -174,43 +168,39 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
         ClipError: a video that cannot be read.
         InputError: no face in any of them.
     """
-    found = Robustness(model_name, len(videos))
+    num_windows = 0
+    unchanged: list[np.ndarray] = []
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {c.name: [] for c in CHANGES}
-    said: list[np.ndarray] = []
-    codec = recognizer.card.codec
-    detector = FaceDetector()
+    card, detector = recognizer.card, FaceDetector()
     for video in tqdm(videos, "robustness", unit="video", disable=None, leave=False):
-        # Of the window's own crops none is needed.
-        windows = list(
-            face_clip(video, recognizer.card.size, detector, codec.span, take=lambda _: ())
-        )
-        found.windows += len(windows)
+        # The windows' own crops are not needed.
+        windows = list(face_clip(video, card.size, detector, card.codec.span, take=lambda _: ()))
+        num_windows += len(windows)
         windows = [window for window in windows if window.square is not None]
         if not windows:
             continue
-        found.with_a_face += len(windows)
         pictures = open_pictures(video)
         before = dict(_says(recognizer, pictures, windows, UNCHANGED))
-        said += before.values()
-        for change in CHANGES:
-            if change.is_compressed:
-                with tempfile.TemporaryDirectory() as folder:
-                    after = dict(
-                        _says(recognizer, _compressed(pictures, Path(folder)), windows, change)
-                    )
-            else:
-                after = dict(_says(recognizer, pictures, windows, change))
-            pairs[change.name] += [(before[number], after[number]) for number in after]
-    if not said:
+        unchanged += before.values()
+        with tempfile.TemporaryDirectory() as folder:
+            compressed = _compressed(pictures, Path(folder))
+            for change in CHANGES:
+                source = compressed if change.is_compressed else pictures
+                pairs[change.name] += [
+                    (before[number], after)
+                    for number, after in _says(recognizer, source, windows, change)
+                ]
+    if not unchanged:
         raise InputError("no face was found in any window; give videos with a face in view")
-    counts = Counter(recognizer.card.classes[p.argmax()] for p in said)
-    found.labels = dict(counts.most_common())
-    found.agreement = {
+    labels = Counter(card.classes[probabilities.argmax()] for probabilities in unchanged)
+    agreement = {
         name: Agreement.of(*(np.stack(side) for side in zip(*both, strict=True)))
         for name, both in pairs.items()
         if both
     }
-    return found
+    return Robustness(
+        model_name, len(videos), num_windows, len(unchanged), dict(labels.most_common()), agreement
+    )
 
 
 def _says(
@@ -218,12 +208,11 @@ def _says(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The number of each window, and its probabilities, float64 (classes,), after the change."""
     codec = recognizer.card.codec
-    begin = codec.span // 2 if change.is_later else 0
+    begin, num_frames = codec.span // 2 if change.is_later else 0, pictures.count()
     taken = [
         (window, [begin + window.frames[n] for n in codec.encoded_frames(len(window.frames))])
         for window in windows
     ]
-    num_frames = pictures.count()
     taken = [(window, frames) for window, frames in taken if frames[-1] < num_frames]
     if not taken:
         return
@@ -259,28 +248,3 @@ def _compressed(pictures: Pictures, folder: Path) -> Pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode(None))
     return open_pictures(path)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.robustness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="with a face in view")
-    parser.add_argument("--model", default=DEFAULT, help="as for `cfer predict` (default)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    options = parser.parse_args(argv)
-    if options.json:
-        check_output(options.json)
-    found = measure(Recognizer.from_pretrained(options.model), options.videos, options.model)
-    print(found.table())
-    if options.model == DEFAULT:
-        print(f"\n{DEFAULT_LIMITS}")
-    if options.json:
-        options.json.write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    exit_with_message(main)

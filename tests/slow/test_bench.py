@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from helpers import commands, run_documented_bench
 
-BENCHES = {command.split()[3]: command for command in commands("How fast", "docs/speed.md")}
+BENCHES = {command.split()[2]: command for command in commands("How fast", "docs/speed.md")}
 
 
 def test_the_bench_of_the_prediction_knows_the_memory_of_each_way(tmp_path: Path):
-    found = run_documented_bench(BENCHES["predict"], tmp_path)
+    found = run_documented_bench(BENCHES["predict"], tmp_path, "--max-frames", "26")
     assert found["verified"].startswith("1 clips: the decoded pictures are those")
     figures = found["figures"]
     assert figures["clips"].endswith("3 frames, of 24 in the video, GOP 3, 1 of them looked at")
@@ -29,13 +29,10 @@ def test_the_bench_of_the_prediction_knows_the_memory_of_each_way(tmp_path: Path
 
 
 def test_the_bench_of_training_runs_with_one_worker_and_with_two(tmp_path: Path):
-    found = run_documented_bench(BENCHES["train"], tmp_path)
+    found = run_documented_bench(BENCHES["train"], tmp_path, *"--clips 32 --epochs 1".split())
     assert found["verified"] == "32 clips of 112 × 112: each comes once in an epoch"
     assert found["units"]["cfer.train, 2 workers"] == "epochs"
     rates = {name: rate["median"] for name, rate in found["rates"].items()}
-    for ratio, work, reference in (
-        ("cfer.train, 2 workers / 1", "cfer.train, 2 workers", "cfer.train, 1 worker"),
-        ("the same, 2 workers / 1 worker", "the same, 2 workers", "a turn of 16 clips, 1 worker"),
-    ):
-        expected = rates[work] / rates[reference]  # of the one round
-        assert found["ratios"][ratio]["median"] == pytest.approx(expected)
+    more, one = "cfer.train, 2 workers", "cfer.train, 1 worker"
+    expected = rates[more] / rates[one]  # of the one round
+    assert found["ratios"][f"{more} / {one}"]["median"] == pytest.approx(expected)

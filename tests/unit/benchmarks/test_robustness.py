@@ -12,6 +12,7 @@ import pytest
 from helpers import REPOSITORY, commands
 
 from benchmarks import robustness
+from benchmarks.__main__ import main
 from benchmarks.robustness import CHANGES, UNCHANGED, Agreement, Change, measure
 from cfer.codec import encode
 from cfer.errors import InputError
@@ -132,15 +133,9 @@ def test_videos_without_a_face_are_counted_or_an_error(recognizer, videos, tmp_p
 def test_the_documented_command_prints_the_table_that_the_page_has(videos, tmp_path, capsys):
     """Its form: the figures are of videos that are not part of the repository."""
     (command,) = commands("How robust the default model is", "docs/limits.md")
-    python, module, name, *words = command.split()
-    assert (python, module, name, words[0]) == (
-        "python",
-        "-m",
-        "benchmarks.robustness",
-        "videos/*.mp4",
-    )
-    words = [str(tmp_path / word) if word.endswith(".json") else word for word in words[1:]]
-    assert robustness.main([str(videos[0]), *words]) == 0
+    assert command.startswith("cfer bench robustness videos/*.mp4 --json ")
+    words = [str(tmp_path / word) if word.endswith(".json") else word for word in command.split()]
+    assert main(["robustness", str(videos[0]), *words[4:]]) == 0
     said = capsys.readouterr()
     page = (REPOSITORY / "docs" / "limits.md").read_text()
     rows = re.findall(r"^\| (.*?) \|", said.out, re.M)
