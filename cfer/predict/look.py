@@ -1,289 +1,50 @@
 """One picture that explains the method on a clip of one's own: `cfer look VIDEO PICTURE.png`.
 
 What one GOP holds (I-frame, direct and accumulated residuals, motion vectors, block types, bytes of
-each frame), and what a recognizer makes of it (probabilities, and where it looked). What is shown
-is computed by functions of their own, which return arrays: `frame_bytes`, `movements`,
-`movements_since_i_frame`, `block_types`, `class_activation`, `activation_picture`.
+each frame), and what a recognizer makes of it (probabilities, and where it looked).
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from cfer.codec import GRAY, MACROBLOCK, Bitstream, CodecError, Residual
-from cfer.data.inputs import BLOCK, traced_motion
+from cfer.data.inputs import BLOCK
 from cfer.data.shards import DESCRIPTION_NAME, Clip, read_clips
 from cfer.errors import InputError
 from cfer.model.card import ModelCard
-from cfer.model.network import Predictor, scale_planes
+from cfer.predict.gop_arrays import (
+    EMPTY,
+    INTER,
+    INTER_PARTS,
+    INTRA,
+    ClassActivation,
+    activation_picture,
+    block_types,
+    class_activation,
+    frame_bytes,
+    movements,
+    movements_since_i_frame,
+)
 from cfer.predict.recognizer import Recognizer, face_bitstream
 
 NUM_RESIDUALS = 4
 NUM_IDS = 3  # that a message about clip ids names
-# From one cell of the encoder's last stage to the next, pixels of the picture: a plane has half of
-# its sides, and the stem and two of the stages halve it again.
-CELL = 16
-
-# ---- what is shown -------------------------------------------------------------------------------
-
-INTRA, INTER, INTER_PARTS, EMPTY = range(4)
-
-
-def frame_bytes(bitstream: Bitstream, gop: int) -> np.ndarray:
-    """What each frame of a GOP takes in the bitstream: int64 (frames,), bytes."""
-    return np.array([len(bitstream.packets[n]) for n in bitstream.gops[gop]], np.int64)
-
-
-def movements(residual: Residual) -> np.ndarray:
-    """How the blocks of a P-frame moved since the frame before it: float32 (blocks, 4), pixels.
-
-    A row is the block's center (x, y) and its movement (dx, dy), to the right and downwards: from
-    the place in the frame before that the block is predicted from. Intra blocks have no row.
-    """
-    vectors = residual.motion_vectors
-    # A vector points from the block back to where it comes from.
-    scale = np.maximum(vectors["motion_scale"], 1).astype(np.float32)
-    columns = (
-        vectors["dst_x"],
-        vectors["dst_y"],
-        -vectors["motion_x"] / scale,
-        -vectors["motion_y"] / scale,
-    )
-    return np.stack(columns, axis=1).astype(np.float32)
-
-
-def movements_since_i_frame(residuals: Iterable[Residual]) -> np.ndarray:
-    """How the 8 × 8 blocks of a GOP's last P-frame moved since its I-frame.
-
-    Args:
-        residuals: of all P-frames of the GOP, up to that one.
-
-    Returns:
-        float32 (blocks, 4), rows as in `movements`; the vectors, traced back (`traced_motion`).
-    """
-    (last,) = deque(traced_motion(residuals), maxlen=1)
-    down, right = -last
-    row, column = np.mgrid[: down.shape[0], : down.shape[1]]
-    parts = ((column + 0.5) * BLOCK, (row + 0.5) * BLOCK, right, down)
-    return np.stack([part.ravel() for part in parts], axis=1).astype(np.float32)
-
-
-def block_types(residual: Residual) -> np.ndarray:
-    """How each macroblock of a P-frame is coded: uint8 (ceil(H/16), ceil(W/16)).
-
-    Args:
-        residual: a direct one; an accumulated one is not zero where its frame has nothing.
-
-    Returns:
-        INTRA: no prediction, its samples stand in the bitstream; INTER: one vector for 16 × 16;
-        INTER_PARTS: a vector for each 8 × 8 (for each field, if interlaced); EMPTY: the vector is
-        zero, and so is the residual. Whether such a one was skipped by a single bit, or written out
-        as empty, can't be told from what a decoder gives.
-    """
-    height, width = residual.y.shape
-    rows, columns = -(-height // MACROBLOCK), -(-width // MACROBLOCK)
-    if not residual.is_coded:
-        return np.full((rows, columns), EMPTY, np.uint8)
-    vectors = residual.motion_vectors
-    at = vectors["dst_y"] // MACROBLOCK, vectors["dst_x"] // MACROBLOCK
-    num_vectors = np.zeros((rows, columns), int)
-    np.add.at(num_vectors, at, 1)
-    moves = np.zeros((rows, columns), bool)
-    moves[at] |= (vectors["motion_x"] != 0) | (vectors["motion_y"] != 0)
-    types = np.full((rows, columns), INTER, np.uint8)
-    types[~moves & ~_has_residual(residual, rows, columns)] = EMPTY
-    types[num_vectors > 1] = INTER_PARTS
-    types[num_vectors == 0] = INTRA
-    return types
-
-
-def _has_residual(residual: Residual, rows: int, columns: int) -> np.ndarray:
-    """bool (rows, columns): whether a macroblock has a sample of Y, U or V that is not zero."""
-    there = np.zeros((rows, columns), bool)
-    for plane, side in (
-        (residual.y, MACROBLOCK),
-        (residual.u, MACROBLOCK // 2),
-        (residual.v, MACROBLOCK // 2),
-    ):
-        whole = np.zeros((rows * side, columns * side), bool)
-        whole[: plane.shape[0], : plane.shape[1]] = plane != GRAY
-        there |= whole.reshape(rows, side, columns, side).any((1, 3))
-    return there
-
-
-@dataclass(frozen=True)
-class ClassActivation:
-    """What each place of each frame adds to the score of one class.
-
-    Attributes:
-        target: the class, by its number in the model's.
-        logits: float32 (classes,), the scores of all, before the softmax.
-        bias: of the target's logit, what it would be if the last stage were zero everywhere.
-        contributions: float32 (T, rows, columns), for the T frames that the model was given and the
-            cells of the encoder's last stage. They sum to `logits[target] - bias`.
-    """
-
-    target: int
-    logits: np.ndarray
-    bias: float
-    contributions: np.ndarray
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """float32 (classes,), which sum to 1."""
-        return torch.from_numpy(self.logits).softmax(0).numpy()
-
-
-def class_activation(
-    predictor: Predictor, planes: np.ndarray, target: int | None = None
-) -> ClassActivation:
-    """Where a model looked: Zhou et al., "Learning Deep Features for Discriminative Localization",
-    CVPR 2016.
-
-    After the last stage come an average over a grid, a mean over the frames and two linear layers.
-    So a logit is linear in the stage's output, and output × gradient, summed over the channels, is
-    exactly what a cell adds to it. (With max pooling over the frames it is linear piece by piece
-    and grows in proportion to that output, so the sum is exact there as well.)
-
-    Args:
-        predictor: the model, in evaluation mode.
-        planes: what it is given, uint8 (T, C, S/2, S/2).
-        target: a class, by its number; None: the likeliest.
-    """
-    kept: list[torch.Tensor] = []
-
-    def keep(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        kept.append(output.detach().requires_grad_())
-        return kept[0]
-
-    hook = predictor.encoder.stages.register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
-            mask = torch.ones(1, len(planes), dtype=torch.bool)
-            # A copy, since the planes may be read-only.
-            code = predictor.encoder(scale_planes(torch.tensor(planes))[None], mask)
-            logits = predictor.classifier(code)[0]
-    finally:
-        hook.remove()
-    target = int(logits.argmax()) if target is None else target
-    (gradient,) = torch.autograd.grad(logits[target], kept[0])
-    with torch.no_grad():
-        bias = predictor.classifier(predictor.encoder.code.bias)[target]
-        contributions = (gradient * kept[0]).sum(1)
-    return ClassActivation(target, logits.detach().numpy(), float(bias), contributions.numpy())
-
-
-def activation_picture(contributions: np.ndarray, size: int) -> np.ndarray:
-    """One frame's contributions, float32 (rows, columns), over its picture: float32 (size, size).
-
-    Interpolated, so what it shows is a place, and not a quantity that sums to anything.
-    """
-    # The strides sample every second place from the first one on: a cell looks around the pixel
-    # CELL · n, and not around the middle of the n-th tile of CELL pixels.
-    at = ((np.arange(size) - 0.5) / CELL).astype(np.float32)
-    columns, rows = np.meshgrid(at, at)
-    return cv2.remap(
-        np.ascontiguousarray(contributions, np.float32),
-        columns,
-        rows,
-        cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-
-
-# ---- where it comes from -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A GOP, and what a model makes of it.
-
-    Attributes:
-        name: of the video or the clip.
-        bitstream, gop: the GOP's number, from 0.
-        clip: the row that it is stored in, if it comes out of a data set.
-        model_name, card: of the model.
-        activation: None where the model can't be given such a clip.
-        frames: those that the model was given.
-    """
-
-    name: str
-    bitstream: Bitstream
-    gop: int
-    clip: Clip | None
-    model_name: str
-    card: ModelCard
-    activation: ClassActivation | None
-    frames: Sequence[int]
-
-    @property
-    def numbers(self) -> range:
-        return self.bitstream.gops[self.gop]
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        return frame_bytes(self.bitstream, self.gop)
-
-    @cached_property
-    def accumulated(self) -> tuple[dict[int, Residual], np.ndarray]:
-        """The residuals that are drawn, by their positions, and `movements_since_i_frame`: of a
-        long GOP no more is held at a time."""
-        wanted = {*self.positions, *(self.numbers.index(frame) for frame in self.frames)}
-        kept = {}
-
-        def passing() -> Iterator[Residual]:
-            residuals = self.bitstream.iter_accumulated_residuals(self.gop)
-            for position, residual in enumerate(residuals, start=1):
-                if position in wanted:
-                    kept[position] = residual
-                yield residual
-
-        moves = movements_since_i_frame(passing())
-        return kept, moves
-
-    @cached_property
-    def positions(self) -> list[int]:
-        """Of the P-frames whose residuals are drawn; 1 is the first one's."""
-        count = len(self.numbers) - 1
-        steps = np.linspace(1, count, min(NUM_RESIDUALS, count))
-        return sorted({round(step) for step in steps})
-
-    @cached_property
-    def largest(self) -> int:
-        """Position of the P-frame that has most to tell of vectors and blocks."""
-        return 1 + int(self.sizes[1:].argmax())
-
-    def residual(self, kind: str, position: int) -> Residual:
-        return self.direct(position) if kind == "direct" else self.accumulated[0][position]
-
-    def limit(self, kind: str) -> int:
-        """The residual's size at the colors' end: beyond it are 1 % of the samples."""
-        sizes = [np.abs(_signed(self.residual(kind, position))) for position in self.positions]
-        return max(int(np.percentile(sizes, 99)), 8)
-
-    def direct(self, position: int) -> Residual:
-        return self.bitstream.direct_residual(self.numbers[position])
-
-    def picture(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(y, u, v) of one frame."""
-        return next(islice(self.bitstream.gop_pictures(self.gop), position, None))
 
 
 def look(source: str | Path, clip_id: str | None, gop: int, model_name: str) -> Figure:
@@ -323,13 +84,15 @@ def look_with(
     else:
         bitstream = _open(Path(source), card)
     _check_gop(str(source), bitstream, gop)
-    activation, frames = None, []
+    activation, given = None, []
     if recognizer.is_fixed_gop(bitstream):
         gops = range(gop, gop + 1)
-        frames = card.what.wanted(bitstream, gops)
+        given = [bitstream.gops[gop].index(n) for n in card.what.wanted(bitstream, gops)]
         activation = class_activation(recognizer.predictor, card.what.read(bitstream, gops))
     name = Path(source).name if clip is None else clip.clip_id
-    return _draw(_Shown(name, bitstream, gop, clip, model_name, card, activation, frames))
+    shown = _Shown(name, bitstream, gop, clip, Path(model_name).name, card, activation, given)
+    with matplotlib.rc_context(STYLE):
+        return _draw(shown)
 
 
 def _open(path: Path, card: ModelCard) -> Bitstream:
@@ -344,20 +107,17 @@ def _open(path: Path, card: ModelCard) -> Bitstream:
 
 
 def _find_clip(directory: str, clip_id: str | None) -> Clip:
-    clips = read_clips(directory)
-    if clip_id is None:
-        ids = [clip.clip_id for clip in islice(clips, NUM_IDS)]
-        raise InputError(f"{directory}: a data set of many clips; give --clip ID ({_few(ids)})")
-    ids = []
-    for clip in clips:
+    ids: list[str] = []
+    for clip in read_clips(directory):
         if clip.clip_id == clip_id:
             return clip
         ids.append(clip.clip_id)
-    raise InputError(f"--clip {clip_id}: no such clip in {directory}; give one of {_few(ids)}")
-
-
-def _few(ids: Sequence[str]) -> str:
-    return ", ".join([*ids[:NUM_IDS], "…"])
+        if clip_id is None and len(ids) == NUM_IDS:
+            break
+    some = ", ".join([*ids[:NUM_IDS], "…"])
+    if clip_id is None:
+        raise InputError(f"{directory}: a data set of many clips; give --clip ID ({some})")
+    raise InputError(f"--clip {clip_id}: no such clip in {directory}; give one of {some}")
 
 
 def _check_gop(source: str, bitstream: Bitstream, gop: int) -> None:
@@ -372,18 +132,111 @@ def _check_gop(source: str, bitstream: Bitstream, gop: int) -> None:
         )
 
 
-def _signed(residual: Residual) -> np.ndarray:
-    return residual.y.astype(np.int16) - GRAY
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A GOP, and what a model makes of it. Frames are named by their positions in the GOP: 0 is
+    the I-frame.
+
+    Attributes:
+        name: of the video or the clip.
+        bitstream, gop: the GOP's number, from 0.
+        clip: the row that it is stored in, if it comes out of a data set.
+        model_name, card: of the model.
+        activation: None where the model can't be given such a clip.
+        given: the frames that the model was given.
+    """
+
+    name: str
+    bitstream: Bitstream
+    gop: int
+    clip: Clip | None
+    model_name: str
+    card: ModelCard
+    activation: ClassActivation | None
+    given: Sequence[int]
+
+    @property
+    def numbers(self) -> range:
+        """The frames' numbers in the bitstream."""
+        return self.bitstream.gops[self.gop]
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        return frame_bytes(self.bitstream, self.gop)
+
+    @property
+    def last(self) -> int:
+        return len(self.sizes) - 1
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """Of the P-frames whose residuals are drawn."""
+        steps = np.linspace(1, self.last, min(NUM_RESIDUALS, self.last))
+        return sorted({round(step) for step in steps})
+
+    @cached_property
+    def accumulated(self) -> dict[int, Residual]:
+        """Those that are drawn: of a long GOP no more are held at a time."""
+        residuals = enumerate(self.bitstream.iter_accumulated_residuals(self.gop), start=1)
+        return {n: r for n, r in residuals if n in self.positions or n in self.given}
+
+    @property
+    def kind_given(self) -> str | None:
+        """Of the residuals that the model is given, if it is given any."""
+        kind = self.card.what.kind
+        return next((name for name in RESIDUALS if kind.startswith(name)), None)
+
+    def direct(self, position: int) -> Residual:
+        return self.bitstream.direct_residual(self.numbers[position])
+
+    def luma_residual(self, kind: str, position: int) -> np.ndarray:
+        """int16 (H, W), from -128 to 127."""
+        residual = self.direct(position) if kind == "direct" else self.accumulated[position]
+        return residual.y.astype(np.int16) - GRAY
+
+    def limit(self, kind: str) -> int:
+        """The residual's size at the colors' end: beyond it are 1 % of the samples."""
+        sizes = [np.abs(self.luma_residual(kind, position)) for position in self.positions]
+        return max(int(np.percentile(sizes, 99)), 8)
+
+    def luma(self, position: int) -> np.ndarray:
+        """The decoded picture's Y: uint8 (H, W)."""
+        return next(islice(self.bitstream.gop_pictures(self.gop), position, None))[0]
 
 
 # ---- how it is drawn -----------------------------------------------------------------------------
 
-# Inches; `cfer look` makes 1600 pixels of the page's width.
-PAGE_WIDTH, MARGIN = 14.5, 0.4
+# Inches; `cfer look` makes 1600 pixels of the width and the margins.
+WIDTH, MARGIN, LEFT_WIDTH, CELL_WIDTH = 13.7, 0.4, 3.4, 2.35
 MOST_ARROWS = 20  # from left to right
 NOTE_WIDTH = 45  # characters
 INK, FAINT, EDGE = "#20262d", "#5d6873", "#c9d0d6"
 APPEARANCE, CHANGE, HEAT = "#2a9d74", "#3d6fa5", "#d9480f"
+STYLE: Any = {
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "figure.titleweight": "bold",
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xaxis.labellocation": "left",
+    "axes.labelcolor": FAINT,
+    "axes.edgecolor": EDGE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "legend.labelcolor": FAINT,
+    "legend.frameon": False,
+    "legend.borderpad": 0,
+    "legend.borderaxespad": 0,
+    "legend.handlelength": 1,
+    "legend.handleheight": 1,
+    "legend.columnspacing": 1,
+}
 TYPES = {
     EMPTY: ("#e9ecef", "nothing sent"),
     INTER: ("#b9cde4", "one vector"),
@@ -393,6 +246,10 @@ TYPES = {
 SIGNED = matplotlib.colormaps["RdBu_r"]
 HOT = LinearSegmentedColormap.from_list(
     "hot", [(*to_rgb("#ffd43b"), 0.0), (*to_rgb("#ff922b"), 0.6), (*to_rgb(HEAT), 0.85)]
+)
+METHOD = (
+    "A video codec stores one whole picture (the I-frame). Of each frame after it (a P-frame) it "
+    "stores how blocks moved, and what their motion does not explain: the residual."
 )
 RESIDUALS = {
     "direct": "Direct residuals: what each P-frame transmits",
@@ -408,164 +265,90 @@ SEEN = {
 }
 
 
-class _Box(NamedTuple):
-    """Inches from the page's left and top edge."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-
-class _Page:
-    """A figure that is laid out by inches: no panel can come to lie over another by accident."""
-
-    def __init__(self, height: float) -> None:
-        self.height = height
-        self.figure = Figure(figsize=(PAGE_WIDTH, height), facecolor="white")
-
-    def axes(self, box: _Box) -> Axes:
-        bottom = 1 - (box.top + box.height) / self.height
-        return self.figure.add_axes(
-            (box.left / PAGE_WIDTH, bottom, box.width / PAGE_WIDTH, box.height / self.height)
-        )
-
-    def text(self, left: float, top: float, text: str, size: float = 10, **style: Any) -> None:
-        """`top` is the text's upper edge."""
-        style = {"color": INK, "va": "top", "linespacing": 1.4, **style}
-        self.figure.text(
-            left / PAGE_WIDTH, 1 - top / self.height, text, fontsize=size, parse_math=False, **style
-        )
-
-    def heading(self, box: _Box, text: str) -> None:
-        self.text(box.left, box.top - 0.09, text, 11.5, weight="bold", va="baseline")
-
-    def note(self, box: _Box, text: str) -> None:
-        lines = textwrap.fill(text, NOTE_WIDTH)
-        self.text(box.left, box.top + box.height + 0.09, lines, 9.5, color=FAINT)
-
-    def legend(self, box: _Box, handles: Sequence[Patch]) -> None:
-        self.figure.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(box.left / PAGE_WIDTH, 1 - (box.top + box.height + 0.05) / self.height),
-            ncols=2,
-            fontsize=9.5,
-            labelcolor=FAINT,
-            frameon=False,
-            borderpad=0,
-            borderaxespad=0.2,
-            handlelength=1,
-            handleheight=1,
-            columnspacing=1,
-        )
-
-    def picture(self, box: _Box, picture: np.ndarray, smooth: bool = False, **style: Any) -> Axes:
-        """Samples stay squares unless `smooth`, where there is room for them."""
-        axes = self.axes(box)
-        enlarged = "bicubic" if smooth else "nearest"
-        has_room = picture.shape[1] < 240
-        axes.imshow(picture, interpolation=enlarged if has_room else "auto", **style)
-        axes.set_anchor("NW")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        _frame(axes, EDGE, 0.8)
-        return axes
-
-
-def _frame(axes: Axes, color: str, width: float) -> None:
-    for spine in axes.spines.values():
-        spine.set(color=color, linewidth=width)
-
-
 def _draw(shown: _Shown) -> Figure:
+    # Few residuals leave room beside them.
+    num_columns = max(len(shown.positions), 2)
+    room = NUM_RESIDUALS - num_columns
+    panels = ["motion", "types", "advice", "advice"]
+    if shown.activation is not None:
+        panels[2:] = ["looked"] if room == 2 else ["looked", "says"]
+
     # A picture that is far from square leaves room in its panel; the page keeps its shape.
     aspect = min(max(shown.bitstream.height / shown.bitstream.width, 0.55), 1.25)
-    left_width, right = 3.0, MARGIN + 3.0 + 0.5
-    column_gap, row_gap = 0.12, 0.42
-    cell = (PAGE_WIDTH - MARGIN - 0.8 - right - (NUM_RESIDUALS - 1) * column_gap) / NUM_RESIDUALS
-    top = 1.68
-    height = max(2 * aspect * cell + row_gap, aspect * left_width + 1.7)
-    # Few residuals leave room beside them.
-    beside = right + len(shown.positions) * (cell + column_gap) + 1.2
-    is_beside = shown.activation is not None and PAGE_WIDTH - MARGIN - beside > 3
-    num_panels, panel_gap = 3 if is_beside else 4, 0.45
-    panel = (PAGE_WIDTH - 2 * MARGIN - (num_panels - 1) * panel_gap) / num_panels
-    panels_top = top + height + 0.65
-    panels = [
-        _Box(MARGIN + n * (panel + panel_gap), panels_top, panel, aspect * panel)
-        for n in range(num_panels)
-    ]
-    says = panels[-1]
-    if is_beside:
-        says = _Box(beside, top, PAGE_WIDTH - MARGIN - beside, height - 0.5)
-    page = _Page(panels_top + max(aspect * panel, 2.2) + 1.25)
-
-    _draw_title(page, shown)
-    appearance = _Box(MARGIN, top, left_width, aspect * left_width)
-    if shown.clip is None:
-        _draw_i_frame(page, shown, appearance)
-    else:
-        _draw_stored(page, shown, shown.clip, appearance)
-    below = aspect * left_width + 0.55
-    _draw_bytes(page, shown, _Box(MARGIN, top + below, left_width, height - below))
-    for row, kind in enumerate(("direct", "accumulated")):
-        row_top = top + row * (aspect * cell + row_gap)
-        limit = shown.limit(kind)
-        for column, position in enumerate(shown.positions):
-            box = _Box(right + column * (cell + column_gap), row_top, cell, aspect * cell)
-            if column == 0:
-                page.heading(box, RESIDUALS[kind])
-            _draw_residual(page, shown, kind, position, limit, box)
-        scale = right + len(shown.positions) * (cell + column_gap)
-        _draw_scale(page, limit, _Box(scale, row_top, 0.13, aspect * cell))
-    _draw_motion(page, shown, panels[0])
-    _draw_types(page, shown, panels[1])
+    top_height = max(2 * (aspect * CELL_WIDTH + 0.4), aspect * LEFT_WIDTH + 1.8)
+    heights = [1.1, top_height, 0.2, aspect * (WIDTH / len(panels) - 0.2) + 1.2]
+    width, height = WIDTH + 2 * MARGIN, sum(heights) + 2 * MARGIN
+    within = (MARGIN / width, MARGIN / height, WIDTH / width, sum(heights) / height)
+    layout = ConstrainedLayoutEngine(rect=within, w_pad=0, wspace=0.05)
+    page = Figure((width, height), facecolor="white", layout=layout)
+    parts = page.subfigures(4, 1, squeeze=False, height_ratios=heights)
+    head, top, _, bottom = parts[:, 0]
+    _draw_head(head, shown)
+    widths = [LEFT_WIDTH, num_columns * CELL_WIDTH + 1, *([room * CELL_WIDTH] if room else [])]
+    left, right, *beside = top.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    _draw_left(left, shown, aspect)
+    for panel, kind in zip(right.subfigures(2, 1), RESIDUALS, strict=True):
+        _draw_residuals(panel, shown, kind)
+    axes = bottom.subplot_mosaic([panels])
+    _draw_motion(axes["motion"], shown)
+    _draw_types(axes["types"], shown)
     if shown.activation is None:
-        _draw_no_prediction(page, shown, panels[2])
+        _draw_no_prediction(axes["advice"], shown)
     else:
-        _draw_activation(page, shown, shown.activation, panels[2])
-        _draw_probabilities(page, shown, shown.activation, says)
-    return page.figure
+        _draw_activation(axes["looked"], shown, shown.activation)
+        says = axes["says"] if "says" in axes else beside[0].subplots()
+        _draw_probabilities(says, shown, shown.activation)
+    return page
 
 
-def _draw_title(page: _Page, shown: _Shown) -> None:
+def _draw_head(head: SubFigure, shown: _Shown) -> None:
     count = len(shown.bitstream.gops)
     name = shown.name if len(shown.name) <= 44 else f"{shown.name[:24]}…{shown.name[-19:]}"
     part = "" if count == 1 else f"GOP {shown.gop} of 0 to {count - 1}, "
-    title = f"{name}: {part}{len(shown.numbers)} frames in {shown.sizes.sum():,} bytes"
-    told = "The residual holds what changes in a face, and little of whose face it is."
+    title = f"{name}: {part}{len(shown.sizes)} frames in {shown.sizes.sum():,} bytes"
+    message = "The residual holds what changes in a face, and little of whose face it is."
     if shown.activation is not None:
         label = shown.card.classes[shown.activation.target]
         title += f"  →  {label}, {shown.activation.probabilities.max():.0%}"
-        told = f"The recognizer is given {SEEN[shown.card.what.kind]}, and nothing else."
-    page.text(MARGIN, 0.3, title, min(18, 1500 / len(title)), weight="bold")
-    page.text(
-        MARGIN,
-        0.75,
-        "A video codec stores one whole picture (the I-frame). Of each frame after it (a P-frame) "
-        "it stores how blocks moved, and what their motion does not explain: the residual.\n"
-        + told,
-        11,
-        color=FAINT,
-    )
+        message = f"The recognizer is given {SEEN[shown.card.what.kind]}, and nothing else."
+    head.text(0, 1, title, va="top", size=min(18, 1500 / len(title)), weight="bold")
+    head.text(0, 0.6, f"{METHOD}\n{message}", va="top", size=11, color=FAINT, linespacing=1.4)
 
 
-def _draw_i_frame(page: _Page, shown: _Shown, box: _Box) -> None:
-    page.heading(box, "I-frame: what the face looks like")
-    page.picture(box, shown.bitstream.i_frame(shown.gop), smooth=True)
+def _picture(axes: Axes, picture: np.ndarray, smooth: bool = False, **style: Any) -> None:
+    """Samples stay squares unless `smooth`, where there is room for them."""
+    enlarged = "bicubic" if smooth else "nearest"
+    has_room = picture.shape[1] < 240
+    axes.imshow(picture, interpolation=enlarged if has_room else "auto", **style)
+    axes.set(anchor="NW", xticks=[], yticks=[], autoscale_on=False)
+    axes.spines[:].set(visible=True, linewidth=0.8)
 
 
-def _draw_stored(page: _Page, shown: _Shown, clip: Clip, box: _Box) -> None:
-    """The I-frame beside the apex that the row holds, and what else it does."""
-    side = (box.width - 0.12) / 2
-    left = box._replace(width=side, height=side)
-    page.heading(left, "I-frame")
-    page.picture(left, shown.bitstream.i_frame(shown.gop), smooth=True)
-    right = left._replace(left=box.left + side + 0.12)
-    if clip.apex is not None:
-        page.heading(right, "Stored apex")
-        page.picture(right, clip.apex, smooth=True)
+def _note(axes: Axes, text: str) -> None:
+    axes.set_xlabel(textwrap.fill(text, NOTE_WIDTH), linespacing=1.4)
+
+
+def _draw_left(left: SubFigure, shown: _Shown, aspect: float) -> None:
+    """The I-frame and the bytes; of a stored clip, what else its row holds."""
+    heights, title = [aspect * LEFT_WIDTH, 1.3], "I-frame: what the face looks like"
+    panels: list[Any] = [["i_frame"], ["bytes"]]
+    if shown.clip is not None:
+        heights, title = [aspect * LEFT_WIDTH / 2, 1.5, 1.3], "I-frame"
+        panels = [["i_frame", "apex"], ["row", "row"], ["bytes", "bytes"]]
+    axes = left.subplot_mosaic(panels, height_ratios=heights)
+    axes["i_frame"].set_title(title)
+    _picture(axes["i_frame"], shown.bitstream.i_frame(shown.gop), smooth=True)
+    if shown.clip is not None:
+        _draw_stored(axes["apex"], axes["row"], shown.clip)
+    _draw_bytes(axes["bytes"], shown)
+
+
+def _draw_stored(apex: Axes, row: Axes, clip: Clip) -> None:
+    if clip.apex is None:
+        apex.set_axis_off()
+    else:
+        apex.set_title("Stored apex")
+        _picture(apex, clip.apex, smooth=True)
     stored = {
         "subject": clip.subject or "–",
         "label": clip.label_name or "–",
@@ -575,248 +358,180 @@ def _draw_stored(page: _Page, shown: _Shown, clip: Clip, box: _Box) -> None:
         "bitstream": f"{len(clip.bitstream):,} bytes (MP4)",
         "identity": f"{clip.identity.shape[1]} numbers",
     }
-    for row, (name, value) in enumerate(stored.items()):
-        line = box.top + side + 0.3 + 0.21 * row
-        page.text(box.left, line, name, 10, color=FAINT, va="baseline", linespacing=1)
-        page.text(box.left + 0.85, line, value, 10, va="baseline", linespacing=1)
+    row.set_axis_off()
+    row.set_ylim(len(stored), 0)
+    for line, (name, value) in enumerate(stored.items()):
+        row.text(0, line, name, color=FAINT)
+        row.text(0.28, line, value)
 
 
-def _draw_bytes(page: _Page, shown: _Shown, box: _Box) -> None:
-    first, rest = int(shown.sizes[0]), int(shown.sizes[1:].sum())
-    count = len(shown.sizes) - 1
-    page.heading(box, "Bytes per frame")
-    axes = page.axes(_Box(box.left + 0.48, box.top + 0.02, box.width - 0.48, box.height - 0.62))
-    colors = [APPEARANCE, *[CHANGE] * count]
-    axes.bar(range(count + 1), shown.sizes, color=colors, width=0.8 if count < 80 else 1.0)
-    axes.set_xlim(-0.7, count + 0.7)
-    _plain(axes)
-    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    # The I-frame and P1 would write over each other.
-    marks = [0, *(n for n in shown.positions if n > count / 12)]
-    axes.set_xticks(marks, [_name(mark) for mark in marks])
+def _draw_bytes(axes: Axes, shown: _Shown) -> None:
+    first, rest, last = int(shown.sizes[0]), int(shown.sizes[1:].sum()), shown.last
+    title = "Bytes per frame"
+    colors = [APPEARANCE, *[CHANGE] * last]
     apex_frame = None if shown.clip is None else shown.clip.apex_frame
     if apex_frame is not None and apex_frame in shown.numbers:
-        apex = shown.numbers.index(apex_frame)
-        axes.annotate(
-            "apex",
-            (apex, shown.sizes[apex]),
-            xytext=(0, 10),
-            textcoords="offset points",
-            ha="right" if apex > count / 2 else "left",
-            fontsize=9,
-            color=INK,
-            arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8},
-        )
-    words = f"{count} P-frames" if count > 1 else "1 P-frame"
-    page.text(
-        box.left,
-        box.top + box.height - 0.24,
-        f"I-frame {first:,} + {words} {rest:,} = {first + rest:,}",
-        9,
-        color=FAINT,
-    )
-
-
-def _name(position: int) -> str:
-    return f"P{position}" if position else "I"
-
-
-def _plain(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(EDGE)
-    axes.tick_params(labelsize=9, colors=FAINT, length=2)
-
-
-def _draw_residual(
-    page: _Page, shown: _Shown, kind: str, position: int, limit: int, box: _Box
-) -> None:
-    residual = shown.residual(kind, position)
-    axes = page.picture(box, _signed(residual), cmap=SIGNED, vmin=-limit, vmax=limit)
-    axes.text(
-        0.025,
-        0.975,
-        _name(position),
-        transform=axes.transAxes,
-        va="top",
-        fontsize=9.5,
-        color=INK,
-        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
-    )
-    if residual.frame in shown.frames and shown.card.what.kind.startswith(kind):
-        _frame(axes, HEAT, 2.5)
-        axes.text(
-            0.5,
-            0.025,
-            "the recognizer sees this",
-            transform=axes.transAxes,
-            ha="center",
-            fontsize=9.5,
-            color="white",
-            bbox={"facecolor": HEAT, "edgecolor": "none", "pad": 2.5},
-        )
-
-
-def _draw_scale(page: _Page, limit: int, box: _Box) -> None:
-    axes = page.axes(box._replace(top=box.top + 0.2, height=box.height - 0.4))
-    steps = np.linspace(limit, -limit, 256)[:, None]
-    axes.imshow(steps, cmap=SIGNED, aspect="auto", extent=(0, 1, -limit, limit))
-    axes.set_xticks([])
+        colors[shown.numbers.index(apex_frame)] = INK
+        title += " (dark: apex)"
+    axes.set_title(title)
+    words = f"{last} P-frames" if last > 1 else "1 P-frame"
+    _note(axes, f"I-frame {first:,} + {words} {rest:,} = {first + rest:,}")
+    axes.bar(range(last + 1), shown.sizes, color=colors, width=0.8 if last < 80 else 1.0)
+    axes.set_xlim(-0.7, last + 0.7)
+    # The I-frame and P1 would write over each other.
+    marks = [n for n in shown.positions if n > last / 12]
+    axes.set_xticks([0, *marks], ["I", *(f"P{n}" for n in marks)])
+    # On the right, so that the bars begin where the I-frame does.
     axes.yaxis.tick_right()
-    axes.set_yticks([-limit, 0, limit], [f"−{limit}", "0", f"+{limit}"])
-    axes.tick_params(labelsize=9, colors=FAINT, length=2)
-    _frame(axes, EDGE, 0.8)
-    left, bottom = box.left - 0.02, box.top + box.height
-    page.text(left, box.top + 0.09, "brighter", 9, color=SIGNED(0.92), va="baseline")
-    page.text(left, bottom, "darker", 9, color=SIGNED(0.08), va="baseline")
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.spines["left"].set_visible(False)
+    axes.spines["right"].set_visible(True)
 
 
-def _draw_motion(page: _Page, shown: _Shown, box: _Box) -> None:
-    page.heading(box, "Motion since the I-frame")
-    last = len(shown.numbers) - 1
-    luma = shown.picture(last)[0]
+def _draw_residuals(panel: SubFigure, shown: _Shown, kind: str) -> None:
+    panel.suptitle(RESIDUALS[kind], x=0, ha="left")
+    limit = shown.limit(kind)
+    row = panel.subplots(1, len(shown.positions), squeeze=False)[0]
+    for position, axes in zip(shown.positions, row, strict=True):
+        luma = shown.luma_residual(kind, position)
+        _picture(axes, luma, cmap=SIGNED, vmin=-limit, vmax=limit)
+        white, heat = {"color": "#ffffffcc", "pad": 1.5}, {"color": HEAT, "pad": 2.5}
+        style: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "bbox": white}
+        axes.text(0.025, 0.975, f"P{position}", **style)
+        if position in shown.given and kind == shown.kind_given:
+            axes.spines[:].set(color=HEAT, linewidth=2.5)
+            style |= {"ha": "center", "va": "baseline", "color": "white", "bbox": heat}
+            axes.text(0.5, 0.025, "the recognizer sees this", **style)
+    # Beside the last one; its labels need some height.
+    height = max(1.0, 0.4 * luma.shape[1] / luma.shape[0])
+    place = axes.inset_axes((1.05, 1 - height, 0.06, height))
+    scale = panel.colorbar(axes.images[0], cax=place)
+    scale.set_ticks([-limit, 0, limit], labels=[f"−{limit}\ndarker", "0", f"brighter\n+{limit}"])
+    darker, _, brighter = scale.ax.get_yticklabels()
+    darker.set(color=SIGNED(0.08), va="bottom")
+    brighter.set(color=SIGNED(0.92), va="top")
+
+
+def _draw_motion(axes: Axes, shown: _Shown) -> None:
+    axes.set_title("Motion since the I-frame")
+    luma = shown.luma(shown.last)
     # Pale, so that the arrows stand out.
     low, high = np.percentile(luma, (1, 99))
     high = max(high, low + 1)
     black = high - (high - low) / 0.3
-    axes = page.picture(box, luma, cmap="gray", vmin=black, vmax=high, smooth=True)
-    told = _draw_arrows(axes, shown.accumulated[1], BLOCK, shown.bitstream)
-    page.note(box, f"Vectors of {_name(1)} to {_name(last)}, traced back. {told}")
+    _picture(axes, luma, cmap="gray", vmin=black, vmax=high, smooth=True)
+    moves = movements_since_i_frame(shown.bitstream.iter_accumulated_residuals(shown.gop))
+    length = _draw_arrows(axes, moves, BLOCK, shown.bitstream.width)
+    _note(axes, f"Vectors of P1 to P{shown.last}, traced back. {length}")
 
 
-def _draw_arrows(axes: Axes, moves: np.ndarray, spacing: int, bitstream: Bitstream) -> str:
+def _draw_arrows(axes: Axes, moves: np.ndarray, spacing: int, width: int) -> str:
     """Arrows of a length that can be seen, on every n-th block of a large picture → what to say."""
-    every = spacing * max(round(bitstream.width / spacing / MOST_ARROWS), 1)
+    every = spacing * max(round(width / spacing / MOST_ARROWS), 1)
     lengths = np.hypot(moves[:, 2], moves[:, 3])
     if not lengths.any():
         return "Nothing moved."
     scale = int(np.clip(1.2 * every / np.percentile(lengths[lengths > 0], 90), 1, 8))
     here = (lengths > 0) & (moves[:, :2].astype(int) // spacing * spacing % every == 0).all(1)
+    style: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "pivot": "mid"}
+    head: dict[str, Any] = {"headwidth": 4, "headlength": 4.5, "headaxislength": 4}
     axes.quiver(
-        *moves[here].T,
-        angles="xy",
-        scale_units="xy",
-        scale=1 / scale,
-        pivot="mid",
-        color=INK,
-        units="width",
-        width=0.006,
-        headwidth=4,
-        headlength=4.5,
-        headaxislength=4,
-        minlength=0.3,
+        *moves[here].T, scale=1 / scale, color=INK, width=0.006, minlength=0.3, **style, **head
     )
-    axes.set_xlim(-0.5, bitstream.width - 0.5)
-    axes.set_ylim(bitstream.height - 0.5, -0.5)
     drawn = f", drawn {scale} × as long" if scale > 1 else ""
     return f"Up to {lengths.max():.1f} pixels{drawn}."
 
 
-def _draw_types(page: _Page, shown: _Shown, box: _Box) -> None:
-    name, residual = _name(shown.largest), shown.direct(shown.largest)
-    page.heading(box, f"Blocks and vectors of {name}")
+def _draw_types(axes: Axes, shown: _Shown) -> None:
+    # That P-frame has the most vectors and blocks to show.
+    largest = 1 + int(shown.sizes[1:].argmax())
+    residual = shown.direct(largest)
+    axes.set_title(f"Blocks and vectors of P{largest}")
     types = block_types(residual)
-    rows, columns = types.shape
-    axes = page.picture(
-        box,
-        types,
-        cmap=ListedColormap([TYPES[kind][0] for kind in range(len(TYPES))]),
-        vmin=0,
-        vmax=len(TYPES) - 1,
-        # The last row and column may reach beyond the picture.
-        extent=(-0.5, columns * MACROBLOCK - 0.5, rows * MACROBLOCK - 0.5, -0.5),
-    )
-    for lines, count in ((axes.axhline, rows), (axes.axvline, columns)):
-        for number in range(1, count):
-            lines(number * MACROBLOCK - 0.5, color="white", linewidth=0.8 if count <= 25 else 0.3)
-    axes.set_xlim(-0.5, shown.bitstream.width - 0.5)
-    axes.set_ylim(shown.bitstream.height - 0.5, -0.5)
-    told = _draw_arrows(axes, movements(residual), MACROBLOCK, shown.bitstream)
-    told = f"The largest P-frame. {told}"
+    height, width = residual.y.shape
+    samples = types.repeat(MACROBLOCK, 0).repeat(MACROBLOCK, 1)[:height, :width]
+    colors = ListedColormap([color for color, _ in TYPES.values()])
+    _picture(axes, samples, cmap=colors, vmin=0, vmax=len(TYPES) - 1)
+    line = 0.8 if max(types.shape) <= 25 else 0.3
+    for side, draw, other in ((height, axes.hlines, width), (width, axes.vlines, height)):
+        draw(np.arange(MACROBLOCK, side, MACROBLOCK) - 0.5, -0.5, other - 0.5, "white", lw=line)
+    length = _draw_arrows(axes, movements(residual), MACROBLOCK, width)
+    message = f"The largest P-frame. {length}"
     if (types == INTRA).any():
-        told += " Where a block is intra, the residual is the picture itself."
-    page.note(box._replace(top=box.top + 0.45), told)
-    page.legend(
-        box,
-        [
+        message += " Where a block is intra, the residual is the picture itself."
+    legend = axes.legend(
+        handles=[
             Patch(color=color, label=f"{np.count_nonzero(types == kind)}  {words}")
             for kind, (color, words) in TYPES.items()
         ],
+        title=textwrap.fill(message, NOTE_WIDTH),
+        alignment="left",
+        loc="upper left",
+        bbox_to_anchor=(0, -0.02),
+        ncols=2,
     )
+    legend.get_title().set(color=FAINT, linespacing=1.4)
 
 
-def _draw_activation(page: _Page, shown: _Shown, activation: ClassActivation, box: _Box) -> None:
-    label = shown.card.classes[activation.target]
-    page.heading(box, "Where the recognizer looked")
+def _draw_activation(axes: Axes, shown: _Shown, activation: ClassActivation) -> None:
+    axes.set_title("Where the recognizer looked")
     # Of several frames, the one that says most for the class.
     place = int(activation.contributions.sum((1, 2)).argmax())
-    frame = shown.frames[place]
-    position = shown.numbers.index(frame)
-    kind = shown.card.what.kind
-    residual = next((name for name in RESIDUALS if kind.startswith(name)), None)
-    if residual is None:
-        axes = page.picture(box, shown.picture(position)[0], cmap="gray", smooth=True)
+    position = shown.given[place]
+    kind = shown.kind_given
+    if kind is None:
+        _picture(axes, shown.luma(position), cmap="gray", smooth=True)
     else:
-        size = np.abs(_signed(shown.residual(residual, position)))
-        limit = 1.2 * shown.limit(residual)
-        axes = page.picture(box, size, cmap="Greys", vmin=0, vmax=limit)
+        size = np.abs(shown.luma_residual(kind, position))
+        _picture(axes, size, cmap="Greys", vmin=0, vmax=1.2 * shown.limit(kind))
     heat = activation_picture(activation.contributions[place], shown.bitstream.width)
     axes.imshow(heat, cmap=HOT, vmin=0, vmax=max(float(heat.max()), 1e-6))
     rows, columns = activation.contributions.shape[1:]
-    seen = _name(position)
-    if len(shown.frames) > 1:
-        seen += f" (of {len(shown.frames)} frames given)"
-    page.note(
-        box,
-        f"Class-activation map: what of {seen} speaks for {label}. All {rows} × {columns} cells "
-        f"sum to its score less the bias, {activation.contributions.sum():+.2f}.",
+    several = f" (of {len(shown.given)} frames given)" if len(shown.given) > 1 else ""
+    _note(
+        axes,
+        f"Class-activation map: what of P{position}{several} speaks for "
+        f"{shown.card.classes[activation.target]}. All {rows} × {columns} cells sum to its score "
+        f"less the bias, {activation.contributions.sum():+.2f}.",
     )
 
 
-def _draw_probabilities(page: _Page, shown: _Shown, activation: ClassActivation, box: _Box) -> None:
-    page.heading(box, "What it says")
+def _draw_probabilities(axes: Axes, shown: _Shown, activation: ClassActivation) -> None:
+    axes.set_title("What it says")
+    axes.set_box_aspect(1)
+    axes.set_anchor("NW")
     names = shown.card.classes
-    height = max(box.height, 2.2)
-    axes = page.axes(_Box(box.left + 0.85, box.top, box.width - 1.3, height))
     colors = [HEAT if n == activation.target else EDGE for n in range(len(names))]
-    bars = axes.barh(range(len(names)), activation.probabilities, color=colors, height=0.62)
-    axes.bar_label(bars, [f"{p:.1%}" for p in activation.probabilities], padding=4, fontsize=10)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 1)
-    axes.set_xticks([])
-    axes.tick_params(labelsize=10, colors=INK, length=0)
-    for side in ("top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.spines["left"].set_color(EDGE)
-    told = f"Model {Path(shown.model_name).name!r}, on this GOP alone."
+    bars = axes.barh(names, activation.probabilities, color=colors, height=0.62)
+    axes.bar_label(bars, [f"{p:.1%}" for p in activation.probabilities], padding=4)
+    axes.set(xlim=(0, 1), xticks=[], ylim=(len(names) - 0.4, -0.6))
+    axes.tick_params("y", labelcolor=INK, length=0)
+    axes.spines["bottom"].set_visible(False)
+    message = f"Model {shown.model_name!r}, on this GOP alone."
     if shown.clip is not None and shown.clip.label_name:
-        told += f" Stored label: {shown.clip.label_name}."
-    page.note(box._replace(height=height), told)
+        message += f" Stored label: {shown.clip.label_name}."
+    _note(axes, message)
 
 
-def _draw_no_prediction(page: _Page, shown: _Shown, box: _Box) -> None:
-    page.heading(box, "No prediction")
+def _draw_no_prediction(axes: Axes, shown: _Shown) -> None:
+    axes.set_title("No prediction")
+    axes.set_axis_off()
     bitstream, card = shown.bitstream, shown.card
     lengths = [len(gop) for gop in bitstream.gops[:-1] or bitstream.gops]
-    shortest, longest = min(lengths), max(lengths)
-    gops = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    codec = card.codec
-    options = f"--size {card.size} --gop-size {codec.gop_size} --gop-span {codec.span}"
+    gops = " to ".join(str(length) for length in sorted({min(lengths), max(lengths)}))
     if shown.clip is None:
         advice = "Have its face found and encoded anew, and look at that:"
-        command = f"cfer encode VIDEO CLIP.mp4 \\\n  {options}"
+        command = "cfer encode VIDEO CLIP.mp4"
     else:
         advice = "Give a model that was trained on this data set (--model), or extract anew:"
-        command = f"python -m pipeline.extract … \\\n  {options}"
-    page.text(
-        box.left,
-        box.top + 0.1,
-        f"The model {Path(shown.model_name).name!r}\n"
-        f"takes {card.size} × {card.size} in GOPs of {codec.gop_size}.\n"
-        f"This is {bitstream.width} × {bitstream.height} in GOPs of {gops}.\n\n{advice}",
-        11,
+        command = "cfer extract …"
+    message = (
+        f"The model {shown.model_name!r}\n"
+        f"takes {card.size} × {card.size} in GOPs of {card.codec.gop_size}.\n"
+        f"This is {bitstream.width} × {bitstream.height} in GOPs of {gops}.\n\n{advice}"
     )
-    page.text(box.left, box.top + 1.2, command, 10, family="monospace")
+    codec = card.codec
+    command += f" \\\n  --size {card.size} --gop-size {codec.gop_size} --gop-span {codec.span}"
+    words = axes.text(0, 1, message, va="top", size=11, linespacing=1.4)
+    axes.annotate(command, (0, -0.1), xycoords=words, va="top", family="monospace", linespacing=1.4)
