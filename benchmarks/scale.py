@@ -137,7 +137,7 @@ def measure_hours(
     workers: Sequence[int],
     clips_per_shard: int,
     rounds: int,
-    identity: str = "dlib",
+    identity: FaceNetwork = "dlib",
     gpu: bool = False,
 ) -> Measurement:
     """The stages on one core, and jobs with each number of workers and as many cores, in turns.

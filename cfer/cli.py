@@ -1,8 +1,8 @@
 """The console command `cfer`: which commands there are, and where.
 
 The module of a command is imported when it is asked for, and imports PyTorch or Ray when its
-options have been read: help comes at once. Some commands are made of what is above `cfer`, so all of them
-are imported by name.
+options have been read: help comes at once. Some commands are made of what is above `cfer`, so all
+of them are imported by name.
 """
 
 from __future__ import annotations
@@ -66,14 +66,17 @@ def run(argv: Sequence[str]) -> int:
     """Do what a command line says → exit status. Raises InputError."""
     if not argv or argv[0] not in COMMANDS:
         # Help, completion (`cfer --tyro-print-completion bash`), or a mistake.
-        every = {name: _typed(command) for name, command in COMMANDS.items()}
+        completes = any(word.startswith("--tyro-") for word in argv)
+        every = {
+            name: _options_of(command) if completes and command.options else _named(command)
+            for name, command in COMMANDS.items()
+        }
         tyro.extras.subcommand_cli_from_dict(every, prog="cfer", description=ABOUT, args=argv)
     name, command = argv[0], COMMANDS[argv[0]]
-    module = _module_of(command)
     if command.run:
-        status: int = getattr(module, command.run)(argv[1:])
+        status: int = getattr(_module_of(command), command.run)(argv[1:])
         return status
-    return parse(getattr(module, command.options), f"cfer {name}", argv[1:])
+    return parse(_options_of(command), f"cfer {name}", argv[1:])
 
 
 ABOUT = (
@@ -94,15 +97,17 @@ def _module_of(command: Command) -> Any:
     return importlib.import_module(command.module)
 
 
-def _typed(command: Command) -> Callable[..., Any]:
-    if command.options:
-        found: Callable[..., Any] = getattr(_module_of(command), command.options)
-        return found
+def _options_of(command: Command) -> Callable[..., int]:
+    found: Callable[..., int] = getattr(_module_of(command), command.options)
+    return found
 
-    def with_commands_of_its_own() -> None:
-        pass
 
-    return with_commands_of_its_own
+def _named(command: Command) -> Callable[..., int]:
+    def nothing() -> int:
+        return 0
+
+    nothing.__doc__ = command.help
+    return nothing
 
 
 if __name__ == "__main__":

@@ -29,6 +29,6 @@ def parse(what: Callable[..., T], prog: str, argv: Sequence[str] | None, default
 
 
 def given(what: type[T], argv: Sequence[str] | None) -> T:
-    """The options of this dataclass alone, wherever they stand, since they decide what others are."""
+    """The options of this dataclass alone, wherever they stand: they decide what others are."""
     options, _ = tyro.cli(what, args=argv, return_unknown_args=True, add_help=False, config=_STYLE)
     return options

@@ -47,7 +47,9 @@ def frames_of_clips(
     folder = Folder(directory)
     paths = read_description(directory).shard_paths(folder)
     rows = ray.data.read_parquet(paths, filesystem=folder.patient_filesystem)
-    return rows.select_columns(list(COLUMNS)).map_batches(choose, batch_format="pyarrow", batch_size=None)
+    return rows.select_columns(list(COLUMNS)).map_batches(
+        choose, batch_format="pyarrow", batch_size=None
+    )
 
 
 _CHOSEN_SCHEMA = pa.schema(

@@ -31,12 +31,12 @@ from PIL import Image
 
 from cfer.codec import Bitstream, CodecError, CodecSettings, spelled_as_now
 from cfer.codec.containers import COARSE_TICKS_PER_SECOND
+from cfer.data import DESCRIPTION_NAME
 from cfer.data.inputs import APEX_SIZE
 from cfer.data.storage import Folder
 from cfer.errors import InputError
 
 SCHEMA_VERSION = 4
-DESCRIPTION_NAME = "dataset.json"
 FAILURES_NAME = "failures.csv"
 ROWS_OF_A_GROUP = 64  # what a reader of some columns has in memory at a time
 

@@ -100,7 +100,7 @@ def expand_sources(given: Sequence[str]) -> list[str]:
     Raises:
         InputError: nothing there, or a folder without a video.
     """
-    from cfer.data.shards import DESCRIPTION_NAME
+    from cfer.data import DESCRIPTION_NAME
     from cfer.video.files import READ_FORMATS, clips_below, is_picture_folder, told_left_out
 
     sources: list[str] = []
@@ -131,7 +131,7 @@ def expand_sources(given: Sequence[str]) -> list[str]:
 
 
 def is_one_video(source: str) -> bool:
-    from cfer.data.shards import DESCRIPTION_NAME
+    from cfer.data import DESCRIPTION_NAME
 
     return source != "-" and not (Path(source) / DESCRIPTION_NAME).is_file()
 

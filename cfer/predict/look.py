@@ -24,8 +24,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from cfer.codec import GRAY, MACROBLOCK, Bitstream, CodecError, Residual
+from cfer.data import DESCRIPTION_NAME
 from cfer.data.inputs import BLOCK
-from cfer.data.shards import DESCRIPTION_NAME, Clip, read_clips
+from cfer.data.shards import Clip, read_clips
 from cfer.errors import InputError
 from cfer.model.card import ModelCard
 from cfer.predict.gop_arrays import (

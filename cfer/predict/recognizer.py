@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from cfer.codec import Bitstream, CodecError, CodecSettings
-from cfer.data.shards import read_clips
 from cfer.errors import InputError
 from cfer.model.card import ModelCard
 from cfer.model.network import Predictor
@@ -198,6 +197,8 @@ class Recognizer:
         Raises:
             InputError: it was encoded differently from what the model was trained on.
         """
+        from cfer.data.shards import read_clips  # pyarrow, which is for those who have shards
+
         for clip in read_clips(directory):
             bitstream = Bitstream(clip.bitstream, clip.clip_id)
             if not self.is_fixed_gop(bitstream):
