@@ -31,7 +31,7 @@ from cfer.data.shards import Clip, read_description
 from cfer.data.storage import Folder
 from cfer.errors import InputError
 from cfer.video.pictures import open_pictures
-from pipeline.actors import ExtractionSettings
+from pipeline.settings import ExtractionSettings, FaceNetwork
 
 CLIPS_OF_STAGES, CLIPS_OF_A_JOB, CLIPS_OF_A_RUN = 8, 240, 20_000
 MANY = (1_000_000, 100_000_000)

@@ -42,7 +42,7 @@ COMMANDS = {
     "extract": Command(
         "videos → shards of encoded faces", "pipeline.extract", "ExtractOptions", "main"
     ),
-    "verify": Command("every hash and count of shards", "cfer.data.verify_command", "verify"),
+    "verify": Command("every hash and count of shards", "cfer.data.command", "verify"),
     "train": Command("one run, or a protocol", "cfer.train.command", "TrainOptions", "main"),
     "evaluate": Command("what runs are worth", "cfer.evaluate.command", "evaluate"),
     "report": Command("a page about an experiment", "cfer.evaluate.command", "report"),
@@ -53,7 +53,7 @@ COMMANDS = {
     "look": Command("what the method sees of a video", "cfer.predict.command", "look"),
     "encode": Command("a face as a fixed-GOP bitstream", "cfer.predict.command", "encode"),
     "models": Command("list, show, export, import", "cfer.predict.command", run="models"),
-    "serve": Command("predictions over HTTP", "cfer.predict.serve_command", "serve"),
+    "serve": Command("predictions over HTTP", "cfer.predict.command", "serve"),
     "bench": Command("speed and robustness, from a checkout", "benchmarks.__main__", run="main"),
 }
 

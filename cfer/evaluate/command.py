@@ -8,11 +8,9 @@ cfer report EXPERIMENT            # report/report.md and report/report.html
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from tyro.conf import Positional, arg
 
 from cfer.outputs import check_output_folder
@@ -56,11 +54,3 @@ def report(
 
     print(write(experiment, out))
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return tyro.cli(evaluate, prog="cfer evaluate", args=argv)
-
-
-def main_report(argv: Sequence[str] | None = None) -> int:
-    return tyro.cli(report, prog="cfer report", args=argv)

@@ -1,4 +1,4 @@
-"""The commands about videos and models: `cfer predict`, `look`, `encode` and `models`."""
+"""The commands about videos and models: `cfer predict`, `look`, `encode`, `models`, `serve`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from cfer.errors import InputError
 from cfer.names import printable
 from cfer.outputs import check_output
+from cfer.predict.limits import Limits
 
 if TYPE_CHECKING:
     from cfer.predict.recognizer import Prediction, Recognizer
@@ -290,8 +291,6 @@ def _export(model: Positional[ModelName], file: Positional[Path]) -> int:
     Args:
         file: ends in .safetensors, .onnx or .pt2.
     """
-    file.absolute().parent.mkdir(parents=True, exist_ok=True)
-    check_output(file)
     from cfer.predict.models import export
 
     print(export(model, file))
@@ -309,3 +308,36 @@ def _import(file: Positional[Path], name: str) -> int:
 
     print(import_file(file, name))
     return 0
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    model: ModelName = "default",
+    readers: int = 1,
+    allow: UseAppendAction[tuple[str, ...]] = (),
+    max_megabytes: int = Limits.megabytes,
+    max_seconds: int = Limits.seconds,
+    time_limit: int = Limits.work_seconds,
+    memory_limit: int = Limits.memory_megabytes,
+) -> int:
+    """Serve predictions over HTTP until Ctrl-C.
+
+    There is a page to drop a video on, POST /predict and POST /look, and /openapi.json, which
+    describes them. If other machines can reach the server, requests have to show the token that is
+    in CFER_TOKEN.
+
+    Args:
+        host: address to listen at
+        port: port to listen at; 0 for any that is free
+        readers: number of videos that are worked on at a time
+        allow: links may point below this location, such as s3://bucket/videos
+        max_megabytes: refuse a larger file
+        max_seconds: refuse a longer video
+        time_limit: seconds of work on a video, not counting the wait for a reader
+        memory_limit: MB of memory for the work on a video, in addition to what the model takes
+    """
+    limits = Limits.of(max_megabytes, max_seconds, time_limit, memory_limit)
+    from cfer.predict.serve import run
+
+    return run(host, port, model, readers, allow, limits)

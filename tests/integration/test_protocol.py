@@ -19,9 +19,9 @@ from helpers import REPOSITORY, kill_with_children, wait_for
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from cfer import cli
 from cfer.data.shards import read_description
 from cfer.errors import InputError
-from cfer.evaluate import command as evaluate
 from cfer.evaluate import report
 from cfer.evaluate.metrics import ScoredClips
 from cfer.train.checkpoint import SEAL_NAME, STATE_NAME, Results, read_results
@@ -247,7 +247,7 @@ def test_the_table_and_the_page(
     client: MlflowClient, swept: Swept, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = swept.folder
-    assert evaluate.main(["folds"]) == 0
+    assert cli.run(["evaluate", "folds"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 3, "one line for each parent, none for the folds"
     accuracy = [one.figures["held_out/accuracy"] for one in results_of(folder, "1.0")]

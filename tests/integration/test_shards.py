@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import S3Server, wait_for
 
+from cfer.cli import run
 from cfer.data.folds import read_index
 from cfer.data.shards import (
     read_clips,
@@ -19,7 +20,6 @@ from cfer.data.shards import (
     write_shard,
 )
 from cfer.data.storage import Folder
-from cfer.data.verify_command import main
 from cfer.errors import InputError
 
 
@@ -40,7 +40,7 @@ def test_an_object_store_holds_the_same(s3_bucket: str, drawn_shards: Path) -> N
     assert shard_is_done(remote, 1, digest) is not None
     Folder(remote).write("shard-00001.parquet", b"damaged")
     assert shard_is_done(remote, 1, digest) is None
-    assert main([remote]) == 1
+    assert run(["verify", remote]) == 1
     Folder(remote).delete("dataset.json")
     with pytest.raises(InputError, match=r"s3://\S+/sets/one: no dataset\.json"):
         read_description(remote)

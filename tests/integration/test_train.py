@@ -17,12 +17,12 @@ import torch
 from helpers import REPOSITORY, Trained, kill_with_children, wait_for
 from mlflow.tracking import MlflowClient
 
+from cfer.cli import run
 from cfer.codec import Bitstream
 from cfer.data import shards
 from cfer.data.folds import read_index
 from cfer.data.inputs import Input
 from cfer.errors import InputError
-from cfer.evaluate import command as evaluate
 from cfer.predict.recognizer import Recognizer
 from cfer.tracking import COMMAND_TAG
 from cfer.train.checkpoint import STATE_NAME, Results, newest_checkpoint, read_results
@@ -188,22 +188,22 @@ def test_table_of_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     figures = results.figures
-    assert evaluate.main(["cfer"]) == 0
+    assert run(["evaluate", "cfer"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:3] == ["run", "runs", "accuracy"]
     assert any(
         line.startswith("game") and f"{figures['held_out/accuracy']:.3f}" in line for line in table
     )
-    assert evaluate.main(["game"]) == 0
+    assert run(["evaluate", "game"]) == 0
     lines = capsys.readouterr().out
     assert f"accuracy {figures['held_out/accuracy']:.3f}" in lines
     # Measured anew, from the run's stored predictions.
     assert f"same-subject AUC {figures['leakage/auc_held_out']:.3f}" in lines
     assert f"happiness {figures['recall/happiness']:.3f}" in lines
-    assert evaluate.main(["game", "--data", str(drawn_shards)]) == 0
+    assert run(["evaluate", "game", "--data", str(drawn_shards)]) == 0
     assert "10 clips" in capsys.readouterr().out
     with pytest.raises(InputError, match="no finished run or experiment"):
-        evaluate.main(["nothing-of-that-name"])
+        run(["evaluate", "nothing-of-that-name"])
 
 
 def files_of(trained: Trained) -> dict[Path, int]:
@@ -242,7 +242,7 @@ def test_other_settings_or_classes_under_the_same_name_are_refused(
     with pytest.raises(InputError, match=r"joy.* was trained on .*happiness"):
         main(arguments)
     with pytest.raises(InputError, match=r"joy.* was trained on .*happiness"):
-        evaluate.main(["game", "--data", str(copy)])
+        run(["evaluate", "game", "--data", str(copy)])
     assert files_of(in_trained_store) == before
 
 

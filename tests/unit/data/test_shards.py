@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cfer.cli import run
 from cfer.codec import CodecSettings, encode
 from cfer.data.folds import read_index
 from cfer.data.inputs import APEX_SIZE
@@ -33,7 +34,6 @@ from cfer.data.shards import (
     write_shard,
 )
 from cfer.data.storage import Folder
-from cfer.data.verify_command import main
 from cfer.errors import InputError
 
 SIZE = 16
@@ -141,7 +141,7 @@ def test_description_counts_and_digest(tmp_path):
 def test_a_whole_data_set_verifies(tmp_path, capsys):
     some_data_set(tmp_path)
     assert verify(tmp_path) == []
-    assert main([str(tmp_path)]) == 0
+    assert run(["verify", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "6 clips, 42 frames" in said
     assert "every hash and count is right" in said
@@ -156,7 +156,7 @@ def test_one_flipped_byte_is_found(tmp_path, capsys):
     (problem,) = verify(tmp_path)
     assert "shard-00001.parquet" in problem
     assert shard_is_done(tmp_path, 1, "work-1") is None
-    assert main([str(tmp_path)]) == 1
+    assert run(["verify", str(tmp_path)]) == 1
     assert "1 PROBLEMS" in capsys.readouterr().out
 
 

@@ -13,11 +13,11 @@ from fastapi import HTTPException
 from fastapi.security import HTTPAuthorizationCredentials
 from starlette.datastructures import Headers
 
+from cfer.cli import run
 from cfer.errors import InputError
 from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
 from cfer.predict.serve import check_token, create_app, is_own
-from cfer.predict.serve_command import main
 from cfer.predict.uploads import Workers
 
 # ---- the token -----------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_server_that_cannot_start_says_why(
     message = message.replace("TAKEN", str(taken_port))
     message = message.replace("CPUS", str(len(os.sched_getaffinity(0))))
     with pytest.raises(InputError, match=re.escape(message)):
-        main(options.split())
+        run(["serve", *options.split()])
 
 
 def test_a_folder_whose_sockets_would_have_too_long_a_name(
@@ -148,13 +148,13 @@ def test_a_folder_whose_sockets_would_have_too_long_a_name(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 80)))
     with pytest.raises(InputError, match=r"TMPDIR=.*: too long for the sockets in it"):
-        main(["--port", "0"])
+        run(["serve", "--port", "0"])
 
 
 def test_a_token_that_no_request_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CFER_TOKEN", "wonderful €")
     with pytest.raises(InputError, match="CFER_TOKEN: give only letters, digits and signs of"):
-        main(["--port", "0"])
+        run(["serve", "--port", "0"])
 
 
 def test_with_a_token_other_machines_may_reach_it(
@@ -162,7 +162,7 @@ def test_with_a_token_other_machines_may_reach_it(
 ) -> None:
     monkeypatch.setenv("CFER_TOKEN", "wonderful")
     with pytest.raises(InputError, match="cannot be used"):
-        main(["--host", "0.0.0.0", "--port", str(taken_port)])
+        run(["serve", "--host", "0.0.0.0", "--port", str(taken_port)])
 
 
 def test_on_a_cluster_there_has_to_be_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import tyro
+from tyro.conf import Positional
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return tyro.cli(verify, prog="cfer verify", args=argv)
-
-
-def verify(directory: str, /) -> int:
+def verify(directory: Positional[str]) -> int:
     """Check every hash, count and row of a data set.
 
     Args:
