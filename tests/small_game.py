@@ -25,9 +25,9 @@ NUM_SUBJECTS = 4
 
 def players(with_apex: bool = True, game: str = "min-min") -> tuple[ExpressionNet, Player1]:
     torch.manual_seed(0)
-    network = ExpressionNet(CONFIG, with_apex)
-    player = PLAYERS[game](CONFIG.code_dim, IDENTITY_DIM, NUM_SUBJECTS)
-    return network.double(), player.double()
+    expression_net = ExpressionNet(CONFIG, with_apex)
+    player_1 = PLAYERS[game](CONFIG.code_dim, IDENTITY_DIM, NUM_SUBJECTS)
+    return expression_net.double(), player_1.double()
 
 
 def make_batch(start: int = 0, stop: int = NUM_CLIPS) -> Batch:
@@ -62,37 +62,37 @@ def assert_same(first: list, second: list) -> None:
         assert (a is None and b is None) or torch.equal(a, b)
 
 
-def assert_players_leave_each_other_alone(network: nn.Module, estimator: nn.Module) -> None:
+def assert_players_leave_each_other_alone(expression_net: nn.Module, player_1: nn.Module) -> None:
     batch = make_batch()
-    optimizer = torch.optim.SGD(estimator.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(player_1.parameters(), lr=0.1)
 
-    # Gradients of an earlier step are there, and must survive the other player's turn.
-    z_R, logits, apex = network(batch.planes, batch.mask, batch.z_I)
+    # Gradients of an earlier step are there, and must survive the other player_1's turn.
+    z_R, logits, apex = expression_net(batch.planes, batch.mask, batch.z_I)
     (logits.sum() + apex.sum()).backward()
-    before, before_gradients = parameters(network), gradients(network)
+    before, before_gradients = parameters(expression_net), gradients(expression_net)
     assert all(g is not None for g in before_gradients)
-    theta = parameters(estimator)
-    z_R, logits, apex = network(batch.planes, batch.mask, batch.z_I)
-    estimator_turn(estimator, optimizer, z_R, batch, num_steps=2)
-    assert_same(before, parameters(network))
-    assert_same(before_gradients, gradients(network))
-    assert not any(torch.equal(a, b) for a, b in zip(theta, parameters(estimator), strict=True))
+    theta = parameters(player_1)
+    z_R, logits, apex = expression_net(batch.planes, batch.mask, batch.z_I)
+    estimator_turn(player_1, optimizer, z_R, batch, num_steps=2)
+    assert_same(before, parameters(expression_net))
+    assert_same(before_gradients, gradients(expression_net))
+    assert not any(torch.equal(a, b) for a, b in zip(theta, parameters(player_1), strict=True))
 
-    theta, theta_gradients = parameters(estimator), gradients(estimator)
-    network.zero_grad(set_to_none=True)
-    bound = identity_term(estimator, z_R, batch)
+    theta, theta_gradients = parameters(player_1), gradients(player_1)
+    expression_net.zero_grad(set_to_none=True)
+    bound = identity_term(player_1, z_R, batch)
     (bound + 0 * logits.sum() + 0 * apex.sum()).backward()
-    assert_same(theta, parameters(estimator))
-    assert_same(theta_gradients, gradients(estimator))
-    bare = network.module if hasattr(network, "module") else network
+    assert_same(theta, parameters(player_1))
+    assert_same(theta_gradients, gradients(player_1))
+    bare = expression_net.module if hasattr(expression_net, "module") else expression_net
     for parameter in bare.encoder.parameters():
         assert float(parameter.grad.abs().max()) > 0  # through q into z_R
 
 
-def play(network: nn.Module, estimator: nn.Module, batch: Batch, turns: int = 2) -> dict:
+def play(expression_net: nn.Module, player_1: nn.Module, batch: Batch, turns: int = 2) -> dict:
     weights = Weights(identity=2.0, apex=0.5, label_smoothing=0.1)
-    first = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    second = torch.optim.SGD(estimator.parameters(), lr=0.05, momentum=0.9)
+    first = torch.optim.SGD(expression_net.parameters(), lr=0.05, momentum=0.9)
+    second = torch.optim.SGD(player_1.parameters(), lr=0.05, momentum=0.9)
     for _ in range(turns):
-        terms = play_turn(network, estimator, first, second, batch, weights, 2)
+        terms = play_turn(expression_net, player_1, first, second, batch, weights, 2)
     return terms

@@ -26,26 +26,26 @@ def _in_worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        network, estimator = players()
+        expression_net, player_1 = players()
         assert_players_leave_each_other_alone(
-            DistributedDataParallel(network), DistributedDataParallel(estimator)
+            DistributedDataParallel(expression_net), DistributedDataParallel(player_1)
         )
-        network, estimator = players()
+        expression_net, player_1 = players()
         half = NUM_CLIPS // 2
         terms = play(
-            DistributedDataParallel(network),
-            DistributedDataParallel(estimator),
+            DistributedDataParallel(expression_net),
+            DistributedDataParallel(player_1),
             make_batch(rank * half, (rank + 1) * half),
         )
-        state = {"terms": terms, "players": [parameters(network), parameters(estimator)]}
+        state = {"terms": terms, "players": [parameters(expression_net), parameters(player_1)]}
         # What one of them alone can't go on with stops both, and before anything is updated.
         batch = make_batch(rank * half, (rank + 1) * half)
         batch.apex[0] *= 1 if rank else float("nan")
-        before = parameters(network)
-        ddp = DistributedDataParallel(network), DistributedDataParallel(estimator)
+        before = parameters(expression_net)
+        ddp = DistributedDataParallel(expression_net), DistributedDataParallel(player_1)
         with pytest.raises(NotFinite, match=r"^player 2's loss"):
             play(*ddp, batch, turns=1)
-        assert_same(before, parameters(network))
+        assert_same(before, parameters(expression_net))
         torch.save(state, Path(folder) / f"{rank}.pt")
         dist.barrier()  # Gloo may abort when the other one is gone already
     finally:
@@ -56,11 +56,11 @@ def test_two_workers_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
     mp.spawn(_in_worker, args=(str(tmp_path),), nprocs=2)
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
 
-    network, estimator = players()
-    terms = play(network, estimator, make_batch())
+    expression_net, player_1 = players()
+    terms = play(expression_net, player_1, make_batch())
     for state in states:
         for mine, theirs in zip(
-            (parameters(network), parameters(estimator)), state["players"], strict=True
+            (parameters(expression_net), parameters(player_1)), state["players"], strict=True
         ):
             for a, b in zip(mine, theirs, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)

@@ -36,26 +36,26 @@ def test_players_leave_each_other_alone(game: str) -> None:
 
 
 def test_bound_is_that_of_the_estimator() -> None:
-    network, estimator = players()
+    expression_net, player_1 = players()
     batch = make_batch()
-    z_R, _, _ = network(batch.planes, batch.mask, batch.z_I)
-    assert isinstance(estimator, MinMin)
-    expected = vclub(*estimator.q(z_R), batch.z_I, identity_moments(batch.z_I)).mean()
-    torch.testing.assert_close(identity_term(estimator, z_R, batch), expected)
+    z_R, _, _ = expression_net(batch.planes, batch.mask, batch.z_I)
+    assert isinstance(player_1, MinMin)
+    expected = vclub(*player_1.q(z_R), batch.z_I, identity_moments(batch.z_I)).mean()
+    torch.testing.assert_close(identity_term(player_1, z_R, batch), expected)
 
 
 def test_the_opponents_of_the_min_max_games_want_the_opposite_of_each_other() -> None:
     batch = make_batch()
     for game in ("min-max", "gradient-reversal"):
-        network, player = players(game=game)
-        z_R, _, _ = network(batch.planes, batch.mask, batch.z_I)
-        mine, theirs = (player(z_R, batch.z_I, batch.subjects, side) for side in (False, True))
+        expression_net, player_1 = players(game=game)
+        z_R, _, _ = expression_net(batch.planes, batch.mask, batch.z_I)
+        mine, theirs = (player_1(z_R, batch.z_I, batch.subjects, side) for side in (False, True))
         torch.testing.assert_close(mine, -theirs)
         assert float(mine.detach()) != 0
     # A clip of an unknown subject teaches nothing.
-    alone = player(z_R[6:7], batch.z_I[6:7], batch.subjects[6:7], False)
+    alone = player_1(z_R[6:7], batch.z_I[6:7], batch.subjects[6:7], False)
     assert float(alone.detach()) == 0
-    logits = player.name(z_R)[[0, 1, 2, 3, 4, 5, 7]]
+    logits = player_1.name(z_R)[[0, 1, 2, 3, 4, 5, 7]]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 0, 1, 3]))
     torch.testing.assert_close(mine, expected)
 
@@ -75,15 +75,14 @@ def test_without_weight_the_estimator_plays_and_the_network_does_not_notice() ->
     batch = make_batch()
     results = []
     for identity_weight, steps in ((0.0, 1), (0.0, 5), (3.0, 5)):
-        network, estimator = players(with_apex=False)
-        theta = parameters(estimator)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
-        estimator_optimizer = torch.optim.SGD(estimator.parameters(), lr=0.05)
+        expression_net, player_1 = players(with_apex=False)
+        theta = parameters(player_1)
+        optimizers = [torch.optim.SGD(p.parameters(), lr=0.05) for p in (expression_net, player_1)]
         weights = Weights(identity=identity_weight)
-        terms = play_turn(network, estimator, optimizer, estimator_optimizer, batch, weights, steps)
+        terms = play_turn(expression_net, player_1, *optimizers, batch, weights, steps)
         assert float(terms["identity_term"]) != 0
-        assert not torch.equal(theta[0], parameters(estimator)[0])
-        results.append(parameters(network))
+        assert not torch.equal(theta[0], parameters(player_1)[0])
+        results.append(parameters(expression_net))
     assert_same(results[0], results[1])
     assert not torch.equal(results[1][0], results[2][0])
 
@@ -101,12 +100,12 @@ def test_the_network_goes_down_the_sum_that_it_weighs() -> None:
     """By a step so small that what it takes from the loss is its gradient's squared length."""
     batch, lr = make_batch(), 1e-7
     for weights in (Weights(identity=2.0, apex=0.5), Weights(identity=-3.0, apex=0.2)):
-        network, player = players()
-        optimizer = torch.optim.SGD(network.parameters(), lr=lr)
-        still = torch.optim.SGD(player.parameters(), lr=0.0)
-        before = play_turn(network, player, optimizer, still, batch, weights, 1)
-        length = sum(float((p.grad**2).sum()) for p in network.parameters())
-        after = play_turn(network, player, optimizer, still, batch, weights, 1)
+        expression_net, player_1 = players()
+        optimizer = torch.optim.SGD(expression_net.parameters(), lr=lr)
+        still = torch.optim.SGD(player_1.parameters(), lr=0.0)
+        before = play_turn(expression_net, player_1, optimizer, still, batch, weights, 1)
+        length = sum(float((p.grad**2).sum()) for p in expression_net.parameters())
+        after = play_turn(expression_net, player_1, optimizer, still, batch, weights, 1)
         for terms in (before, after):
             identity, apex = terms["identity_term"], terms["apex_error"]
             expected = terms["cross_entropy"] + weights.identity * identity + weights.apex * apex
@@ -135,19 +134,13 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
     )
     bounds = {}
     for weight in (0.0, 1.0):
-        network, estimator = players(with_apex=False)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
-        estimator_optimizer = torch.optim.AdamW(estimator.parameters(), lr=5e-3)
+        expression_net, player_1 = players(with_apex=False)
+        optimizers = [
+            torch.optim.AdamW(p.parameters(), lr=5e-3) for p in (expression_net, player_1)
+        ]
+        weights = Weights(identity=weight)
         for _ in range(150):
-            terms = play_turn(
-                network,
-                estimator,
-                optimizer,
-                estimator_optimizer,
-                batch,
-                Weights(identity=weight),
-                2,
-            )
+            terms = play_turn(expression_net, player_1, *optimizers, batch, weights, 2)
         assert int(terms["num_correct"]) == 32
         bounds[weight] = float(terms["identity_term"])
     assert bounds[0.0] > 0.5
@@ -156,38 +149,38 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
 
 @pytest.mark.parametrize("whose", ["player 1's", "player 2's"])
 def test_a_loss_that_is_not_finite_stops_the_turn_before_the_update(whose: str) -> None:
-    network, player = players()
-    first = optimizer_of(network, 0.1)
-    second = optimizer_of(player, 0.1)
+    expression_net, player_1 = players()
+    first = optimizer_of(expression_net, 0.1)
+    second = optimizer_of(player_1, 0.1)
     batch = make_batch()
-    # What either player's loss is made of, and the other's is not.
+    # What either player_1's loss is made of, and the other's is not.
     if whose == "player 1's":
         batch.z_I[3] = float("nan")
     else:
         batch.apex[1] = float("inf")
-    before, theta = parameters(network), parameters(player)
+    before, theta = parameters(expression_net), parameters(player_1)
     with pytest.raises(NotFinite, match=f"^{whose} loss, or its gradient, is not a finite number"):
-        play_turn(network, player, first, second, batch, Weights(apex=1.0), 1)
-    assert_same(before, parameters(network))
-    assert torch.equal(theta[0], parameters(player)[0]) == (whose == "player 1's")
+        play_turn(expression_net, player_1, first, second, batch, Weights(apex=1.0), 1)
+    assert_same(before, parameters(expression_net))
+    assert torch.equal(theta[0], parameters(player_1)[0]) == (whose == "player 1's")
 
 
 def test_a_gradient_that_is_not_finite_stops_the_turn_as_well() -> None:
     """The loss itself may still be: √x at 0."""
-    network, player = players(with_apex=False)
-    network.classifier.bias.register_hook(lambda gradient: gradient / 0)
-    optimizers = optimizer_of(network, 0.1), optimizer_of(player, 0.1)
-    before = parameters(network)
+    expression_net, player_1 = players(with_apex=False)
+    expression_net.classifier.bias.register_hook(lambda gradient: gradient / 0)
+    optimizers = optimizer_of(expression_net, 0.1), optimizer_of(player_1, 0.1)
+    before = parameters(expression_net)
     with pytest.raises(NotFinite, match=r"^player 2's loss, or its gradient"):
-        play_turn(network, player, *optimizers, make_batch(), Weights(), 1)
-    assert_same(before, parameters(network))
+        play_turn(expression_net, player_1, *optimizers, make_batch(), Weights(), 1)
+    assert_same(before, parameters(expression_net))
 
 
 def test_too_high_a_learning_rate_ends_with_finite_weights() -> None:
-    network, player = players(with_apex=False)
-    optimizers = optimizer_of(network, 1e200), optimizer_of(player, 1e-3)
-    play_turn(network, player, *optimizers, make_batch(), Weights(1.0), 1)
+    expression_net, player_1 = players(with_apex=False)
+    optimizers = optimizer_of(expression_net, 1e200), optimizer_of(player_1, 1e-3)
+    play_turn(expression_net, player_1, *optimizers, make_batch(), Weights(1.0), 1)
     with pytest.raises(NotFinite):
-        play_turn(network, player, *optimizers, make_batch(), Weights(1.0), 1)
-    for module in (network, player):
+        play_turn(expression_net, player_1, *optimizers, make_batch(), Weights(1.0), 1)
+    for module in (expression_net, player_1):
         assert all(torch.isfinite(p).all() for p in parameters(module))

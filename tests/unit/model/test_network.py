@@ -35,25 +35,25 @@ def test_masked_frames_have_no_influence(pooling: str) -> None:
 
 def test_a_clip_does_not_depend_on_the_rest_of_the_batch() -> None:
     torch.manual_seed(0)
-    network = ExpressionNet(CONFIG, with_apex=True).train()
+    expression_net = ExpressionNet(CONFIG, with_apex=True).train()
     planes, mask = scale_planes(random_planes(5, 2)), torch.ones(5, 2, dtype=torch.bool)
     z_I = torch.randn(5, 128)
-    z_R, logits, apex = network(planes, mask, z_I)
+    z_R, logits, apex = expression_net(planes, mask, z_I)
     assert z_R.shape == (5, 32)
     assert logits.shape == (5, 7)
     assert apex.shape == (5, 3, APEX_SIZE, APEX_SIZE)
     for together, alone in zip(
-        (z_R, logits, apex), network(planes[3:4], mask[3:4], z_I[3:4]), strict=True
+        (z_R, logits, apex), expression_net(planes[3:4], mask[3:4], z_I[3:4]), strict=True
     ):
         torch.testing.assert_close(together[3:4], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_identity_reaches_the_apex_and_nothing_else() -> None:
     torch.manual_seed(0)
-    network = ExpressionNet(CONFIG, with_apex=True)
+    expression_net = ExpressionNet(CONFIG, with_apex=True)
     planes, mask = scale_planes(random_planes(3, 2)), torch.ones(3, 2, dtype=torch.bool)
-    first = network(planes, mask, torch.zeros(3, 128))
-    second = network(planes, mask, torch.randn(3, 128))
+    first = expression_net(planes, mask, torch.zeros(3, 128))
+    second = expression_net(planes, mask, torch.randn(3, 128))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert not torch.equal(first[2], second[2])
@@ -64,10 +64,10 @@ def test_identity_reaches_the_apex_and_nothing_else() -> None:
 @pytest.mark.parametrize(("num_clips", "num_frames"), [(1, 1), (1, 5), (4, 2)])
 def test_predictor_gives_the_networks_probabilities(num_clips: int, num_frames: int) -> None:
     torch.manual_seed(0)
-    network = ExpressionNet(CONFIG, with_apex=True).eval()
+    expression_net = ExpressionNet(CONFIG, with_apex=True).eval()
     planes = random_planes(num_clips, num_frames)
-    probabilities = Predictor.of(network, CONFIG).eval()(planes)
+    probabilities = Predictor.of(expression_net, CONFIG).eval()(planes)
     mask = torch.ones(num_clips, num_frames, dtype=torch.bool)
-    _, logits, _ = network(scale_planes(planes), mask, torch.zeros(num_clips, 128))
+    _, logits, _ = expression_net(scale_planes(planes), mask, torch.zeros(num_clips, 128))
     torch.testing.assert_close(probabilities, logits.softmax(1))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(num_clips))
