@@ -101,8 +101,8 @@ def read_record(
     """The MLflow run of an earlier start; None where there was none.
 
     Raises:
-        InputError: it was started with other settings, data or classes, or (where they are given)
-            with other people held out.
+        InputError: it was started with other settings, data or classes, or with other people held
+            out than `held_out`, where that is given.
     """
     record = _read_json(location, name)
     if record is None:
