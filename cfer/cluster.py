@@ -1,4 +1,4 @@
-"""Joining Ray: the cluster that is there, or one of this machine's own."""
+"""Joining Ray: a cluster that is running, or one that is started for this machine alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cfer.errors import InputError, signals_kept_from_ray
 
 LOOPBACK = "127.0.0.1"
 MOST_SECONDS_TO_JOIN = 30
-# Set where a Ray may be started here.
-_OF_ITS_OWN = {
-    # The links between training workers, of PyTorch.
+# Environment variables, set where a Ray may be started here.
+_LOCAL_SETTINGS = {
+    # PyTorch's links between training workers.
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
-    # What Ray notes of every task and of its own doings: nobody reads it here, and it grows with
-    # the job (docs/scale.md).
+    # Ray's records of every task and its metrics: nobody reads them here, and they grow with the
+    # job (docs/scale.md).
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "false",
 }
@@ -34,7 +34,7 @@ def join_cluster(for_training: bool) -> None:
 
     Ray Train prints its workers' progress through the driver, and its cleaner asks the dashboard.
     Other jobs do without both: a dashboard's processes take longer to start than a small job runs.
-    Ray Data keeps quiet: what a job has to say of its progress, it says itself.
+    Ray Data prints nothing: each job reports its own progress.
 
     Raises:
         InputError: nothing answers at RAY_ADDRESS.
@@ -42,7 +42,7 @@ def join_cluster(for_training: bool) -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "")
         if address in ("", "local"):
-            for name, value in _OF_ITS_OWN.items():
+            for name, value in _LOCAL_SETTINGS.items():
                 os.environ.setdefault(name, value)
         elif address != "auto":
             _check_address(address)
@@ -66,7 +66,7 @@ def join_cluster(for_training: bool) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Ray itself asks a cluster that has ended for ever."""
+    """Ray itself would wait for ever for a cluster that has ended."""
     deadline = time.monotonic() + MOST_SECONDS_TO_JOIN
     while True:
         try:

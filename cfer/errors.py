@@ -134,7 +134,8 @@ def _end_stopped(number: int, after_seconds: float = 0) -> None:
     time.sleep(after_seconds)
     _is_ending.acquire()
     # Not by `print`: whoever was stopped may hold the lock of sys.stderr.
-    os.write(2, b"interrupted; what is finished is kept\n")
+    with suppress(OSError):
+        os.write(2, b"interrupted; what is finished is kept\n")
     # Other threads report that Ray's processes have ended.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _adopt_orphans()

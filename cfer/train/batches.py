@@ -48,22 +48,22 @@ class LoadedClips:
         return len(self.frames)
 
 
-def load_clips(records: Sequence[dict[str, Any]], identity_dim: int) -> LoadedClips:
+def load_clips(rows: Sequence[dict[str, Any]], identity_dim: int) -> LoadedClips:
     """Rows of `frames_of_clips`, of which there may be none, → memory."""
-    apex = np.zeros((len(records), APEX_SIZE, APEX_SIZE, 3), np.uint8)
-    for position, record in enumerate(records):
-        if record["apex"] is not None:
-            apex[position] = np.frombuffer(record["apex"], np.uint8).reshape(apex.shape[1:])
-    z_I = np.array([record["z_I"] for record in records], np.float32).reshape(-1, identity_dim)
+    apex = np.zeros((len(rows), APEX_SIZE, APEX_SIZE, 3), np.uint8)
+    for position, row in enumerate(rows):
+        if row["apex"] is not None:
+            apex[position] = np.frombuffer(row["apex"], np.uint8).reshape(apex.shape[1:])
+    z_I = np.array([row["z_I"] for row in rows], np.float32).reshape(-1, identity_dim)
     return LoadedClips(
-        frames=[unpack_frames(record) for record in records],
-        labels=torch.tensor([int(record["label"]) for record in records], dtype=torch.int64),
+        frames=[unpack_frames(row) for row in rows],
+        labels=torch.tensor([int(row["label"]) for row in rows], dtype=torch.int64),
         z_I=torch.from_numpy(z_I),
         apex=torch.from_numpy(apex).permute(0, 3, 1, 2).float() / 255,
-        has_apex=torch.tensor([record["apex"] is not None for record in records]).bool(),
-        subjects=[record["subject"] for record in records],
-        clip_ids=[record["clip_id"] for record in records],
-        bytes_read=torch.tensor([int(record["bytes_read"]) for record in records]).long(),
+        has_apex=torch.tensor([row["apex"] is not None for row in rows]).bool(),
+        subjects=[row["subject"] for row in rows],
+        clip_ids=[row["clip_id"] for row in rows],
+        bytes_read=torch.tensor([int(row["bytes_read"]) for row in rows]).long(),
     )
 
 

@@ -101,13 +101,23 @@ def read_record(
     """The MLflow run of an earlier start; None where there was none.
 
     Raises:
-        InputError: it was started with other settings, data or classes, or (where they are given)
-            with other people held out.
+        InputError: it was started with other settings, data or classes, or with other people held
+            out than `held_out`, where that is given.
     """
     record = _read_json(location, name)
     if record is None:
         return None
-    check_same(record, config, description)
+    check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
+    given = {**asdict(config), "data set (SHA-256)": description.digest}
+    known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
+    for setting, value in given.items():
+        # A method is short for other settings, which are compared themselves.
+        if setting not in (*OPERATIONAL, "method") and known.get(setting) != value:
+            what = setting if " " in setting else flag(setting)
+            raise InputError(
+                f"--run {config.run}: it was started with {what} {known.get(setting)}, and now "
+                f"{what} is {value}; give the same to go on with it, or another --run name"
+            )
     # An earlier cfer did not note who was held out; only its folds were cut in another way.
     noted = record.get("held_out", [] if config.folds else held_out)
     if held_out is not None and noted != list(held_out):
@@ -116,21 +126,6 @@ def read_record(
             "the data set in another way; give another --run name"
         )
     return str(record["mlflow_run_id"])
-
-
-def check_same(record: Mapping[str, Any], config: TrainConfig, description: Description) -> None:
-    """Raises InputError where a run was started with other settings, data or classes."""
-    check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
-    given = {**asdict(config), "data set (SHA-256)": description.digest}
-    known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
-    for name, value in given.items():
-        # A method is short for other settings, which are compared themselves.
-        if name not in (*OPERATIONAL, "method") and known.get(name) != value:
-            what = name if " " in name else flag(name)
-            raise InputError(
-                f"--run {config.run}: it was started with {what} {known.get(name)}, and now {what} "
-                f"is {value}; give the same to go on with it, or another --run name"
-            )
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

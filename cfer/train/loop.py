@@ -57,8 +57,8 @@ class Setup:
         class_weights: in the cross-entropy, one for each class; None: all weigh the same.
         parallel_runs: how many runs share this machine's cores.
         prints_epochs: whether there is a line for each epoch.
-        records: of the clips of each side, where the driver's own process trains; the workers of a
-            run read theirs from Ray Data.
+        rows: the clips of each side, as rows of `frames_of_clips`, where the driver's own process
+            trains; otherwise the workers get theirs from Ray Data.
     """
 
     config: TrainConfig
@@ -72,7 +72,7 @@ class Setup:
     class_weights: list[float] | None
     parallel_runs: int
     prints_epochs: bool
-    records: Mapping[str, Sequence[dict[str, Any]]] | None = None
+    rows: Mapping[str, Sequence[dict[str, Any]]] | None = None
 
 
 def train_worker(setup: Setup) -> None:
@@ -232,11 +232,11 @@ def model_config(config: TrainConfig, num_classes: int, identity_dim: int) -> Mo
 
 
 def _clips_of(setup: Setup, side: str, rank: int) -> LoadedClips:
-    if setup.records is None:
-        records = list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows())
+    if setup.rows is None:
+        rows = list(ray.train.get_dataset_shard(f"{side}-{rank}").iter_rows())
     else:
-        records = list(setup.records[side])
-    return load_clips(records, setup.card.network.identity_dim)
+        rows = list(setup.rows[side])
+    return load_clips(rows, setup.card.network.identity_dim)
 
 
 def _all_reduce(values: Tensor) -> Tensor:

@@ -62,18 +62,16 @@ class Summary:
 
     Attributes:
         config: which its runs have in common.
-        runs: the results of each, by its name.
+        num_runs: how many it has.
         mean, deviation: of every figure over the runs; the standard deviation is the sample's.
         confusion: pooled over the runs, (C, C), row = true class.
-        mlflow_run_id: the parent's.
     """
 
     config: TrainConfig
-    runs: dict[str, Results]
+    num_runs: int
     mean: dict[str, float]
     deviation: dict[str, float]
     confusion: np.ndarray
-    mlflow_run_id: str
 
 
 @dataclass(frozen=True)
@@ -267,19 +265,14 @@ def _forecast(jobs: Sequence[_Job], at_once: int, placement: Placement) -> str:
     """About how long, where that can be timed here: on this machine's CPUs."""
     if placement.use_gpu or jobs[0].config.workers > 1:
         return ""
-    seconds: dict[str, float] = {}
-    for job in jobs:
-        if job.parent.run_id not in seconds:
-            seconds[job.parent.run_id] = SECONDS_AROUND_A_RUN + _seconds_of_a_run(job.config)
+    one_of_each = {job.parent.run_id: job.config for job in jobs}
+    seconds = {parent_id: _seconds_of_a_run(one) for parent_id, one in one_of_each.items()}
     minutes = sum(seconds[job.parent.run_id] for job in jobs) / at_once / 60
     return f": about {minutes:.0f} minutes" if minutes >= 1 else ": less than a minute"
 
 
 def _seconds_of_a_run(config: TrainConfig) -> float:
-    """About how long the epochs of a run take on one core of this machine.
-
-    A few turns on noise are timed; reading, probing and logging are not.
-    """
+    """About how long a run takes on one core of this machine: a few turns on noise are timed."""
     description = read_description(config.data)
     num_clips = len(split_clips(read_index(config.data), config).train)
     clip_gops = description.counts["frames"] / description.counts["clips"]
@@ -300,7 +293,8 @@ def _seconds_of_a_run(config: TrainConfig) -> float:
         turn()
         times.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
-    return min(times[1:]) * config.epochs * math.ceil(num_clips / config.batch_size)
+    turns = config.epochs * math.ceil(num_clips / config.batch_size)
+    return SECONDS_AROUND_A_RUN + min(times[1:]) * turns
 
 
 # ---- their means and deviations ------------------------------------------------------------------
@@ -320,20 +314,18 @@ def _summarize(protocol: _Protocol) -> Summary:
         tracking.mark_finished(results.mlflow_run_id)
         for name, value in results.figures.items():
             values[name].append(value)
-    parent_id = protocol.parent_id
     summary = Summary(
         config=protocol.config,
-        runs=runs,
+        num_runs=len(runs),
         mean={name: float(np.mean(each)) for name, each in values.items()},
         deviation={
             name: float(np.std(each, ddof=1)) for name, each in values.items() if len(each) > 1
         },
         confusion=np.sum([results.confusion for results in runs.values()], axis=0),
-        mlflow_run_id=parent_id,
     )
     pooled = recognition(summary.confusion)
     classes = read_description(protocol.config.data).classes
-    tracker = tracking.Tracker(parent_id)
+    tracker = tracking.Tracker(protocol.parent_id)
     tracker.log_figures(
         {
             **summary.mean,
@@ -349,7 +341,7 @@ def _summarize(protocol: _Protocol) -> Summary:
         {"classes": classes, "confusion": summary.confusion.tolist()}, "confusion.json"
     )
     tracker.log_table({name: asdict(results) for name, results in runs.items()}, "runs.json")
-    tracking.end_run(parent_id, succeeded=True)
+    tracking.end_run(protocol.parent_id, succeeded=True)
     return summary
 
 
@@ -365,7 +357,7 @@ def lines_of(summaries: Sequence[Summary]) -> str:
             return f"{summary.mean[name]:.3f}{spread}"
 
         lines.append(
-            f"{summary.config.run}, {len(summary.runs)} runs: accuracy "
+            f"{summary.config.run}, {summary.num_runs} runs: accuracy "
             f"{figure('held_out/accuracy')}, UAR {figure('held_out/uar')}, strict probe on "
             f"held-out subjects {figure('leakage/linear_held_out')} (chance "
             f"{figure('leakage/chance_held_out')}), AUC {figure('leakage/auc_held_out')}"

@@ -310,8 +310,8 @@ def _fit(
     in_process = rows is not None and config.workers == 1
     if in_process:
         by_id = {row["clip_id"]: row for row in rows or ()}
-        records = {side: [by_id[clip_id] for clip_id in ids] for side, ids in sides.items()}
-        setup = replace(setup, records=records)
+        shared = {side: [by_id[clip_id] for clip_id in ids] for side, ids in sides.items()}
+        setup = replace(setup, rows=shared)
         # It reports at every run that it is one of this kind.
         logging.getLogger("ray.train").setLevel(logging.ERROR)
     else:

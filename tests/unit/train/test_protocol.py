@@ -99,9 +99,7 @@ def test_a_protocol_ends_with_a_line_of_means_and_deviations() -> None:
     mean = {"held_out/accuracy": 0.5, "held_out/uar": 0.25, "leakage/chance_held_out": 0.2}
     deviation = {"held_out/accuracy": 0.125}
     config = TrainConfig("x", run="mine")
-    summary = Summary(
-        config, {}, mean, deviation, np.array([[1, 0, 1], [1, 0, 0], [0, 0, 1]]), "0f"
-    )
+    summary = Summary(config, 0, mean, deviation, np.array([[1, 0, 1], [1, 0, 0], [0, 0, 1]]))
     line = (
         "mine, 0 runs: accuracy 0.500 ± 0.125, UAR 0.250, strict probe on held-out subjects - "
         "(chance 0.200), AUC -"
