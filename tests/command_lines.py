@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cfer.cli import COMMANDS, run
+from cfer.options import parse
 
 # What is typed in place of `cfer NAME`.
 ALSO = {"cfer.train": "train", "pipeline/extract.py": "extract"}
@@ -30,6 +31,10 @@ def check_options(words: Sequence[str], patch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(command.module)
     if hasattr(module, "options_of"):
         module.options_of(words[1:])
+        return
+    options = getattr(module, command.options, None)
+    if isinstance(options, type):
+        parse(options, words[0], words[1:])
         return
     with patch.context() as patched:
         for name, function in vars(module).items():

@@ -19,17 +19,23 @@ from cfer.predict.limits import Limits
 if TYPE_CHECKING:
     from cfer.predict.recognizer import Prediction, Recognizer
 
+Source = Annotated[str, arg(metavar="SOURCE")]
+Video = Annotated[Path, arg(metavar="VIDEO")]
+Clip = Annotated[Path, arg(metavar="CLIP")]
+Picture = Annotated[Path, arg(metavar="PICTURE")]
+File = Annotated[Path, arg(metavar="FILE")]
 ModelName = Annotated[
     str,
     arg(
+        metavar="MODEL",
         help="`default`, a .safetensors file, the name or id of a training run, runs:/ID/model, or "
-        "models:/NAME/VERSION"
+        "models:/NAME/VERSION",
     ),
 ]
 
 
 def predict(
-    sources: Positional[tuple[str, ...]],
+    sources: Positional[Annotated[tuple[str, ...], arg(metavar="SOURCES")]],
     model: ModelName = "default",
     faces: Literal["one", "all"] = "one",
     window_gops: int | None = None,
@@ -43,13 +49,10 @@ def predict(
     the model wants is read as it is; of any other video the face is found, cropped and encoded.
 
     Args:
-        sources: videos; folders of numbered pictures, of videos, or of shards; `-` for a video that
-            is piped in (MPEG-TS, Matroska, fragmented MP4).
+        sources: videos; folders of pictures, videos or shards; `-` for a video that is piped in.
         faces: of several in view: the largest, or every one, numbered.
-        window_gops: GOPs of a window, 1 for the finest in time; None: as many as in training, of a
-            stream 1.
-        follow: the video is still being written: wait for more, until nothing came for so many
-            seconds.
+        window_gops: GOPs of a window; None: as many as in training, of a stream 1.
+        follow: the video is still being written: wait until nothing came for so many seconds.
         json: print a JSON object a line, for each window.
         csv: also write a row for each window into this file.
         plot: draw the probabilities over time into this PNG; of one video.
@@ -198,8 +201,8 @@ def print_json(prediction: Prediction) -> None:
 
 
 def look(
-    source: Positional[str],
-    picture: Positional[Path],
+    source: Positional[Source],
+    picture: Positional[Picture],
     clip: str | None = None,
     gop: int = 0,
     model: ModelName = "default",
@@ -222,8 +225,8 @@ def look(
 
 
 def encode(
-    video: Positional[Path],
-    clip: Positional[Path],
+    video: Positional[Video],
+    clip: Positional[Clip],
     size: int = 112,
     gop_size: int = 3,
     gop_span: int = 24,
@@ -285,7 +288,7 @@ def _show(model: Positional[ModelName]) -> int:
     return 0
 
 
-def _export(model: Positional[ModelName], file: Positional[Path]) -> int:
+def _export(model: Positional[ModelName], file: Positional[File]) -> int:
     """Write a model for another program.
 
     Args:
@@ -297,7 +300,7 @@ def _export(model: Positional[ModelName], file: Positional[Path]) -> int:
     return 0
 
 
-def _import(file: Positional[Path], name: str) -> int:
+def _import(file: Positional[File], name: str) -> int:
     """Put a model file into the MLflow registry.
 
     Args:

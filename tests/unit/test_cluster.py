@@ -226,7 +226,7 @@ def test_the_image_holds_what_the_package_is_built_from():
     """Installed the README's way: `pip install .`, of what .dockerignore lets through."""
     assert "pip install --no-cache-dir '.[cluster]'" in text_of("Dockerfile")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert "server" in project["optional-dependencies"]
+    assert "cluster" in project["optional-dependencies"]
     kept = [line[1:] for line in text_of("Dockerfile.dockerignore").splitlines() if line[:1] == "!"]
     assert {"cfer", "pipeline", "pyproject.toml", project["readme"]} <= set(kept)
     assert all((REPOSITORY / name).exists() for name in kept)

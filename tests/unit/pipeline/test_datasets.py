@@ -659,14 +659,11 @@ def test_options_that_do_not_fit(tmp_path, capsys):
         main(["--dataset", "ck+", *out])
     with pytest.raises(InputError, match=r"--root .*: only with --dataset"):
         main(["--videos", str(tmp_path), "--root", str(tmp_path), *out])
-    for wrong, message in (
-        (["--videos", "a", "--dataset", "ck+"], "not allowed with"),
-        ([], "one of the arguments --videos --dataset is required"),
-        (["--dataset", "imagenet"], "invalid choice: 'imagenet'"),
-    ):
-        with pytest.raises(SystemExit, match="2"):
-            main([*wrong, *out])
-        assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match="--videos, --dataset: give one of them"):
+        main(["--videos", "a", "--dataset", "ck+", *out])
+    with pytest.raises(SystemExit, match="2"):
+        main(["--dataset", "imagenet", *out])
+    assert "imagenet" in capsys.readouterr().err
 
 
 def test_classes_of_ones_own(trees, tmp_path):

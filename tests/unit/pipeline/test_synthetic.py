@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
+from cfer.cli import run
 from cfer.errors import InputError
 from cfer.video.faces import FaceDetector
 from pipeline.datasets.drawing import (
@@ -31,7 +32,6 @@ from pipeline.datasets.synthetic import (
     clip_generator,
     draw_dataset,
     identity_of,
-    main,
 )
 
 SMALL = DrawingSettings(frames=6, picture_size=128, difficulty=0.5, seed=3)
@@ -230,18 +230,18 @@ def test_a_folder_of_other_settings_is_left_alone(drawn: Path) -> None:
 
 def test_a_class_that_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'joy' is not one of the expressions"):
-        main(["--out", str(tmp_path / "set"), "--classes", "anger,joy"])
+        run(["draw", "--out", str(tmp_path / "set"), "--classes", "anger,joy"])
     assert not (tmp_path / "set").exists()
 
 
 def test_a_wrong_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["--out", str(tmp_path / "set"), "--subjects", "many"])
+        run(["draw", "--out", str(tmp_path / "set"), "--subjects", "many"])
     assert "--subjects" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
     for neither_or_both in ([], ["--out", str(tmp_path / "set"), "--measure", str(tmp_path)]):
         with pytest.raises(InputError, match="give either --out"):
-            main(neither_or_both)
+            run(["draw", *neither_or_both])
 
 
 @pytest.mark.parametrize(
@@ -260,13 +260,13 @@ def test_numbers_that_cannot_be_drawn(
     tmp_path: Path, option: str, value: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        main(["--out", str(tmp_path / "set"), option, value])
+        run(["draw", "--out", str(tmp_path / "set"), option, value])
     assert not (tmp_path / "set").exists()
 
 
 def test_measuring_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no manifest\.csv; draw the set first"):
-        main(["--measure", str(tmp_path)])
+        run(["draw", "--measure", str(tmp_path)])
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
