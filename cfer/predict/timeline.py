@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 STRIP_ASPECT = 7.4  # width by height of the frames above a plot
 STRIP_HEIGHT, STRIP_GAP = 160, 3  # pixels
-MOST_STILLS = 40  # there, of very tall pictures
+MOST_STILLS = 40  # in that strip, where the pictures are very tall
 # Of an annotated video, pixels; another one is scaled, so that its labels are readable.
 LONGEST_SIDE = 1280
 SHORTEST_SIDE = 480
 # A strip of a few pixels would be scaled beyond all measure.
 MOST_SIDE = 4096
-
 
 Palette = dict[str, tuple[int, ...]]
 Point = tuple[float, float]
@@ -103,7 +102,7 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
 
 
 def _strip(pictures: Pictures, times: Sequence[float]) -> np.ndarray:
-    """As many frames as fit beside each other: what is shown in the middle of equal times."""
+    """As many frames as fit side by side, from the middles of equal parts of the time."""
     first = next(iter(pictures))
     num_stills = round(STRIP_ASPECT * first.shape[0] / first.shape[1])
     num_stills = min(max(num_stills, 1), MOST_STILLS)
@@ -137,7 +136,7 @@ def _draw_probabilities(axes: Any, windows: Sequence[Prediction], classes: Seque
 def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None:
     """The video again, as H.264 without sound: each face's square, its label and a bar per class.
 
-    A clip that is a face's crop already has no square.
+    A clip that is already the crop of a face has no square.
 
     Raises:
         InputError: `out` does not end in .mp4, is the source, or can't be written.
@@ -176,7 +175,7 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
 def _drawn(
     pictures: Pictures, times: Sequence[float], predictions: Sequence[Prediction], palette: Palette
 ) -> Iterator[np.ndarray]:
-    """Every picture with what holds at its time drawn on it; sides even, as 4:2:0 needs."""
+    """Every picture with the predictions for its time drawn on it; sides even, as 4:2:0 needs."""
     for picture, shown, until in zip(pictures, times, times[1:], strict=False):
         seconds = (shown + until) / 2
         shortest, longest = sorted(picture.shape[:2])
@@ -202,7 +201,7 @@ def _draw(canvas: np.ndarray, p: Prediction, label: str, scale: float, palette: 
         cv2.rectangle(canvas, *corners, palette[label], max(round(2 * unit), 1), cv2.LINE_AA)
     line, pad = 15 * unit, 4 * unit
     panel_width, panel_height = 150 * unit, line * len(palette) + 2 * pad
-    # Beside the face where there is room, else on whichever side of the picture it is not.
+    # Beside the face where there is room, else on the other side of the picture.
     x = left + side + pad
     if x + panel_width > width:
         x = left - pad - panel_width if left - pad > panel_width else width - panel_width
