@@ -305,6 +305,8 @@ def _draw_bytes(axes: Axes, shown: Shown) -> None:
     axes.set_xticks([0, *marks], ["I", *(f"P{n}" for n in marks)])
     # On the right, so that the bars begin where the I-frame does.
     axes.yaxis.tick_right()
+    # Ticks are made as the page is drawn, when STYLE no longer holds.
+    axes.tick_params(labelsize=9, color=FAINT, labelcolor=FAINT)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.spines["left"].set_visible(False)
@@ -428,7 +430,7 @@ def _draw_probabilities(axes: Axes, shown: Shown, activation: ClassActivation) -
     bars = axes.barh(names, activation.probabilities, color=colors, height=0.62)
     axes.bar_label(bars, [f"{p:.1%}" for p in activation.probabilities], padding=4)
     axes.set(xlim=(0, 1), xticks=[], ylim=(len(names) - 0.4, -0.6))
-    axes.tick_params("y", labelcolor=INK, length=0)
+    axes.tick_params("y", labelsize=9.5, labelcolor=INK, length=0)
     axes.spines["bottom"].set_visible(False)
     message = f"Model {shown.model_name!r}, on this GOP alone."
     if shown.clip is not None and shown.clip.label_name:
