@@ -13,7 +13,7 @@ FFmpeg uses the same picture where an I-frame is missing, so mostly not even tha
     bitstream.direct_residual(7)             # frame 7 alone: one packet is decoded
     bitstream.accumulated_residuals(0)       # the first GOP's P-frames, each since its I-frame
 
-`python -m benchmarks codec` measures speed and exactness on clips of your own.
+`cfer bench codec` measures speed and exactness on clips of your own.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def embed_clip(embedder: FaceEmbedder, bitstream: Bitstream) -> np.ndarray:
     """A clip's identity: the embedding of the middle one of its I-frames, float32 (1, D).
 
     A clip shows one person, and an embedding takes longer than everything else that is done to a
-    GOP (`python -m benchmarks extract`).
+    GOP (`cfer bench extract`).
     """
     return embedder.embed([bitstream.i_frame(len(bitstream.gops) // 2)])
 

@@ -1,9 +1,12 @@
-"""What one GOP holds, and where a recognizer looked in it, as arrays: what `cfer look` draws."""
+"""What `cfer look` shows, as arrays: what one GOP holds, and where a recognizer looked in it."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import cv2
@@ -12,8 +15,11 @@ import torch
 
 from cfer.codec import GRAY, MACROBLOCK, Bitstream, Residual
 from cfer.data.inputs import BLOCK, traced_motion
+from cfer.data.shards import Clip
+from cfer.model.card import ModelCard
 from cfer.model.network import Predictor, scale_planes
 
+NUM_RESIDUALS = 4  # of each kind that are drawn, at most
 # From one cell of the encoder's last stage to the next, pixels of the picture: a plane has half of
 # its sides, and the stem and two of the stages halve it again.
 CELL = 16
@@ -148,3 +154,75 @@ def activation_picture(contributions: np.ndarray, size: int) -> np.ndarray:
     columns, rows = np.meshgrid(at, at)
     cells = np.ascontiguousarray(contributions, np.float32)
     return cv2.remap(cells, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A GOP, and what a model makes of it. Frames are named by their positions in the GOP: 0 is
+    the I-frame.
+
+    Attributes:
+        name: of the video or the clip.
+        bitstream, gop: the GOP's number, from 0.
+        clip: the row that it is stored in, if it comes out of a data set.
+        model_name, card: of the model.
+        activation: None where the model can't be given such a clip.
+        given: the frames that the model was given.
+    """
+
+    name: str
+    bitstream: Bitstream
+    gop: int
+    clip: Clip | None
+    model_name: str
+    card: ModelCard
+    activation: ClassActivation | None
+    given: Sequence[int]
+
+    @property
+    def numbers(self) -> range:
+        """The frames' numbers in the bitstream."""
+        return self.bitstream.gops[self.gop]
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        return frame_bytes(self.bitstream, self.gop)
+
+    @property
+    def last(self) -> int:
+        return len(self.sizes) - 1
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """Of the P-frames whose residuals are drawn."""
+        steps = np.linspace(1, self.last, min(NUM_RESIDUALS, self.last))
+        return sorted({round(step) for step in steps})
+
+    @cached_property
+    def accumulated(self) -> dict[int, Residual]:
+        """Those that are drawn: of a long GOP no more are held at a time."""
+        residuals = enumerate(self.bitstream.iter_accumulated_residuals(self.gop), start=1)
+        return {n: r for n, r in residuals if n in self.positions or n in self.given}
+
+    @property
+    def kind_given(self) -> str | None:
+        """Of the residuals that the model is given, if it is given any."""
+        kind = self.card.what.kind
+        return next((name for name in ("direct", "accumulated") if kind.startswith(name)), None)
+
+    def direct(self, position: int) -> Residual:
+        return self.bitstream.direct_residual(self.numbers[position])
+
+    def luma_residual(self, kind: str, position: int) -> np.ndarray:
+        """int16 (H, W), from -128 to 127."""
+        residual = self.direct(position) if kind == "direct" else self.accumulated[position]
+        return residual.y.astype(np.int16) - GRAY
+
+    def limit(self, kind: str) -> int:
+        """The residual's size at the colors' end: beyond it are 1 % of the samples."""
+        sizes = [np.abs(self.luma_residual(kind, position)) for position in self.positions]
+        return max(int(np.percentile(sizes, 99)), 8)
+
+    def luma(self, position: int) -> np.ndarray:
+        """The decoded picture's Y: uint8 (H, W)."""
+        return next(islice(self.bitstream.gop_pictures(self.gop), position, None))[0]

@@ -1,4 +1,4 @@
-"""One picture that explains the method on a clip of one's own: `cfer look VIDEO PICTURE.png`.
+"""One picture that explains the method on your own clip: `cfer look VIDEO PICTURE.png`.
 
 What one GOP holds (I-frame, direct and accumulated residuals, motion vectors, block types, bytes of
 each frame), and what a recognizer makes of it (probabilities, and where it looked).
@@ -7,10 +7,6 @@ each frame), and what a recognizer makes of it (probabilities, and where it look
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from cfer.codec import GRAY, MACROBLOCK, Bitstream, CodecError, Residual
+from cfer.codec import MACROBLOCK, Bitstream, CodecError
 from cfer.data import DESCRIPTION_NAME
 from cfer.data.inputs import BLOCK
 from cfer.data.shards import Clip, read_clips
@@ -34,17 +30,17 @@ from cfer.predict.gop_arrays import (
     INTER,
     INTER_PARTS,
     INTRA,
+    NUM_RESIDUALS,
     ClassActivation,
+    Shown,
     activation_picture,
     block_types,
     class_activation,
-    frame_bytes,
     movements,
     movements_since_i_frame,
 )
 from cfer.predict.recognizer import Recognizer, face_bitstream
 
-NUM_RESIDUALS = 4
 NUM_IDS = 3  # that a message about clip ids names
 
 
@@ -53,9 +49,9 @@ def look(source: str | Path, clip_id: str | None, gop: int, model_name: str) -> 
 
     Args:
         source: a video, a folder of numbered pictures, or a data set of `pipeline/extract.py`. A
-            bitstream of MPEG-4 Part 2 is shown as it is; of any other video the face is found,
+            bitstream of MPEG-4 Part 2 is shown as it is; in any other video the face is found,
             cropped and encoded as the model wants it.
-        clip_id: the data set's clip; None of a video.
+        clip_id: the data set's clip; None for a video.
         gop: its number, from 0.
         model_name: see `cfer.predict.models`.
 
@@ -80,7 +76,8 @@ def look_with(
         bitstream = Bitstream(clip.bitstream, clip.clip_id)
     elif clip_id is not None:
         raise InputError(
-            f"--clip {clip_id}: {source} is no data set; give the folder of shards, or leave --clip"
+            f"--clip {clip_id}: {source} is not a data set; give the folder of shards, "
+            "or leave out --clip"
         )
     else:
         bitstream = _open(Path(source), card)
@@ -91,7 +88,7 @@ def look_with(
         given = [bitstream.gops[gop].index(n) for n in card.what.wanted(bitstream, gops)]
         activation = class_activation(recognizer.predictor, card.what.read(bitstream, gops))
     name = Path(source).name if clip is None else clip.clip_id
-    shown = _Shown(name, bitstream, gop, clip, Path(model_name).name, card, activation, given)
+    shown = Shown(name, bitstream, gop, clip, Path(model_name).name, card, activation, given)
     with matplotlib.rc_context(STYLE):
         return _draw(shown)
 
@@ -133,85 +130,10 @@ def _check_gop(source: str, bitstream: Bitstream, gop: int) -> None:
         )
 
 
-# ---- what is shown -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A GOP, and what a model makes of it. Frames are named by their positions in the GOP: 0 is
-    the I-frame.
-
-    Attributes:
-        name: of the video or the clip.
-        bitstream, gop: the GOP's number, from 0.
-        clip: the row that it is stored in, if it comes out of a data set.
-        model_name, card: of the model.
-        activation: None where the model can't be given such a clip.
-        given: the frames that the model was given.
-    """
-
-    name: str
-    bitstream: Bitstream
-    gop: int
-    clip: Clip | None
-    model_name: str
-    card: ModelCard
-    activation: ClassActivation | None
-    given: Sequence[int]
-
-    @property
-    def numbers(self) -> range:
-        """The frames' numbers in the bitstream."""
-        return self.bitstream.gops[self.gop]
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        return frame_bytes(self.bitstream, self.gop)
-
-    @property
-    def last(self) -> int:
-        return len(self.sizes) - 1
-
-    @cached_property
-    def positions(self) -> list[int]:
-        """Of the P-frames whose residuals are drawn."""
-        steps = np.linspace(1, self.last, min(NUM_RESIDUALS, self.last))
-        return sorted({round(step) for step in steps})
-
-    @cached_property
-    def accumulated(self) -> dict[int, Residual]:
-        """Those that are drawn: of a long GOP no more are held at a time."""
-        residuals = enumerate(self.bitstream.iter_accumulated_residuals(self.gop), start=1)
-        return {n: r for n, r in residuals if n in self.positions or n in self.given}
-
-    @property
-    def kind_given(self) -> str | None:
-        """Of the residuals that the model is given, if it is given any."""
-        kind = self.card.what.kind
-        return next((name for name in RESIDUALS if kind.startswith(name)), None)
-
-    def direct(self, position: int) -> Residual:
-        return self.bitstream.direct_residual(self.numbers[position])
-
-    def luma_residual(self, kind: str, position: int) -> np.ndarray:
-        """int16 (H, W), from -128 to 127."""
-        residual = self.direct(position) if kind == "direct" else self.accumulated[position]
-        return residual.y.astype(np.int16) - GRAY
-
-    def limit(self, kind: str) -> int:
-        """The residual's size at the colors' end: beyond it are 1 % of the samples."""
-        sizes = [np.abs(self.luma_residual(kind, position)) for position in self.positions]
-        return max(int(np.percentile(sizes, 99)), 8)
-
-    def luma(self, position: int) -> np.ndarray:
-        """The decoded picture's Y: uint8 (H, W)."""
-        return next(islice(self.bitstream.gop_pictures(self.gop), position, None))[0]
-
-
 # ---- how it is drawn -----------------------------------------------------------------------------
 
 # Inches; `cfer look` makes 1600 pixels of the width and the margins.
-WIDTH, MARGIN, LEFT_WIDTH, CELL_WIDTH = 13.7, 0.4, 3.4, 2.35
+WIDTH, MARGIN, LEFT_WIDTH, CELL_WIDTH = 13.7, 0.4, 3.4, 2.3
 MOST_ARROWS = 20  # from left to right
 NOTE_WIDTH = 45  # characters
 INK, FAINT, EDGE = "#20262d", "#5d6873", "#c9d0d6"
@@ -266,7 +188,7 @@ SEEN = {
 }
 
 
-def _draw(shown: _Shown) -> Figure:
+def _draw(shown: Shown) -> Figure:
     # Few residuals leave room beside them.
     num_columns = max(len(shown.positions), 2)
     room = NUM_RESIDUALS - num_columns
@@ -276,7 +198,7 @@ def _draw(shown: _Shown) -> Figure:
 
     # A picture that is far from square leaves room in its panel; the page keeps its shape.
     aspect = min(max(shown.bitstream.height / shown.bitstream.width, 0.55), 1.25)
-    top_height = max(2 * (aspect * CELL_WIDTH + 0.4), aspect * LEFT_WIDTH + 1.8)
+    top_height = max(2 * (aspect * CELL_WIDTH + 0.55), aspect * LEFT_WIDTH + 1.8)
     heights = [1.1, top_height, 0.2, aspect * (WIDTH / len(panels) - 0.2) + 1.2]
     width, height = WIDTH + 2 * MARGIN, sum(heights) + 2 * MARGIN
     within = (MARGIN / width, MARGIN / height, WIDTH / width, sum(heights) / height)
@@ -285,7 +207,7 @@ def _draw(shown: _Shown) -> Figure:
     parts = page.subfigures(4, 1, squeeze=False, height_ratios=heights)
     head, top, _, bottom = parts[:, 0]
     _draw_head(head, shown)
-    widths = [LEFT_WIDTH, num_columns * CELL_WIDTH + 1, *([room * CELL_WIDTH] if room else [])]
+    widths = [LEFT_WIDTH, num_columns * CELL_WIDTH + 1.1, *([room * CELL_WIDTH] if room else [])]
     left, right, *beside = top.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _draw_left(left, shown, aspect)
     for panel, kind in zip(right.subfigures(2, 1), RESIDUALS, strict=True):
@@ -302,7 +224,7 @@ def _draw(shown: _Shown) -> Figure:
     return page
 
 
-def _draw_head(head: SubFigure, shown: _Shown) -> None:
+def _draw_head(head: SubFigure, shown: Shown) -> None:
     count = len(shown.bitstream.gops)
     name = shown.name if len(shown.name) <= 44 else f"{shown.name[:24]}…{shown.name[-19:]}"
     part = "" if count == 1 else f"GOP {shown.gop} of 0 to {count - 1}, "
@@ -329,7 +251,7 @@ def _note(axes: Axes, text: str) -> None:
     axes.set_xlabel(textwrap.fill(text, NOTE_WIDTH), linespacing=1.4)
 
 
-def _draw_left(left: SubFigure, shown: _Shown, aspect: float) -> None:
+def _draw_left(left: SubFigure, shown: Shown, aspect: float) -> None:
     """The I-frame and the bytes; of a stored clip, what else its row holds."""
     heights, title = [aspect * LEFT_WIDTH, 1.3], "I-frame: what the face looks like"
     panels: list[Any] = [["i_frame"], ["bytes"]]
@@ -366,7 +288,7 @@ def _draw_stored(apex: Axes, row: Axes, clip: Clip) -> None:
         row.text(0.28, line, value)
 
 
-def _draw_bytes(axes: Axes, shown: _Shown) -> None:
+def _draw_bytes(axes: Axes, shown: Shown) -> None:
     first, rest, last = int(shown.sizes[0]), int(shown.sizes[1:].sum()), shown.last
     title = "Bytes per frame"
     colors = [APPEARANCE, *[CHANGE] * last]
@@ -384,13 +306,15 @@ def _draw_bytes(axes: Axes, shown: _Shown) -> None:
     axes.set_xticks([0, *marks], ["I", *(f"P{n}" for n in marks)])
     # On the right, so that the bars begin where the I-frame does.
     axes.yaxis.tick_right()
+    # Ticks are made as the page is drawn, when STYLE no longer holds.
+    axes.tick_params(labelsize=9, color=FAINT, labelcolor=FAINT)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.spines["left"].set_visible(False)
     axes.spines["right"].set_visible(True)
 
 
-def _draw_residuals(panel: SubFigure, shown: _Shown, kind: str) -> None:
+def _draw_residuals(panel: SubFigure, shown: Shown, kind: str) -> None:
     panel.suptitle(RESIDUALS[kind], x=0, ha="left")
     limit = shown.limit(kind)
     row = panel.subplots(1, len(shown.positions), squeeze=False)[0]
@@ -414,7 +338,7 @@ def _draw_residuals(panel: SubFigure, shown: _Shown, kind: str) -> None:
     brighter.set(color=SIGNED(0.92), va="top")
 
 
-def _draw_motion(axes: Axes, shown: _Shown) -> None:
+def _draw_motion(axes: Axes, shown: Shown) -> None:
     axes.set_title("Motion since the I-frame")
     luma = shown.luma(shown.last)
     # Pale, so that the arrows stand out.
@@ -444,7 +368,7 @@ def _draw_arrows(axes: Axes, moves: np.ndarray, spacing: int, width: int) -> str
     return f"Up to {lengths.max():.1f} pixels{drawn}."
 
 
-def _draw_types(axes: Axes, shown: _Shown) -> None:
+def _draw_types(axes: Axes, shown: Shown) -> None:
     # That P-frame has the most vectors and blocks to show.
     largest = 1 + int(shown.sizes[1:].argmax())
     residual = shown.direct(largest)
@@ -475,7 +399,7 @@ def _draw_types(axes: Axes, shown: _Shown) -> None:
     legend.get_title().set(color=FAINT, linespacing=1.4)
 
 
-def _draw_activation(axes: Axes, shown: _Shown, activation: ClassActivation) -> None:
+def _draw_activation(axes: Axes, shown: Shown, activation: ClassActivation) -> None:
     axes.set_title("Where the recognizer looked")
     # Of several frames, the one that says most for the class.
     place = int(activation.contributions.sum((1, 2)).argmax())
@@ -492,13 +416,13 @@ def _draw_activation(axes: Axes, shown: _Shown, activation: ClassActivation) -> 
     several = f" (of {len(shown.given)} frames given)" if len(shown.given) > 1 else ""
     _note(
         axes,
-        f"Class-activation map: what of P{position}{several} speaks for "
+        f"Class-activation map: the parts of P{position}{several} that speak for "
         f"{shown.card.classes[activation.target]}. All {rows} × {columns} cells sum to its score "
         f"less the bias, {activation.contributions.sum():+.2f}.",
     )
 
 
-def _draw_probabilities(axes: Axes, shown: _Shown, activation: ClassActivation) -> None:
+def _draw_probabilities(axes: Axes, shown: Shown, activation: ClassActivation) -> None:
     axes.set_title("What it says")
     axes.set_box_aspect(1)
     axes.set_anchor("NW")
@@ -507,7 +431,7 @@ def _draw_probabilities(axes: Axes, shown: _Shown, activation: ClassActivation) 
     bars = axes.barh(names, activation.probabilities, color=colors, height=0.62)
     axes.bar_label(bars, [f"{p:.1%}" for p in activation.probabilities], padding=4)
     axes.set(xlim=(0, 1), xticks=[], ylim=(len(names) - 0.4, -0.6))
-    axes.tick_params("y", labelcolor=INK, length=0)
+    axes.tick_params("y", labelsize=9.5, labelcolor=INK, length=0)
     axes.spines["bottom"].set_visible(False)
     message = f"Model {shown.model_name!r}, on this GOP alone."
     if shown.clip is not None and shown.clip.label_name:
@@ -515,7 +439,7 @@ def _draw_probabilities(axes: Axes, shown: _Shown, activation: ClassActivation) 
     _note(axes, message)
 
 
-def _draw_no_prediction(axes: Axes, shown: _Shown) -> None:
+def _draw_no_prediction(axes: Axes, shown: Shown) -> None:
     axes.set_title("No prediction")
     axes.set_axis_off()
     bitstream, card = shown.bitstream, shown.card

@@ -1,6 +1,6 @@
 """What a training run is: one typed configuration, the named methods, the command line made of it.
 
-The defaults are the recommended recipe; `python pipeline/benchmark.py --search` changes one thing
+The defaults are the recommended recipe; `cfer benchmark --search` changes one thing
 of it at a time.
 """
 

@@ -251,7 +251,7 @@ def test_mistakes_are_clear(fixed_gop, shards, tmp_path):
         ((fixed_gop, None, 2), r"--gop 2: .*fixed.mp4 has 2 GOPs; give 0 to 1"),
         ((fixed_gop, None, -1), r"--gop -1: .*give 0 to 1"),
         ((alone, None, 1), r"--gop 1: .*alone.mp4 is an I-frame alone.*give another GOP"),
-        ((fixed_gop, "clip-1", 0), r"--clip clip-1: .*is no data set"),
+        ((fixed_gop, "clip-1", 0), r"--clip clip-1: .*is not a data set"),
         ((shards, None, 0), r"give --clip ID \(clip-0, clip-1, clip-2, …\)"),
         ((shards, "nobody", 0), r"--clip nobody: .*give one of clip-0, clip-1, clip-2, …"),
         ((shards, "clip-4", 3), r"--gop 3: .*one GOP; give 0"),

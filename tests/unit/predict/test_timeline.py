@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -25,18 +26,31 @@ def window(start: float, end: float, joy: float, square: Square | None, face: in
     return Prediction("v.mp4", start, end, {"fear": 1 - joy, "joy": joy}, 2, face, square)
 
 
+def write_video(path: Path, pictures: Sequence[np.ndarray], times: Sequence[float]) -> Path:
+    """Each picture at its time, in seconds; the last time is the video's end."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, (start, end) in zip(pictures, pairwise(times), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(start * 1000), Fraction(1, 1000)
+            (packet,) = stream.encode(frame)
+            packet.duration = round((end - start) * 1000)
+            container.mux(packet)
+    return path
+
+
+def at_25_per_second(num_pictures: int) -> list[float]:
+    return [n / 25 for n in range(num_pictures + 1)]
+
+
 @pytest.fixture
 def video(tmp_path) -> Path:
     """One second, gray, 25 pictures of 640 × 960."""
-    path = tmp_path / "v.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 640, 960, "yuv420p"
-        for _ in range(25):
-            picture = np.full((640, 960, 3), 128, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
+    gray = np.full((640, 960, 3), 128, np.uint8)
+    return write_video(tmp_path / "v.mp4", [gray] * 25, at_25_per_second(25))
 
 
 def test_csv_has_a_row_per_window_and_face(tmp_path):
@@ -80,19 +94,8 @@ VARYING = [*(n / 40 for n in range(20)), 0.5, 2.5, 4.5, 6.5, 8.5]
 @pytest.fixture
 def varying(tmp_path) -> Path:
     """Of varying rate, ends at 10.5 s; each picture is a little brighter than the one before."""
-    path = tmp_path / "varying.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 320, 480, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for number, seconds in enumerate(VARYING):
-            picture = np.full((320, 480, 3), 20 + 8 * number, np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = round(seconds * 1000), Fraction(1, 1000)
-            (packet,) = stream.encode(frame)
-            packet.duration = 2000
-            container.mux(packet)
-    return path
+    pictures = [np.full((320, 480, 3), 20 + 8 * n, np.uint8) for n in range(len(VARYING))]
+    return write_video(tmp_path / "varying.mp4", pictures, [*VARYING, 10.5])
 
 
 def test_an_annotated_video_keeps_its_times(varying, tmp_path):
@@ -124,14 +127,8 @@ def test_a_plot_shows_what_is_there_at_its_time(varying):
 
 
 def test_a_picture_of_extreme_shape_is_not_scaled_beyond_measure(tmp_path):
-    path, out = tmp_path / "narrow.mp4", tmp_path / "out.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 2000, 2, "yuv420p"
-        for _ in range(2):
-            picture = np.full((2000, 2, 3), 90, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    narrow, out = np.full((2000, 2, 3), 90, np.uint8), tmp_path / "out.mp4"
+    path = write_video(tmp_path / "narrow.mp4", [narrow] * 2, at_25_per_second(2))
     plot(path, [window(0, 0.08, 0.9, None)], CLASSES)
     annotate(path, [window(0, 0.08, 0.9, None)], out)
     with av.open(str(out)) as container:
@@ -172,15 +169,9 @@ def test_each_class_has_a_color_of_its_own(count):
 @pytest.mark.parametrize(("height", "width"), [(640, 960), (960, 480), (160, 160)])
 def test_the_frames_above_the_plot_are_not_distorted(tmp_path, height, width):
     """A white square in the middle of each picture stays one; and no frame is needed twice."""
-    path = tmp_path / "v.mp4"
     picture = np.zeros((height, width, 3), np.uint8)
     picture[height // 2 - 40 : height // 2 + 40, width // 2 - 40 : width // 2 + 40] = 255
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    path = write_video(tmp_path / "v.mp4", [picture] * 3, at_25_per_second(3))
     figure = plot(path, [window(0, 0.12, 0.9, None)], CLASSES)
     figure.draw_without_rendering()
     strip = figure.axes[0]
