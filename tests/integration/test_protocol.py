@@ -265,7 +265,7 @@ def test_the_table_and_the_page(
     zero = [one.figures["held_out/accuracy"] for one in results_of(folder, "0.0")]
     change = f"{np.mean(accuracy) - np.mean(zero):+.3f}".replace("-", "−")
     assert f"{change} (p" in line
-    assert "--lambda 1" in text
+    assert "--lambda 0" in text
     html = page.read_text()
     assert html.count("<table>") == 3
     # The curve of the sweep, each row's confusion matrix, two more pictures of both rows.
