@@ -164,6 +164,7 @@ def restore(
     """Load the newest checkpoint, if any → the figures of its epochs, and the seconds they took.
 
     Raises:
+        InputError: it is of an earlier cfer.
         NotFinite: it is of a run that had diverged.
     """
     checkpoint = newest_checkpoint(location)
@@ -171,6 +172,11 @@ def restore(
         return [], 0.0
     data = Folder(checkpoint).read(STATE_NAME)
     state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    if not state.keys() >= stateful.keys():
+        raise InputError(
+            f"{checkpoint}: an earlier cfer wrote it; start another --run, or finish this one with "
+            "that cfer"
+        )
     try:
         check_finite({name: state[name] for name in stateful})
     except NotFinite as error:

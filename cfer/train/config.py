@@ -54,6 +54,8 @@ Method = Literal[
     "frame-difference",
 ]
 Game = Literal["min-min", "min-max", "gradient-reversal"]
+Planes = Literal["yuv", "luma"]
+Pooling = Literal["mean", "max"]
 ClassWeights = Literal["none", "balanced"]
 Split = Literal["subjects", "column"]
 Lambda = Annotated[float, arg(name="lambda")]
@@ -94,10 +96,10 @@ class TrainConfig:
     apex_weight: Mu = 0.0  # μ: weight of rebuilding the annotated apex picture
     label_smoothing: float = 0.1  # share of the target spread over all classes, in [0, 1)
     input: Kind = "accumulated"  # what the recognizer sees (see cfer.data.inputs)
-    planes: Literal["yuv", "luma"] = "yuv"  # of it; or luma alone
+    planes: Planes = "yuv"  # of it; or luma alone
     frames: str = "last"  # `last` P-frame of each GOP, or a number of P-frames per clip
     width: int = 16  # channels of the encoder's first stage
-    pooling: Literal["mean", "max"] = "mean"  # of a clip's frames
+    pooling: Pooling = "mean"  # of a clip's frames
     code_dim: int = 64  # dimension of the expression code
     dropout: float = 0.0  # share of the code zeroed before the classifier, in [0, 1)
     flip: float = 0.5  # probability of a horizontal flip

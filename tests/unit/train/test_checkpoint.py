@@ -101,6 +101,8 @@ def test_a_checkpoint_restores_what_was_saved_and_is_the_only_one(tmp_path: Path
     assert torch.equal(saved.weight, restored.weight)
     assert os.listdir(tmp_path) == ["epoch-00002"]
     assert json.loads((tmp_path / "epoch-00002" / SEAL_NAME).read_text())["epoch"] == 2
+    with pytest.raises(InputError, match="epoch-00002: an earlier cfer wrote it"):
+        restore(str(tmp_path), {"player": restored, "network": restored}, CPU)
 
 
 def test_a_checkpoint_of_a_run_that_diverged_is_not_gone_on_with(tmp_path: Path) -> None:

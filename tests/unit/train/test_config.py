@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from cfer.data.inputs import Input
+from cfer.data.inputs import KINDS, PLANES, Input
 from cfer.errors import InputError
+from cfer.model.game import PLAYERS
+from cfer.model.network import POOLINGS
 from cfer.train.batches import Augmentation
-from cfer.train.command import main, options_of
-from cfer.train.config import METHODS, TrainConfig, command_of
+from cfer.train.command import PROTOCOLS, Protocol, main, options_of
+from cfer.train.config import (
+    METHODS,
+    Game,
+    Kind,
+    Method,
+    Planes,
+    Pooling,
+    TrainConfig,
+    command_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -139,3 +150,33 @@ def test_unknown_choices_and_values_are_said_by_the_parser(
         said = capsys.readouterr().err
         assert option in said
         assert value in said
+
+
+def test_the_names_on_the_command_line_are_those_of_what_they_choose() -> None:
+    """They are written out there, since the modules that have them import PyTorch."""
+    for written, there in (
+        (Method, METHODS),
+        (Protocol, PROTOCOLS),
+        (Game, PLAYERS),
+        (Kind, KINDS),
+        (Planes, PLANES),
+        (Pooling, POOLINGS),
+    ):
+        assert get_args(written) == tuple(there)
+
+
+def test_without_options_it_is_the_min_min_game_on_shards() -> None:
+    options = options_of([])
+    assert options.config == TrainConfig("shards", run="min-min")
+    assert (options.config.game, options.config.identity_weight) == ("min-min", 1.0)
+    paper = options_of(["--preset", "paper", "--mu", "0.5"]).config
+    assert (paper.method, paper.identity_weight, paper.apex_weight) == ("min-min+apex", 1.0, 0.5)
+    assert options_of(["--preset", "paper"]).config.apex_weight == 1.0
+    # What is given beside a protocol wins over it.
+    for words, seeds, epochs in (
+        ("", "0,1,2", 30),
+        (" --seed 4", "", 30),
+        (" --epochs 2", "0,1,2", 2),
+    ):
+        given = options_of(f"--protocol synthetic{words}".split())
+        assert (given.seeds, given.config.epochs, given.config.folds) == (seeds, epochs, "5")

@@ -1,0 +1,98 @@
+"""A model as one file: what is read again, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import safetensors.torch
+import torch
+
+from cfer.errors import InputError
+from cfer.model.card import CARD_NAME, ModelCard, read_model, write_model
+from cfer.model.network import ModelConfig, Predictor
+
+NETWORK = ModelConfig(num_classes=3, identity_dim=128, width=8, code_dim=16)
+
+
+def planes(clips: int, frames: int) -> torch.Tensor:
+    return torch.randint(0, 256, (clips, frames, 6, 32, 32), dtype=torch.uint8)
+
+
+def test_a_file_gives_back_the_model_and_its_card(tmp_path, predictor, card):
+    write_model(tmp_path / "one.safetensors", predictor, card)
+    read, read_card = read_model(tmp_path / "one.safetensors")
+    assert read_card == card
+    given = planes(2, 3)
+    with torch.inference_mode():
+        torch.testing.assert_close(read(given), predictor(given))
+    write_model(tmp_path / "two.safetensors", read, read_card)
+    one, two = ((tmp_path / f"{n}.safetensors").read_bytes() for n in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: card | {"format": 2}, "format 2"),
+        (lambda card: card | {"classes": ["joy"]}, "1 classes, and a network for 3"),
+        (lambda card: card | {"size": 10**9}, "size 1000000000 is not between"),
+        (lambda card: {k: v for k, v in card.items() if k != "codec"}, "codec"),
+        (lambda card: card | {"more": 1}, "more"),
+        (lambda card: card | {"network": card["network"] | {"width": 4000}}, "not those that its"),
+        (
+            lambda card: card | {"network": card["network"] | {"width": 10**12}},
+            "width 1000000000000",
+        ),
+        (lambda card: card | {"network": card["network"] | {"width": 4095}}, "width 4095: give a"),
+        (lambda card: card | {"network": card["network"] | {"width": "16"}}, "network.width"),
+        (lambda card: card | {"network": card["network"] | {"pooling": "sum"}}, "pooling sum"),
+        (lambda card: card | {"network": card["network"] | {"gain": "x"}}, "network.gain"),
+        (lambda card: card | {"network": card["network"] | {"gain": math.nan}}, "gain nan"),
+        (lambda card: card | {"network": card["network"] | {"more": 1}}, "more is unknown"),
+        (lambda card: card | {"what": card["what"] | {"frames": "foo"}}, "what.frames"),
+        (lambda card: card | {"size": math.inf}, "size"),
+        (lambda card: card | {"size": 111}, "size 111 is odd"),
+        (lambda card: card | {"classes": ["a", "b", "a"]}, "are not all different names"),
+        (lambda card: [card], "not one of cfer's"),
+        (None, "without cfer's card"),
+    ],
+)
+def test_a_file_that_is_not_right_is_refused(tmp_path, predictor, card, change, message):
+    """Also where its numbers ask for more memory than there is."""
+    metadata = None
+    if change is not None:
+        metadata = {CARD_NAME: json.dumps(change(json.loads(card.to_json())))}
+    path = tmp_path / "bad.safetensors"
+    tensors = {name: value.contiguous() for name, value in predictor.state_dict().items()}
+    safetensors.torch.save_file(tensors, str(path), metadata=metadata)
+    with pytest.raises(InputError, match=message) as error:
+        read_model(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_card_that_is_nested_deeply(tmp_path, predictor, card):
+    with pytest.raises(InputError, match="not one of cfer's"):
+        ModelCard.from_json("[" * 100_000)
+
+
+def test_a_damaged_file_and_a_pickle_are_refused(tmp_path, predictor, card):
+    path = tmp_path / "model.safetensors"
+    write_model(path, predictor, card)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a readable model file"):
+        read_model(path)
+    torch.save(predictor.state_dict(), path)
+    with pytest.raises(InputError, match="not a readable model file"):
+        read_model(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, predictor, card):
+    """Whatever they were asked, they would say the first class."""
+    diverged = Predictor(NETWORK)
+    diverged.load_state_dict(predictor.state_dict())
+    diverged.classifier.bias.data[1] = float("nan")
+    write_model(tmp_path / "bad.safetensors", diverged, card)
+    with pytest.raises(InputError, match=r"weights classifier\.bias are not finite: its training"):
+        read_model(tmp_path / "bad.safetensors")
