@@ -2,7 +2,7 @@
 
 Both ways end in the same network, that of the model that ships, and look at the same frames: the
 last one of each GOP. The decoded way takes the difference to the first picture, which is the best
-decoded input that was measured (README, "What is measured"). For orientation, the cost of a usual
+decoded input that was measured (docs/results.md). For orientation, the cost of a usual
 decoded-image network stands beside them: ResNet-18 on 16 RGB pictures of 224 × 224, of the same
 file; it was not trained. All begin with clips in the fixed-GOP form. The cost of bringing a video
 there (finding the face, which every way needs; encoding, which only residuals need) is measured by

@@ -127,12 +127,12 @@ class VideoObjectLayer:
 
     def is_coded(self, vop: bytes) -> bool:
         """Whether a VOP (the bytes after its start code) is coded, or repeats the one before it."""
-        bits = BitReader(vop[:64])
-        bits.take(2)  # coding type
-        while bits.take(1):  # whole seconds
-            pass
-        bits.take(1 + self.time_bits + 1)
-        return bool(bits.take(1))
+        # Of every frame of a file that is opened, so by arithmetic and not by a `BitReader`.
+        bits = int.from_bytes(vop[:64].ljust(64, b"\0"), "big")
+        at = 8 * 64 - 3  # of the bit after the coding type
+        while at > self.time_bits + 3 and bits >> at & 1:  # whole seconds
+            at -= 1
+        return bool(bits >> (at - self.time_bits - 3) & 1)
 
 
 def gray_vop(layer: VideoObjectLayer) -> bytes:
