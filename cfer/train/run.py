@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -325,7 +326,7 @@ def _fit(
             datasets |= {f"{side}-{rank}": share for rank, share in enumerate(shares)}
     folder = Folder(setup.location)
     trainer = TorchTrainer(
-        lambda: train_worker(setup),
+        partial(train_worker, setup),
         torch_config=WorkersLinkThemselves(),
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
