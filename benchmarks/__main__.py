@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from tyro.extras import subcommand_cli_from_dict
 
 from cfer.errors import InputError, exit_with_message
+from cfer.options import STYLE
 
 # Each bench needs other packages, some of which take seconds to import.
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ def robustness(videos: Videos, *, model: str = "default", json: Json = None) -> 
         videos: Videos with a face in view.
         model: As for `cfer predict`.
     """
+    if not videos:
+        raise InputError("cfer bench robustness: give videos with a face in view")
     from benchmarks import robustness
     from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
     from cfer.predict.recognizer import Recognizer
@@ -205,7 +208,7 @@ def _report(measure: Callable[[], Measurement | Robustness], file: Path | None) 
 def main(argv: Sequence[str] | None = None) -> int:
     benches = (codec, extract, train, predict, scale, robustness, compare)
     status: int = subcommand_cli_from_dict(
-        {bench.__name__: bench for bench in benches}, prog="cfer bench", args=argv
+        {bench.__name__: bench for bench in benches}, prog="cfer bench", args=argv, config=STYLE
     )
     return status
 

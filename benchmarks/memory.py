@@ -52,19 +52,21 @@ class Watch:
 
     def __init__(self, pid: int, log: Path) -> None:
         self.samples: list[Sample] = []
+        self.members: list[psutil.Process] = []  # as of the last sample
         self._root, self._log, self._started = psutil.Process(pid), log, time.monotonic()
-        with log.open("w", newline="") as file:
-            csv.writer(file).writerow(field.name for field in fields(Sample))
+        if not log.exists():  # a run that goes on after a kill adds to what was sampled before
+            with log.open("w", newline="") as file:
+                csv.writer(file).writerow(field.name for field in fields(Sample))
 
     def sample(self, clips: int) -> None:
         """Take one; `clips` are finished."""
         memory = dict.fromkeys(KINDS, 0.0)
         count = 0
         try:
-            members = [self._root, *self._root.children(recursive=True)]
+            self.members = [self._root, *self._root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
-        for member in members:
+        for member in self.members:
             try:
                 kind = "driver" if member == self._root else _kind(member)
                 memory[kind] += member.memory_full_info().pss / MB

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -93,7 +94,11 @@ def run_job(
     finally:
         if process.returncode is None:
             process.terminate()  # it ends Ray's processes itself
-            process.wait()
+        # Else they would share the cores with the next job.
+        for member in psutil.wait_procs(watch.members, timeout=20)[1]:
+            with contextlib.suppress(psutil.Error):
+                member.kill()
+        process.wait()
     if process.returncode:
         end = log.read_text(errors="replace")[-2000:]
         raise InputError(f"{' '.join(command)} failed; {log} ends:\n{end}")

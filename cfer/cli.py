@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from cfer.errors import InputError, exit_with_message
-from cfer.options import parse
+from cfer.options import STYLE, parse
 
 
 class Command(NamedTuple):
@@ -71,7 +71,9 @@ def run(argv: Sequence[str]) -> int:
             name: _options_of(command) if completes and command.options else _named(command)
             for name, command in COMMANDS.items()
         }
-        tyro.extras.subcommand_cli_from_dict(every, prog="cfer", description=ABOUT, args=argv)
+        tyro.extras.subcommand_cli_from_dict(
+            every, prog="cfer", description=ABOUT, args=argv, config=STYLE
+        )
     name, command = argv[0], COMMANDS[argv[0]]
     if command.run:
         status: int = getattr(_module_of(command), command.run)(argv[1:])
@@ -88,7 +90,7 @@ def _module_of(command: Command) -> Any:
     root = Path(__file__).parent.parent
     if command.module.startswith("benchmarks"):
         # Beside the package in a checkout, and not installed.
-        if not (root / "benchmarks").is_dir():
+        if not (root / "benchmarks" / "robustness.py").is_file():
             raise InputError(
                 "cfer bench: the benchmarks are not installed with cfer; run it in a checkout, "
                 "after `pip install -e '.[all]'` there"

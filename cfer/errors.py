@@ -91,7 +91,11 @@ def status_of(main: Callable[[], int]) -> int:
 
 
 def exit_with_message(main: Callable[[], int]) -> None:
-    """Run a command's `main`, and end the process with its status and, for a mistake, a message."""
+    """Run a command's `main`, and end the process with its status and, for a mistake, a message.
+
+    A command that was stopped ends without Python's exit handlers, which could wait for what was
+    interrupted.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -108,6 +112,7 @@ def exit_with_message(main: Callable[[], int]) -> None:
         # Interrupted at whatever moment, Ray may fail at this too; its processes are killed next.
         with suppress(Exception):
             sys.stdout.flush()
+        with suppress(Exception):
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()
         _end_stopped(_stopped_by[0])
@@ -173,8 +178,16 @@ def signals_kept_from_ray() -> Iterator[None]:
     SIGTERM by one that aborts. So the signals are blocked, also for Ray's threads, and a thread
     waits for them.
     """
-    if signal.getsignal(signal.SIGTERM) is not _stop:  # not in a command
+    if threading.current_thread() is not threading.main_thread():
         yield
+        return
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    if handlers[signal.SIGTERM] is not _stop:  # a program of somebody else's
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
         return
     has_started = threading.Event()
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import tyro
 
 T = TypeVar("T")
-_STYLE = (
+STYLE = (
     tyro.conf.DisallowNone,  # what is not given is None; nobody types it
     tyro.conf.FlagCreatePairsOff,
     tyro.conf.OmitArgPrefixes,
@@ -25,10 +25,10 @@ def parse(what: Callable[..., T], prog: str, argv: Sequence[str] | None, default
         default: an instance of the dataclass whose values are the defaults.
     """
     defaults = {} if default is None else {"default": default}
-    return tyro.cli(what, prog=prog, args=argv, config=_STYLE, **defaults)
+    return tyro.cli(what, prog=prog, args=argv, config=STYLE, **defaults)
 
 
 def given(what: type[T], argv: Sequence[str] | None) -> T:
     """The options of this dataclass alone, wherever they stand: they decide what others are."""
-    options, _ = tyro.cli(what, args=argv, return_unknown_args=True, add_help=False, config=_STYLE)
+    options, _ = tyro.cli(what, args=argv, return_unknown_args=True, add_help=False, config=STYLE)
     return options

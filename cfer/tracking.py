@@ -382,16 +382,23 @@ def download(run: Run, name: str) -> Path | None:
 
 
 def find_run(name_or_id: str) -> Run:
-    """The run of this id, or the newest finished one of this name; raises as `find_runs`."""
-    return find_runs(name_or_id)[0]
-
-
-def find_runs(name_or_id: str) -> Sequence[Run]:
-    """Finished runs of an experiment or of this name, newest first; or the run of this id.
+    """The run of this id, or the newest finished one of this name.
 
     Raises:
         InputError: there is none.
     """
+    runs = find_runs(name_or_id)
+    if not runs:
+        raise InputError(
+            f"{name_or_id}: no finished run or experiment of this name in "
+            f"{mlflow.get_tracking_uri()}; see `mlflow ui`, or set MLFLOW_TRACKING_URI to the "
+            "store that has it"
+        )
+    return runs[0]
+
+
+def find_runs(name_or_id: str) -> Sequence[Run]:
+    """Finished runs of an experiment or of this name, newest first; or the run of this id."""
     client = MlflowClient()
     runs: Sequence[Run] = []
     experiment = client.get_experiment_by_name(name_or_id)
@@ -406,11 +413,5 @@ def find_runs(name_or_id: str) -> Sequence[Run]:
             [e.experiment_id for e in experiments],
             f"status = 'FINISHED'{named}",
             max_results=50000,
-        )
-    if not runs:
-        raise InputError(
-            f"{name_or_id}: no finished run or experiment of this name in "
-            f"{mlflow.get_tracking_uri()}; see `mlflow ui`, or set MLFLOW_TRACKING_URI to the "
-            "store that has it"
         )
     return runs

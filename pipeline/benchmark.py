@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cfer.errors import InputError
+from cfer.errors import InputError, exit_with_message
 from cfer.options import parse
 from cfer.outputs import say
 from cfer.train.command import PROTOCOLS, parse_seeds
@@ -49,11 +49,11 @@ class BenchmarkOptions:
     quick: bool = False  # few people, folds and epochs
     search: bool = False  # the rows of the recipe search, not the methods
     rows: str | None = None  # only these rows of the table, commas between
-    subjects: int | None = None  # people to draw; None: 60
-    seeds: str | None = None  # commas between; None: those of the data set's protocol
-    epochs: int | None = None  # of each run; None: those of the protocol
+    subjects: int | None = None  # people to draw; not given: 60, and 12 with --quick
+    seeds: str | None = None  # commas between; not given: those of the data set's protocol
+    epochs: int | None = None  # of each run; not given: those of the protocol
     identity: str = "auto"  # frozen face network
-    experiment: str | None = None  # MLflow experiment; None: benchmark-DATASET
+    experiment: str | None = None  # MLflow experiment; not given: benchmark-DATASET
     parallel: int = 0  # runs at a time; 0: as many as fit
     max_failures: int = 0  # clips that may fail
 
@@ -266,3 +266,7 @@ def _extracted(
             f"{options.max_failures}; look at their reasons, and allow as many as you accept"
         )
     return str(out / name)
+
+
+if __name__ == "__main__":
+    exit_with_message(main)

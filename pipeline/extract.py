@@ -46,7 +46,7 @@ log = logging.getLogger("extract")
 @dataclass(frozen=True)
 class ExtractOptions:
     """Videos → Parquet shards of encoded faces and identity embeddings. Without --videos and
-    --dataset the built-in people are drawn, into drawn/, and extracted."""
+    --dataset the built-in people are drawn, into drawn/ beside the shards, and extracted."""
 
     settings: ExtractionSettings
     videos: str | None = None  # a folder or a CSV (path or s3://…), or a glob pattern
@@ -55,8 +55,8 @@ class ExtractOptions:
     out: str = "shards"  # folder or URI (s3://…) to write
     preset: Literal["paper"] | None = None  # GOPs of 12, every frame, 224 × 224
     identity_weights: Path | None = None  # file of FaceNet's weights
-    classes: str | None = None  # class names in order, commas between; None: those found
-    actors: int | None = None  # clips at a time; None: as many as there are CPUs
+    classes: str | None = None  # class names in order, commas between; not given: those found
+    actors: int | None = None  # clips at a time; not given: as many as there are CPUs
     gpu: bool = False  # embed the I-frames on GPUs
     max_failures: int = 0  # exit with status 1 above so many
 
@@ -86,8 +86,8 @@ def options_of(argv: Sequence[str] | None) -> ExtractOptions:
         settings = replace(settings, quantizer=None)
     if options.videos is not None and options.dataset is not None:
         raise InputError("--videos, --dataset: give one of them")
-    if options.root is not None and options.dataset is None:
-        raise InputError(f"--root {options.root}: only with --dataset; leave it out")
+    if options.root is not None and options.dataset in (None, "synthetic"):
+        raise InputError(f"--root {options.root}: only for a --dataset that was unpacked there")
     if options.root is None and options.dataset not in (None, "synthetic"):
         raise InputError(
             f"--dataset {options.dataset}: needs --root, the folder that it was unpacked in"
@@ -95,6 +95,20 @@ def options_of(argv: Sequence[str] | None) -> ExtractOptions:
     if options.actors is not None and options.actors < 1:
         raise InputError(f"--actors {options.actors}: give 1 or more")
     return replace(options, settings=settings.checked())
+
+
+def drawn_beside(out: str) -> Path:
+    """Where the built-in people are drawn: beside the shards, on a disk that all nodes share.
+
+    Raises:
+        InputError: the shards go to an object store.
+    """
+    if "://" in out:
+        raise InputError(
+            f"--out {out}: people are drawn on a disk; draw them by `cfer draw --out DIR`, and "
+            "give --videos DIR/manifest.csv"
+        )
+    return Path(out).parent / DRAWN
 
 
 def clips_of(options: ExtractOptions) -> tuple[list[Entry], list[str]]:
@@ -108,15 +122,15 @@ def clips_of(options: ExtractOptions) -> tuple[list[Entry], list[str]]:
     if options.dataset in (None, "synthetic"):
         videos = options.videos
         if videos is None:
-            synthetic.draw_dataset(DRAWN, workers=os.cpu_count() or 1)
-            videos = f"{DRAWN}/manifest.csv"
+            drawn = drawn_beside(options.out)
+            videos = str(synthetic.draw_dataset(drawn, workers=os.cpu_count() or 1))
         entries = read_manifest(videos)
         classes = class_names(entries, ordered)
     else:
         assert options.root is not None
         entries, classes = readers.read_dataset(options.dataset, options.root, ordered)
     if len(classes) == 1:
-        log.warning("every label is %s: nothing can be learnt from one class alone", classes[0])
+        log.warning("every label is %s: nothing can be learned from one class alone", classes[0])
     return entries, classes
 
 

@@ -77,6 +77,7 @@ def extract(
     Raises:
         InputError: an option, the sources or an existing output that is not right.
     """
+    settings = settings.checked()
     entries = [replace(e, location=absolute_location(e.location)) for e in entries]
     before = read_plan(out)
     if settings.identity == "auto" and before is not None:

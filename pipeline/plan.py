@@ -20,6 +20,7 @@ import ray.data
 from tqdm import tqdm
 
 from cfer.cluster import join_cluster
+from cfer.codec import spelled_as_now
 from cfer.data.shards import (
     SCHEMA_VERSION,
     cut_into_shards,
@@ -68,6 +69,7 @@ def plan_shards(
     Raises:
         InputError: the same bytes under two subjects.
     """
+    given = asdict(settings)
     read = _sources([entry.location for entry in entries])
     sources = list(tqdm(read, "reading sources", len(entries), unit="clip", disable=None, delay=2))
     digests = [source.digest for source in sources]
@@ -77,7 +79,8 @@ def plan_shards(
         part = [entries[number] for number in clips]
         work = {
             "schema_version": SCHEMA_VERSION,
-            "settings": asdict(settings),
+            # As the first version spelled it: a shard that is done then stays done.
+            "settings": {"quantiser" if k == "quantizer" else k: v for k, v in given.items()},
             "face_rule": face_rule(),
             "weights_sha256": weights_sha256,
             "classes": list(classes),
@@ -205,6 +208,7 @@ def read_plan(out: str) -> dict[str, Any] | None:
     try:
         plan: dict[str, Any] = json.loads(folder.read(PLAN_NAME))
         _ = plan["settings"]["identity"]
+        plan["settings"] = spelled_as_now(plan["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder.name_of(PLAN_NAME)}: not a plan of an extraction ({error}); "

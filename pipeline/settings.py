@@ -26,10 +26,10 @@ class ExtractionSettings:
     gop_span: int = 24  # frames of the video that a GOP stands for, at least --gop-size
     quantizer: int | None = None  # fixed, 1 (finest) to 31; 4 where there is no bit rate
     bit_rate: int | None = None  # bits per second, in place of a quantizer
-    motion_search: bool = True  # without it all motion vectors are zero: residuals hold all change
+    motion_search: bool = True  # all motion vectors zero: residuals hold the whole change
     identity: FaceNetwork = "auto"  # frozen face network; auto: FaceNet if its weights can be had
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
-    clips_per_shard: int | None = None  # what a kill can lose; None: some megabytes of clips
+    clips_per_shard: int | None = None  # what a kill can lose; not given: some megabytes
 
     def __post_init__(self) -> None:
         if self.quantizer is None and self.bit_rate is None:

@@ -355,7 +355,7 @@ class Bitstream:
     def _frame_type(self, number: int) -> str:
         packet = self.packets[number]
         start = packet.find(VOP_START_CODE)
-        if start < 0:
+        if not 0 <= start < len(packet) - 4:
             raise CodecError(f"{self.name}: frame {number} holds no picture; the file is damaged")
         if packet.find(VOP_START_CODE, start + 4) >= 0:
             raise CodecError(
@@ -439,7 +439,7 @@ def _mpeg4_stream(container: InputContainer, name: str) -> VideoStream:
     if codec != "mpeg4":
         raise CodecError(
             f"{name}: its codec is {codec}, and residuals are read from MPEG-4 Part 2; re-encode "
-            "it (cfer encode, or pipeline/extract.py)"
+            "it (cfer encode, or cfer extract)"
         )
     return stream
 

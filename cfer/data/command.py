@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tyro.conf import Positional
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 
-def verify(directory: Positional[str]) -> int:
+def verify(directory: Positional[Annotated[str, arg(metavar="DIR")]]) -> int:
     """Check every hash, count and row of a data set.
 
     Args:

@@ -1,7 +1,7 @@
 """Recognition on held-out clips: accuracy, UAR (mean recall over the classes), macro-F1.
 
-scikit-learn and SciPy are imported inside functions here and in `cfer.evaluate.probes`, matplotlib
-in `cfer.evaluate.figures`: every training process imports these modules.
+What only one training process needs, once, is imported inside functions: in
+`cfer.evaluate.probes` the classifiers, in `cfer.evaluate.figures` matplotlib.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import log_softmax
+from sklearn import metrics
 
 from cfer.errors import NotFinite
 
@@ -85,8 +87,6 @@ class ScoredClips:
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """int (C, C): row = true class, column = predicted class."""
-    from sklearn import metrics
-
     return metrics.confusion_matrix(labels, predicted, labels=range(num_classes))
 
 
@@ -96,8 +96,6 @@ def recognition(confusion: np.ndarray) -> dict[str, float]:
     UAR is the mean recall over the classes that occur; macro-F1 the mean F1 over the classes that
     occur or were predicted.
     """
-    from sklearn import metrics
-
     occurring = np.flatnonzero(confusion.sum(1))
     seen = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
     true, predicted = np.indices(confusion.shape).reshape(2, -1)
@@ -117,8 +115,6 @@ def recalls(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean −log softmax of the true class, in nats."""
-    from scipy.special import log_softmax
-
     return -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
 
 

@@ -268,6 +268,12 @@ def _pictured(rows: Sequence[MethodResults], reference: MethodResults) -> list[M
     def accuracy(row: MethodResults) -> float:
         return float(np.mean([*row.values("held_out/accuracy").values()]))
 
-    games = [row for row in rows if row.run.data.params.get("method") == "min-min"][:1]
+    games = [
+        row
+        for row in rows
+        if row is not reference
+        and row.run.data.params.get("method") == "min-min"
+        and float(row.run.data.params.get("lambda", 0)) > 0
+    ][:1]
     others = [row for row in rows if row not in (reference, *games)]
     return [reference, *games, *sorted(others, key=accuracy)[-1:]]

@@ -13,6 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from cfer.errors import InputError
 from cfer.names import printable
+from cfer.options import STYLE
 from cfer.outputs import check_output
 from cfer.predict.limits import Limits
 
@@ -51,7 +52,7 @@ def predict(
     Args:
         sources: videos; folders of pictures, videos or shards; `-` for a video that is piped in.
         faces: of several in view: the largest, or every one, numbered.
-        window_gops: GOPs of a window; None: as many as in training, of a stream 1.
+        window_gops: GOPs of a window; not given: as many as in training, of a stream 1.
         follow: the video is still being written: wait until nothing came for so many seconds.
         json: print a JSON object a line, for each window.
         csv: also write a row for each window into this file.
@@ -243,7 +244,7 @@ def encode(
         gop_size: frames per GOP.
         gop_span: frames of the video that a GOP stands for; as many as --gop-size: every one.
         quantizer: 1 (finest) to 31.
-        motion_search: without it all vectors are zero.
+        motion_search: all motion vectors zero.
     """
     from cfer.codec import CodecSettings
     from cfer.predict.recognizer import face_bitstream
@@ -269,7 +270,9 @@ def models(argv: Sequence[str] | None = None) -> int:
         "export": _export,
         "import": _import,
     }
-    return tyro.extras.subcommand_cli_from_dict(actions, prog="cfer models", args=argv)
+    return tyro.extras.subcommand_cli_from_dict(
+        actions, prog="cfer models", args=argv, config=STYLE
+    )
 
 
 def _list() -> int:

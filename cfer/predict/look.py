@@ -48,7 +48,7 @@ def look(source: str | Path, clip_id: str | None, gop: int, model_name: str) -> 
     """The picture of one GOP.
 
     Args:
-        source: a video, a folder of numbered pictures, or a data set of `pipeline/extract.py`. A
+        source: a video, a folder of numbered pictures, or a data set of `cfer extract`. A
             bitstream of MPEG-4 Part 2 is shown as it is; in any other video the face is found,
             cropped and encoded as the model wants it.
         clip_id: the data set's clip; None for a video.

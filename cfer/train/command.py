@@ -39,7 +39,8 @@ Protocol = Literal["ck+", "mmi", "oulu-casia", "afew", "ravdess", "crema-d", "sy
 # The game as the paper plays it; all the rest of the recipe is ours.
 PAPER: dict[str, Any] = {"method": "min-min+apex"}
 # What a sweep can't change: what has an option of its own, or does not change the result.
-NOT_SWEPT = (*OPERATIONAL, "method", "seed", "fold")
+NOT_SWEPT = (*OPERATIONAL, "seed", "fold")
+SET_BY_METHODS = sorted({name for settings in METHODS.values() for name in settings})
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
     if named.seed is not None and named.seeds is not None:
         raise InputError("--seed, --seeds: give one of them")
     defaults = {**(PAPER if named.preset else {}), **PROTOCOLS.get(named.protocol or "", {})}
+    if named.preset and named.method:
+        raise InputError("--preset, --method: give one of them; the preset has a method of its own")
     seeds = defaults.pop("seeds", "")
     if named.seed is not None:
         seeds = ""
@@ -118,10 +121,22 @@ class Sweep:
     def apply(self, config: TrainConfig) -> list[TrainConfig]:
         """The configuration with each value. Raises InputError: see `TrainConfig.checked`."""
         short = SHORT_NAMES.get(self.field, self.field)
+        if self.field == "method":
+            return [_with_method(config, f"{config.run}-method={m}", m) for m in self.values]
         return [
             replace(config, run=f"{config.run}-{short}={value}", **{self.field: value}).checked()
             for value in self.values
         ]
+
+
+def _with_method(config: TrainConfig, run: str, method: str) -> TrainConfig:
+    """The configuration with another method; what was given beside the method stays."""
+    if method not in METHODS:
+        raise InputError(f"--sweep method={method}: give some of {', '.join(METHODS)}")
+    before, after = TrainConfig(**METHODS[config.method]), TrainConfig(**METHODS[method])
+    own = [name for name in SET_BY_METHODS if getattr(config, name) == getattr(before, name)]
+    changed: dict[str, Any] = {"method": method, **{name: getattr(after, name) for name in own}}
+    return replace(config, run=run, **changed).checked()
 
 
 def _log_sweep(

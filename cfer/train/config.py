@@ -1,7 +1,7 @@
 """What a training run is: one typed configuration, the named methods, the command line made of it.
 
-The defaults are the recommended recipe; `cfer benchmark --search` changes one thing
-of it at a time.
+The defaults are the recommended recipe, with the min-min game at λ = 1; `cfer benchmark --search`
+changes one thing of the recipe at a time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Ours and our opponents: each is the recommended recipe with these settings.
 METHODS: dict[str, dict[str, Any]] = {
-    "min-min": {},
     "cross-entropy": {"identity_weight": 0.0},
+    "min-min": {},
     "min-min+apex": {"apex_weight": 1.0},
     "min-max": {"game": "min-max", "identity_weight": 0.1},
     "gradient-reversal": {"game": "gradient-reversal", "identity_weight": 0.1},
@@ -39,8 +39,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # The names are written out, since the command line shows them without importing PyTorch.
 Method = Literal[
-    "min-min",
     "cross-entropy",
+    "min-min",
     "min-min+apex",
     "min-max",
     "gradient-reversal",
@@ -96,7 +96,7 @@ class TrainConfig:
     apex_weight: Mu = 0.0  # μ: weight of rebuilding the annotated apex picture
     label_smoothing: float = 0.1  # share of the target spread over all classes, in [0, 1)
     input: Kind = "accumulated"  # what the recognizer sees (see cfer.data.inputs)
-    planes: Planes = "yuv"  # of it; or luma alone
+    planes: Planes = "yuv"  # of the input: all three, or luma alone
     frames: str = "last"  # `last` P-frame of each GOP, or a number of P-frames per clip
     width: int = 16  # channels of the encoder's first stage
     pooling: Pooling = "mean"  # of a clip's frames

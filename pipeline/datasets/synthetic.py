@@ -29,9 +29,9 @@ from typing import Literal, NamedTuple
 import av
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from cfer.errors import InputError
+from cfer.errors import InputError, exit_with_message
+from cfer.options import parse
 from pipeline.datasets.drawing import (
     DRAWING_VERSION,
     EXPRESSIONS,
@@ -174,6 +174,8 @@ def draw_dataset(
     frames = 0
     # A bar on a terminal, a line every ten seconds in a log.
     drawn = _draw_all(missing, directory, settings, workers)
+    from tqdm import tqdm
+
     bar = tqdm(drawn, "drawing", len(missing), unit="clip", disable=None)
     for done, count in enumerate(bar, start=1):
         frames += count
@@ -316,6 +318,8 @@ def measure_dataset(directory: Path, embedder_name: str) -> str:
 
     detector = FaceDetector()
     looked, found, crops, kept = 0, 0, [], []
+    from tqdm import tqdm
+
     for row in tqdm(rows, desc="looking", unit="clip", disable=None):
         pictures = list(open_pictures(directory / row["path"]))
         three = (pictures[0], pictures[len(pictures) // 2], pictures[-1])
@@ -387,3 +391,7 @@ def draw(
     else:
         raise InputError("give either --out, to draw a set, or --measure, to measure one")
     return 0
+
+
+if __name__ == "__main__":
+    exit_with_message(lambda: parse(draw, "cfer draw", None))

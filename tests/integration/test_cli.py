@@ -49,7 +49,8 @@ assert not has(*heavy), has(*heavy)
 assert cli.run(["look", clip, f"{out}/look.png"]) == 0
 assert has("ray", "mlflow", "sklearn", "matplotlib") == ["matplotlib"]
 
-from cfer import evaluate, report, robustness, timeline
+from cfer.evaluate import command, report
+from cfer.predict import timeline
 
 assert has("ray", "sklearn") == [], "only training, extraction and serving run on Ray"
 """
@@ -70,7 +71,7 @@ def test_nothing_is_loaded_before_it_is_needed(
 
 def test_the_shell_completes_its_options_and_a_mistake_is_one_line() -> None:
     script = """
-        eval "$(cfer completion bash)"
+        eval "$(cfer --tyro-print-completion bash)"
         COMP_WORDS=(cfer predict --fa); COMP_CWORD=2
         $(complete -p cfer | sed 's/.*-F \\([^ ]*\\).*/\\1/') cfer --fa predict
         echo "${COMPREPLY[@]}"

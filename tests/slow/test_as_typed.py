@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from cfer.data.shards import read_description, verify
 
 ENVIRONMENT = {
-    **os.environ,
+    **{name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"},
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "RAY_ADDRESS": "",
     "RAY_AUTH_MODE": "disabled",

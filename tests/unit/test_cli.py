@@ -16,7 +16,9 @@ from cfer.cli import COMMANDS, run
 from cfer.errors import InputError
 from cfer.outputs import check_output, check_output_folder
 
-HEAVY = {"torch", "ray", "mlflow", "matplotlib", "sklearn", "pyarrow", "fastapi"}
+HEAVY = set(
+    "tqdm filelock jinja2 tenacity torch ray mlflow matplotlib sklearn pyarrow fastapi".split()
+)
 
 
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,8 +70,10 @@ def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture
         run(["--tyro-print-completion", shell])
     assert not end.value.code
     script = capsys.readouterr().out
-    for word in (*COMMANDS, "window-gops", "subjects"):
+    for word in (*COMMANDS, "window-gops", "subjects", "batch-size", "gop-size"):
         assert word in script
+    for refused in ("config.data", "settings.gop-size", "no-json"):
+        assert refused not in script
 
 
 def test_too_few_people_for_a_demo(tmp_path: Path) -> None:

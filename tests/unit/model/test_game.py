@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_turn_before_the_update(whose: str) 
     first = optimizer_of(expression_net, 0.1)
     second = optimizer_of(player_1, 0.1)
     batch = make_batch()
-    # What either player_1's loss is made of, and the other's is not.
+    # What either player's loss is made of, and the other's is not.
     if whose == "player 1's":
         batch.z_I[3] = float("nan")
     else:

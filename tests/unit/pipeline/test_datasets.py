@@ -657,7 +657,7 @@ def test_options_that_do_not_fit(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     with pytest.raises(InputError, match=r"--dataset ck\+: needs --root"):
         main(["--dataset", "ck+", *out])
-    with pytest.raises(InputError, match=r"--root .*: only with --dataset"):
+    with pytest.raises(InputError, match=r"--root .*: only for a --dataset"):
         main(["--videos", str(tmp_path), "--root", str(tmp_path), *out])
     with pytest.raises(InputError, match="--videos, --dataset: give one of them"):
         main(["--videos", "a", "--dataset", "ck+", *out])

@@ -8,14 +8,14 @@ import io
 import os
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import EXTRACTION
+from helpers import DRAWN, EXTRACTION, SHARDS
 from PIL import Image
 
 from cfer.codec import Bitstream, encode
@@ -28,9 +28,9 @@ from cfer.model.face_embedder import open_face_embedder
 from cfer.video.faces import face_clip
 from pipeline.actors import extract_clip
 from pipeline.datasets import readers
-from pipeline.extract import DatasetName, main, options_of
+from pipeline.extract import DatasetName, drawn_beside, main, options_of
 from pipeline.manifest import Entry, read_manifest
-from pipeline.plan import plan_shards, read_source
+from pipeline.plan import check_same_plan, plan_shards, read_plan, read_source
 from pipeline.settings import ExtractionSettings, FaceNetwork
 
 # ----------------------------------------------------------------- what comes out
@@ -197,7 +197,7 @@ def test_a_real_video(faces_dir, detector):
         (("--identity-weights", "w.pt", "--identity", "facenet"), "w.pt: cannot be read"),
         (("--actors", "0"), "--actors 0: give 1 or more"),
         (("--videos", "nosuch*.mp4"), "no clip found"),
-        (("--root", "x"), "--root x: only with --dataset"),
+        (("--root", "x"), "--root x: only for a --dataset"),
     ],
 )
 def test_mistakes_name_the_option(drawn_videos, tmp_path, options, message):
@@ -241,7 +241,8 @@ def test_bit_rate_takes_the_quantizers_place():
     ("words", "message"),
     [
         ("--videos v --dataset ck+ --root r", "--videos, --dataset: give one of them"),
-        ("--videos v --root r", "--root r: only with --dataset"),
+        ("--videos v --root r", "--root r: only for a --dataset"),
+        ("--dataset synthetic --root r", "--root r: only for a --dataset"),
         ("--dataset ck+", "--dataset ck+: needs --root"),
         ("--bit-rate 9000 --quantizer 4", "--quantizer, --bit-rate: give one of them"),
         ("--size 33", "--size 33: give an even number"),
@@ -254,6 +255,25 @@ def test_bit_rate_takes_the_quantizers_place():
 def test_options_that_cannot_be(words, message):
     with pytest.raises(InputError, match=re.escape(message)):
         options_of(words.split())
+
+
+def test_people_are_drawn_where_the_shards_can_see_them(tmp_path):
+    assert drawn_beside("shards") == Path("drawn")
+    assert drawn_beside(str(tmp_path / "shards")) == tmp_path / "drawn"
+    with pytest.raises(InputError, match="draw them by `cfer draw --out DIR`"):
+        drawn_beside("s3://bucket/shards")
+
+
+def test_what_an_earlier_cfer_has_extracted_stays_extracted():
+    """Its plan and its shards' digests have the earlier spelling of a setting."""
+    plan = read_plan(str(SHARDS))
+    settings = ExtractionSettings(**plan["settings"])
+    entries = read_manifest(str(DRAWN / "manifest.csv"))
+    planned = plan_shards(entries, settings, plan["classes"], plan["weights_sha256"])
+    assert [shard.digest for shard in planned] == [
+        receipt.digest for receipt in read_description(SHARDS).shards
+    ]
+    check_same_plan(str(SHARDS), plan | {"settings": asdict(settings)})
 
 
 def test_the_names_on_the_command_line_are_those_of_the_readers_and_networks():

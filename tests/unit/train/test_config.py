@@ -172,6 +172,8 @@ def test_without_options_it_is_the_min_min_game_on_shards() -> None:
     paper = options_of(["--preset", "paper", "--mu", "0.5"]).config
     assert (paper.method, paper.identity_weight, paper.apex_weight) == ("min-min+apex", 1.0, 0.5)
     assert options_of(["--preset", "paper"]).config.apex_weight == 1.0
+    with pytest.raises(InputError, match="--preset, --method: give one of them"):
+        options_of(["--preset", "paper", "--method", "min-max"])
     # What is given beside a protocol wins over it.
     for words, seeds, epochs in (
         ("", "0,1,2", 30),

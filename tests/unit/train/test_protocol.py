@@ -71,6 +71,25 @@ def test_a_sweep_is_a_run_of_each_value_beside_what_is_given() -> None:
     assert some == replace(config, run="game-lambda=0.3", identity_weight=0.3)
 
 
+def test_a_sweep_of_methods_keeps_what_is_given_beside_them() -> None:
+    config = config_of({"data": "x", "run": "all", "epochs": 3, "apex_weight": 0.5})
+    plain, game, direct = Sweep.parse("method=cross-entropy,min-max,direct+min-min").apply(config)
+    assert (plain.run, plain.identity_weight, plain.apex_weight) == (
+        "all-method=cross-entropy",
+        0,
+        0.5,
+    )
+    assert (game.game, game.identity_weight) == ("min-max", 0.1)
+    assert (direct.input, direct.frames, direct.identity_weight, direct.epochs) == (
+        "direct",
+        "4",
+        1,
+        3,
+    )
+    with pytest.raises(InputError, match="--sweep method=chess: give some of cross-entropy"):
+        Sweep.parse("method=chess").apply(config)
+
+
 def test_every_protocol_is_one_that_can_be_run() -> None:
     for name, options in PROTOCOLS.items():
         chosen = options_of(["--data", "x", "--protocol", name])
