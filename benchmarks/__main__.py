@@ -208,7 +208,11 @@ def _report(measure: Callable[[], Measurement | Robustness], file: Path | None) 
 def main(argv: Sequence[str] | None = None) -> int:
     benches = (codec, extract, train, predict, scale, robustness, compare)
     status: int = subcommand_cli_from_dict(
-        {bench.__name__: bench for bench in benches}, prog="cfer bench", args=argv, config=STYLE
+        {bench.__name__: bench for bench in benches},
+        prog="cfer bench",
+        description=__doc__,
+        args=argv,
+        config=STYLE,
     )
     return status
 

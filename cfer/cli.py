@@ -87,15 +87,14 @@ ABOUT = (
 
 
 def _module_of(command: Command) -> Any:
-    root = Path(__file__).parent.parent
     if command.module.startswith("benchmarks"):
         # Beside the package in a checkout, and not installed.
-        if not (root / "benchmarks" / "robustness.py").is_file():
-            raise InputError(
-                "cfer bench: the benchmarks are not installed with cfer; run it in a checkout, "
-                "after `pip install -e '.[all]'` there"
-            )
-        sys.path.insert(0, str(root))
+        for root in (Path(__file__).parent.parent, Path.cwd()):
+            if (root / "benchmarks" / "robustness.py").is_file():
+                sys.path.insert(0, str(root))
+                break
+        else:
+            raise InputError("cfer bench: it is not installed with cfer; run it in a checkout")
     return importlib.import_module(command.module)
 
 

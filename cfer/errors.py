@@ -28,6 +28,11 @@ EXIT_INPUT_ERROR = 2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOST_SECONDS_TO_STOP = 15
 _OUR_PACKAGES = ("cfer", "pipeline", "benchmarks")
+# The extras of pyproject.toml that have a package; all others are of `train`.
+_EXTRAS = {
+    **dict.fromkeys(("pebble", "fastapi", "uvicorn"), "serve"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+}
 _PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 
 _stopped_by: list[int] = []
@@ -67,9 +72,14 @@ def status_of(main: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in _OUR_PACKAGES:
+        package = (error.name or "cfer").split(".")[0]
+        if package in _OUR_PACKAGES:
             raise
-        print(f"error: {error.name} is not installed: pip install 'cfer[all]'", file=sys.stderr)
+        print(
+            f"error: {package} is not installed: in the checkout of cfer, pip install "
+            f"'.[{_EXTRAS.get(package, 'train')}]'",
+            file=sys.stderr,
+        )
         return EXIT_INPUT_ERROR
     except BrokenPipeError:
         # The reader has enough, such as `| head`. Python flushes once more as it ends.

@@ -369,7 +369,12 @@ class Bitstream:
                 f"{self.name}: frame {number} is {tool}, whose residual cannot be read exactly; "
                 "re-encode it (cfer encode), or encode with -bf 0"
             )
-        return kind if kind == "I" or self._layer.is_coded(packet[start + 4 :]) else "N"
+        try:
+            return kind if kind == "I" or self._layer.is_coded(packet[start + 4 :]) else "N"
+        except ValueError as error:
+            raise CodecError(
+                f"{self.name}: frame {number}: {error}; the file is damaged"
+            ) from error
 
 
 @dataclass(frozen=True)

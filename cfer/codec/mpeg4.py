@@ -126,13 +126,19 @@ class VideoObjectLayer:
         return cls(width, height, time_bits, interlaced, low_delay)
 
     def is_coded(self, vop: bytes) -> bool:
-        """Whether a VOP (the bytes after its start code) is coded, or repeats the one before it."""
+        """Whether a VOP (the bytes after its start code) is coded, or repeats the one before it.
+
+        Raises:
+            ValueError: it ends before it says so.
+        """
         # Of every frame of a file that is opened, so by arithmetic and not by a `BitReader`.
-        bits = int.from_bytes(vop[:64].ljust(64, b"\0"), "big")
-        at = 8 * 64 - 3  # of the bit after the coding type
-        while at > self.time_bits + 3 and bits >> at & 1:  # whole seconds
+        bits, at = int.from_bytes(vop[:64], "big"), 8 * len(vop[:64]) - 3
+        while at >= 0 and bits >> at & 1:  # whole seconds, after two bits of the coding type
             at -= 1
-        return bool(bits >> (at - self.time_bits - 3) & 1)
+        at -= self.time_bits + 3  # a zero, a marker, the ticks, a marker
+        if at < 0:
+            raise ValueError("its header ends too early")
+        return bool(bits >> at & 1)
 
 
 def gray_vop(layer: VideoObjectLayer) -> bytes:

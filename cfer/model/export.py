@@ -101,7 +101,7 @@ def export(predictor: Predictor, card: ModelCard, path: Path) -> float:
             run = load(written)
         except ImportError as error:
             raise InputError(
-                f"{path}: {error.name} is not installed; pip install 'cfer[export]'"
+                f"{path}: {error.name} is not installed; in the checkout, pip install '.[export]'"
             ) from error
         worst = 0.0
         for clips, frames in ((1, 1), (3, 5)):

@@ -36,11 +36,11 @@ ModelName = Annotated[
 
 
 def predict(
-    sources: Positional[Annotated[tuple[str, ...], arg(metavar="SOURCES")]],
+    sources: Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE…")]],
     model: ModelName = "default",
     faces: Literal["one", "all"] = "one",
     window_gops: int | None = None,
-    follow: float | None = None,
+    follow: Annotated[float | None, arg(metavar="SECONDS")] = None,
     json: bool = False,
     csv: Path | None = None,
     plot: Path | None = None,
@@ -50,10 +50,10 @@ def predict(
     the model wants is read as it is; of any other video the face is found, cropped and encoded.
 
     Args:
-        sources: videos; folders of pictures, videos or shards; `-` for a video that is piped in.
+        sources: videos, or folders of numbered pictures, videos or shards; `-`: piped in (not MP4)
         faces: of several in view: the largest, or every one, numbered.
         window_gops: GOPs of a window; not given: as many as in training, of a stream 1.
-        follow: the video is still being written: wait until nothing came for so many seconds.
+        follow: the video is still being written: wait until nothing came for so long.
         json: print a JSON object a line, for each window.
         csv: also write a row for each window into this file.
         plot: draw the probabilities over time into this PNG; of one video.
@@ -70,6 +70,8 @@ def predict(
     for path, suffixes in ((csv, ()), (plot, (".png",)), (annotate, ())):
         if path:
             check_output(path, *suffixes)
+    if plot or annotate:
+        import matplotlib  # noqa: F401  # said before the work, where it is not installed
     recognizer = Recognizer.from_pretrained(model)
     if model == DEFAULT:
         print(f"note: {DEFAULT_LIMITS}", file=sys.stderr)
@@ -218,9 +220,9 @@ def look(
         gop: which GOP to show.
     """
     check_output(picture, ".png")
-    from cfer.predict.look import look as drawn
+    from cfer.predict.look import look as look_of
 
-    drawn(source, clip, gop, model).savefig(picture, dpi=110)
+    look_of(source, clip, gop, model).savefig(picture, dpi=110)
     print(picture)
     return 0
 
@@ -271,7 +273,7 @@ def models(argv: Sequence[str] | None = None) -> int:
         "import": _import,
     }
     return tyro.extras.subcommand_cli_from_dict(
-        actions, prog="cfer models", args=argv, config=STYLE
+        actions, prog="cfer models", description=models.__doc__, args=argv, config=STYLE
     )
 
 

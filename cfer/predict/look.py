@@ -240,9 +240,9 @@ def _draw_head(head: SubFigure, shown: Shown) -> None:
 
 def _picture(axes: Axes, picture: np.ndarray, smooth: bool = False, **style: Any) -> None:
     """Samples stay squares unless `smooth`, where there is room for them."""
-    enlarged = "bicubic" if smooth else "nearest"
+    interpolation = "bicubic" if smooth else "nearest"
     has_room = picture.shape[1] < 240
-    axes.imshow(picture, interpolation=enlarged if has_room else "auto", **style)
+    axes.imshow(picture, interpolation=interpolation if has_room else "auto", **style)
     axes.set(anchor="NW", xticks=[], yticks=[], autoscale_on=False)
     axes.spines[:].set(visible=True, linewidth=0.8)
 

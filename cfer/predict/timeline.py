@@ -183,8 +183,8 @@ def _drawn(
         scale = max(min(LONGEST_SIDE / longest, 1.0), SHORTEST_SIDE / shortest)
         scale = min(scale, MOST_SIDE / longest)
         height, width = (max(round(side * scale / 2), 1) * 2 for side in picture.shape[:2])
-        enlarged = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        canvas = cv2.resize(picture, (width, height), interpolation=enlarged)
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        canvas = cv2.resize(picture, (width, height), interpolation=interpolation)
         for p in predictions:
             if p.label and p.start_seconds <= seconds < p.end_seconds:
                 _draw(canvas, p, p.label, scale, palette)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import av
 import pytest
-from helpers import REPOSITORY, commands, free_ports, is_open, kill_with_children, wait_for
+from helpers import commands, free_ports, is_open, kill_with_children, wait_for
 
 from cfer.cli import run
+from cfer.predict.models import default_path
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def folder(
     (folder / "shards").symlink_to(drawn_shards)
     for name in ("video.mp4", "videos/one.mp4"):
         shutil.copy(drawn_videos / "videos" / "S003" / "surprise_1.mp4", folder / name)
-    shutil.copy(REPOSITORY / "cfer" / "default.safetensors", folder / "model.safetensors")
+    shutil.copy(default_path(), folder / "model.safetensors")
     files = [str(folder / "video.mp4"), str(folder / "clip.mp4")]
     assert run(["encode", *files, "--gop-size", "8", "--gop-span", "8"]) == 0
     with av.open(str(folder / "video.mp4")) as video, av.open(str(folder / "live.ts"), "w") as live:
@@ -94,16 +95,15 @@ def test_the_way_from_videos_to_a_model(tmp_path: Path, drawn_videos: Path) -> N
         writer.writeheader()
         writer.writerows(row | {"path": drawn_videos / row["path"]} for row in rows)
     shutil.copy(drawn_videos / rows[0]["path"], tmp_path / "video.mp4")
-    (tmp_path / "pipeline").symlink_to(REPOSITORY / "pipeline")
     printed = {}
     given_here = commands("From videos to a model", "docs/data.md")
     for command in given_here:
         if command.startswith("mlflow ui"):
             check_that_it_serves(command, tmp_path)
             continue
-        given = f"{command} --epochs 2" if "cfer.train" in command else command
+        given = f"{command} --epochs 2" if command.startswith("cfer train") else command
         # Without network the weights of `--identity auto` may take long to be missing.
-        given = given.replace("extract.py", "extract.py --identity dlib")
+        given = given.replace("cfer extract", "cfer extract --identity dlib")
         done = in_bash(given.replace("--folds 5", "--folds 2"), tmp_path)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         printed[command] = done.stdout

@@ -82,7 +82,7 @@ def test_what_the_system_refuses_is_a_line(error, said, capsys):
         (
             "sys.modules['mlflow'] = None\ndef main(): import cfer.tracking",
             2,
-            "error: mlflow is not installed: pip install 'cfer[all]'",
+            "error: mlflow is not installed: in the checkout of cfer, pip install '.[train]'",
         ),
         ("def main(): import cfer.none", 1, "ModuleNotFoundError: No module named 'cfer.none'"),
     ],

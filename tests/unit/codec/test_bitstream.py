@@ -258,3 +258,13 @@ def test_residuals_of_a_gop_of_any_length_are_held_one_at_a_time() -> None:
         clip.direct_residual(3)
         assert np.array_equal(one.y, other.y)
         assert np.array_equal(one.motion_vectors, other.motion_vectors)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_frame_that_ends_at_its_start_is_damage(kept: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    stream = encode(noise, CodecSettings(gop_size=6), 25)
+    packet = stream.packets[4]
+    cut = packet[: 4 + kept].rjust(len(packet), b"\x00")
+    with pytest.raises(CodecError, match=r"frame 4.*; the file is damaged"):
+        list(Bitstream(stream.data.replace(packet, cut), "clip").accumulated_residuals(0))
