@@ -50,7 +50,7 @@ def predict(
     the model wants is read as it is; of any other video the face is found, cropped and encoded.
 
     Args:
-        sources: videos, or folders of numbered pictures, videos or shards; `-`: piped in (not MP4)
+        sources: videos, or folders of numbered pictures, videos or shards; `-`: piped in (MPEG-TS, Matroska)
         faces: of several in view: the largest, or every one, numbered.
         window_gops: GOPs of a window; not given: as many as in training, of a stream 1.
         follow: the video is still being written: wait until nothing came for so long.
