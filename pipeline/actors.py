@@ -1,8 +1,8 @@
-"""What the cluster's processes do to a planned shard of the extraction.
+"""The work of the cluster's processes on a planned shard of the extraction.
 
 `extract_clip` decodes a video, cuts the face out and encodes it: a *clip actor* does that to all
-clips of a shard. A *shard actor* adds their identity, and writes the shard. An
-actor may die at any time; Ray then gives its shard to another.
+clips of a shard. A *shard actor* adds their identity, and writes the shard. An actor may die at any
+time; Ray then gives its shard to another.
 """
 
 from __future__ import annotations
@@ -37,18 +37,10 @@ from pipeline.settings import ExtractionSettings
 # A worker that dies may have been killed from outside; one of its clips is suspected when it has
 # happened so often at their shard, and from then on each is made in a process of its own.
 DEATHS_OF_A_SUSPECT = 2
-
-
 # A process that is killed so often at one clip is taken to need more memory than there is.
 KILLS_OF_A_BAD_CLIP = 3
-
-
 MOST_DEATHS = 20  # of workers at one shard, in one job
-
-
 NATIVE_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-
-
 log = logging.getLogger("extract")
 
 
@@ -58,8 +50,8 @@ log = logging.getLogger("extract")
 def extract_clip(
     entry: Entry, settings: ExtractionSettings, classes: Sequence[str], detector: FaceDetector
 ) -> tuple[list[Clip], list[Failure]]:
-    """A clip's rows (several, where it was cut into windows), without their identity yet, and what
-    failed of it.
+    """A clip's rows (several, if it was cut into windows), without their identity yet, and its
+    failures.
 
     Raises:
         StorageError: the store of its source is out of order.
@@ -222,7 +214,7 @@ class ShardActor:
 
 
 def _use_one_thread() -> None:
-    """There is an actor for every CPU. Called when the actor's networks are loaded, or are not."""
+    """One thread for each library, since there is an actor for every CPU."""
     cv2.setNumThreads(1)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -52,8 +52,6 @@ from pipeline.plan import (
 from pipeline.settings import ExtractionSettings, FaceNetwork
 
 PROGRESS_SECONDS = 10
-
-
 # Its thread would take a stop while Ray starts (cfer/errors.py).
 tqdm.monitor_interval = 0
 
@@ -68,7 +66,7 @@ def extract(
     num_actors: int | None = None,
     use_gpu: bool = False,
 ) -> tuple[Description, int]:
-    """Extract a data set, or what is left of it → its description, and how many frames were new.
+    """Extract a data set, or the rest of it → its description, and how many frames were new.
 
     Args:
         entries: its clips, sorted by `clip_id`.
@@ -255,7 +253,7 @@ def _is_described(out: str, receipts: Sequence[Receipt]) -> bool:
 
 
 def _remove_leftovers(folder: Folder, num_shards: int) -> None:
-    """What a killed job, or one with more clips, has left behind."""
+    """Remove the files that a killed job, or one with more clips, has left behind."""
     wanted = {shard_name(index) for index in range(num_shards)}
     for name in folder.names():
         stem = name.rsplit(".", 1)[0]
@@ -300,7 +298,7 @@ def _version(package: str) -> str:
 
 
 def summary(description: Description, out: str, num_new_frames: int, seconds: float) -> str:
-    """What the job says at its end."""
+    """The lines that the job prints at its end."""
     counts = description.counts
     speed = f"{num_new_frames / seconds:.0f} frames/s" if num_new_frames else "nothing new"
     lines = [

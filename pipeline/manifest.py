@@ -45,7 +45,7 @@ from cfer.video.files import (
     is_picture_folder,
     is_video,
     is_video_name,
-    told_left_out,
+    left_out_line,
 )
 
 # A child of the job's logger, so that these lines are in its log too.
@@ -113,7 +113,7 @@ def read_manifest(videos: str) -> list[Entry]:
         base = Path(os.path.commonpath([p.parent for p in clips])) if clips else path
         entries = _from_paths(clips, base, base.resolve().name)
     if left_out:
-        log.warning("--videos %s: %s", videos, told_left_out(left_out))
+        log.warning("--videos %s: %s", videos, left_out_line(left_out))
     if not entries:
         raise InputError(
             f"--videos {videos}: no clip found; give a folder of {READ_FORMATS}, a video, a glob "

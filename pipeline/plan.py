@@ -35,17 +35,9 @@ from pipeline.manifest import Entry
 from pipeline.settings import ExtractionSettings
 
 PLAN_NAME = "extraction.json"
-
-
 SOURCES_PER_TASK = 64
-
-
 MOST_WARNINGS = 5
-
-
 log = logging.getLogger("extract")
-
-
 T = TypeVar("T")
 
 
@@ -85,7 +77,7 @@ def plan_shards(
             "weights_sha256": weights_sha256,
             "classes": list(classes),
             "sources": [digests[number] for number in clips],
-            # Where the sources lie is no part of the work; what they are called in the rows is.
+            # The place of the sources is no part of the work; their names in the rows are.
             "entries": [{**asdict(entry), "location": ""} for entry in part],
         }
         text = json.dumps(work, sort_keys=True, default=str)
@@ -123,7 +115,7 @@ def _check_subjects(entries: Sequence[Entry], digests: Sequence[str]) -> None:
 
 
 class Source(NamedTuple):
-    """What was read of a clip: SHA-256, and how many bytes; empty and 0 where it is unreadable."""
+    """A clip's source: its SHA-256, and how many bytes; empty and 0 where it is unreadable."""
 
     digest: str
     bytes: int
@@ -133,8 +125,8 @@ UNREADABLE = Source("", 0)
 
 
 def _sources(locations: Sequence[str]) -> Iterator[Source]:
-    """Each source, in order. What is in a store is read by all nodes of the cluster: a single one
-    would take longer to read terabytes than all of them to extract them."""
+    """Each source, in order. Sources in a store are read by all nodes of the cluster: a single node
+    would take longer to read terabytes than all nodes to extract them."""
     if not any(map(is_uri, locations)):
         with ThreadPoolExecutor(4) as pool:
             yield from pool.map(read_source, locations)

@@ -50,7 +50,7 @@ def predict(
     the model wants is read as it is; of any other video the face is found, cropped and encoded.
 
     Args:
-        sources: videos, or folders of numbered pictures, videos or shards; `-`: piped in (MPEG-TS, Matroska)
+        sources: videos; folders of numbered pictures, videos or shards; `-`: a piped MPEG-TS or MKV
         faces: of several in view: the largest, or every one, numbered.
         window_gops: GOPs of a window; not given: as many as in training, of a stream 1.
         follow: the video is still being written: wait until nothing came for so long.
@@ -108,7 +108,7 @@ def expand_sources(given: Sequence[str]) -> list[str]:
         InputError: nothing there, or a folder without a video.
     """
     from cfer.data import DESCRIPTION_NAME
-    from cfer.video.files import READ_FORMATS, clips_below, is_picture_folder, told_left_out
+    from cfer.video.files import READ_FORMATS, clips_below, is_picture_folder, left_out_line
 
     sources: list[str] = []
     for name in given:
@@ -123,7 +123,7 @@ def expand_sources(given: Sequence[str]) -> list[str]:
         elif path.is_dir():
             clips, left_out = clips_below(path)
             if left_out:
-                print(f"note: {name}: {told_left_out(left_out)}", file=sys.stderr)
+                print(f"note: {name}: {left_out_line(left_out)}", file=sys.stderr)
             if not clips:
                 raise InputError(
                     f"{name}: no video and no numbered picture in this folder; what is read are "

@@ -87,7 +87,7 @@ def clips_below(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(clips), sorted(left_out)
 
 
-def told_left_out(names: Sequence[str | Path]) -> str:
+def left_out_line(names: Sequence[str | Path]) -> str:
     """A line about the files that `clips_below` left out."""
     some = ", ".join(map(str, names[:NUM_EXAMPLES]))
     more = f", … and {len(names) - NUM_EXAMPLES} more" if len(names) > NUM_EXAMPLES else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cfer.video.files import clips_below, told_left_out
+from cfer.video.files import clips_below, left_out_line
 
 
 def test_a_folder_that_links_to_itself_is_looked_through_once(tmp_path):
@@ -27,8 +27,8 @@ def test_each_file_that_is_left_out_is_named(tmp_path):
     found, left_out = clips_below(tmp_path)
     assert [path.name for path in found] == videos
     assert [path.name for path in left_out] == ["broken.mp4", *others]
-    assert told_left_out(left_out) == (
+    assert left_out_line(left_out) == (
         f"8 files are left out, no clip by the name: {tmp_path}/broken.mp4, {tmp_path}/g.txt, "
         f"{tmp_path}/h.webp, {tmp_path}/i.bmp, {tmp_path}/j.png, … and 3 more"
     )
-    assert told_left_out(["a.txt"]) == "1 file is left out, no clip by the name: a.txt"
+    assert left_out_line(["a.txt"]) == "1 file is left out, no clip by the name: a.txt"
