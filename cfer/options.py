@@ -30,5 +30,7 @@ def parse(what: Callable[..., T], prog: str, argv: Sequence[str] | None, default
 
 def given(what: type[T], argv: Sequence[str] | None) -> T:
     """The options of this dataclass alone, wherever they stand: they decide what others are."""
-    options, _ = tyro.cli(what, args=argv, return_unknown_args=True, add_help=False, config=STYLE)
+    options, _ = tyro.cli(
+        what, prog="cfer", args=argv, return_unknown_args=True, add_help=False, config=STYLE
+    )
     return options
