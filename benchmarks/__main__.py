@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
-from tyro.extras import subcommand_cli_from_dict
+from tyro.conf import Positional, arg
 
 from cfer.errors import InputError, exit_with_message
-from cfer.options import STYLE
+from cfer.options import parse_command
 
 # Each bench needs other packages, some of which take seconds to import.
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def scale(
     workers: tuple[int, ...] = (),
     clips_per_shard: int = 4,
     identity: Literal["dlib", "facenet"] = "dlib",
-    gpu: FlagCreatePairsOff[bool] = False,
+    gpu: bool = False,
     out: Path | None = None,
     rounds: Rounds = 3,
     json: Json = None,
@@ -207,14 +206,8 @@ def _report(measure: Callable[[], Measurement | Robustness], file: Path | None) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     benches = (codec, extract, train, predict, scale, robustness, compare)
-    status: int = subcommand_cli_from_dict(
-        {bench.__name__: bench for bench in benches},
-        prog="cfer bench",
-        description=__doc__,
-        args=argv,
-        config=STYLE,
-    )
-    return status
+    commands = {bench.__name__: bench for bench in benches}
+    return parse_command(commands, "cfer bench", __doc__ or "", argv)
 
 
 if __name__ == "__main__":

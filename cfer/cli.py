@@ -13,10 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
-
 from cfer.errors import InputError, exit_with_message
-from cfer.options import STYLE, parse
+from cfer.options import parse, parse_command
 
 
 class Command(NamedTuple):
@@ -71,9 +69,7 @@ def run(argv: Sequence[str]) -> int:
             name: _options_of(command) if completes and command.options else _named(command)
             for name, command in COMMANDS.items()
         }
-        tyro.extras.subcommand_cli_from_dict(
-            every, prog="cfer", description=ABOUT, args=argv, config=STYLE
-        )
+        return parse_command(every, "cfer", ABOUT, argv)
     name, command = argv[0], COMMANDS[argv[0]]
     if command.run:
         status: int = getattr(_module_of(command), command.run)(argv[1:])

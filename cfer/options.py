@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
 T = TypeVar("T")
-STYLE = (
+_STYLE = (
     tyro.conf.DisallowNone,  # what is not given is None; nobody types it
     tyro.conf.FlagCreatePairsOff,
     tyro.conf.OmitArgPrefixes,
@@ -25,12 +25,21 @@ def parse(what: Callable[..., T], prog: str, argv: Sequence[str] | None, default
         default: an instance of the dataclass whose values are the defaults.
     """
     defaults = {} if default is None else {"default": default}
-    return tyro.cli(what, prog=prog, args=argv, config=STYLE, **defaults)
+    return tyro.cli(what, prog=prog, args=argv, config=_STYLE, **defaults)
+
+
+def parse_command(
+    commands: Mapping[str, Callable[..., int]], prog: str, about: str, argv: Sequence[str] | None
+) -> int:
+    """Call the one of some commands that the first word of a command line names → exit status."""
+    return tyro.extras.subcommand_cli_from_dict(
+        dict(commands), prog=prog, description=about, args=argv, config=_STYLE
+    )
 
 
 def given(what: type[T], argv: Sequence[str] | None) -> T:
     """The options of this dataclass alone, wherever they stand: they decide what others are."""
     options, _ = tyro.cli(
-        what, prog="cfer", args=argv, return_unknown_args=True, add_help=False, config=STYLE
+        what, prog="cfer", args=argv, return_unknown_args=True, add_help=False, config=_STYLE
     )
     return options

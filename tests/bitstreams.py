@@ -179,3 +179,11 @@ def not_coded(packet: bytes, time_bits: int) -> bytes:
     bits = bits[:at] + "0"
     bits += "0" + "1" * (-(len(bits) + 1) % 8)
     return packet[:start] + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def with_intra_blocks(folder: Path) -> Bitstream:
+    """Four frames of another encoder; in P-frame 2 it codes what nothing predicts as intra."""
+    pictures = moving_texture(4, seed=1)
+    pictures[2] = pictures[2].copy()
+    pictures[2][32:64, 48:96] = 250
+    return Bitstream.open(someone_elses(pictures, folder / "intra.avi", qmin="2", qmax="2"))

@@ -1,4 +1,11 @@
 """Shards on a disk or an object store, and what a network sees of a clip in them."""
 
-# What makes a folder a data set; here, since to ask for it needs no pyarrow.
+from pathlib import Path
+
 DESCRIPTION_NAME = "dataset.json"
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder holds shards of `cfer extract`, with their description."""
+    # Here and not beside the shards, since the question needs no pyarrow.
+    return (folder / DESCRIPTION_NAME).is_file()

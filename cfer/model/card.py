@@ -21,7 +21,7 @@ import torch
 from cfer.codec import CodecSettings, spelled_as_now
 from cfer.data.inputs import Input
 from cfer.errors import InputError, NotFinite
-from cfer.model.network import MOST, ModelConfig, Predictor
+from cfer.model.network import MOST, ModelConfig, Predictor, not_finite
 
 SUFFIX = ".safetensors"
 CARD_NAME = "cfer"  # of the card in the file's header
@@ -160,11 +160,10 @@ def read_model(path: str | Path) -> tuple[Predictor, ModelCard]:
         raise InputError(
             f"{path}: its weights are not those that its card describes; copy it again"
         )
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise NotFinite(
-                f"{path}: its weights {name} are not finite: its training has diverged; train it "
-                "again with a lower --lr"
-            )
+    if name := not_finite(tensors):
+        raise NotFinite(
+            f"{path}: its weights {name} are not finite: its training has diverged; train it again "
+            "with a lower --lr"
+        )
     predictor.load_state_dict(tensors, assign=True)
     return predictor.to(memory_format=torch.channels_last).eval(), card

@@ -8,7 +8,9 @@ workers, each with the statistics of its own batch, would differ from one with t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -188,3 +190,14 @@ class Predictor(nn.Module):
         (N, num_classes), rows that sum to 1."""
         mask = torch.ones(planes.shape[:2], dtype=torch.bool, device=planes.device)
         return self.classifier(self.encoder(scale_planes(planes), mask)).softmax(1)
+
+
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """The name of a tensor in a state, or in one within it, that is not finite; None: all are."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            if found := not_finite(value):
+                return f"{name} {found}"
+        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
+            return name
+    return None

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 from cfer.errors import InputError
 from cfer.names import printable
-from cfer.options import STYLE
+from cfer.options import parse_command
 from cfer.outputs import check_output
 from cfer.predict.limits import Limits
 
@@ -107,18 +106,13 @@ def expand_sources(given: Sequence[str]) -> list[str]:
     Raises:
         InputError: nothing there, or a folder without a video.
     """
-    from cfer.data import DESCRIPTION_NAME
+    from cfer.data import is_dataset
     from cfer.video.files import READ_FORMATS, clips_below, is_picture_folder, left_out_line
 
     sources: list[str] = []
     for name in given:
         path = Path(name)
-        if (
-            name == "-"
-            or path.is_file()
-            or (path / DESCRIPTION_NAME).is_file()
-            or is_picture_folder(path)
-        ):
+        if name == "-" or path.is_file() or is_dataset(path) or is_picture_folder(path):
             sources.append(name)
         elif path.is_dir():
             clips, left_out = clips_below(path)
@@ -138,9 +132,9 @@ def expand_sources(given: Sequence[str]) -> list[str]:
 
 
 def is_one_video(source: str) -> bool:
-    from cfer.data import DESCRIPTION_NAME
+    from cfer.data import is_dataset
 
-    return source != "-" and not (Path(source) / DESCRIPTION_NAME).is_file()
+    return source != "-" and not is_dataset(Path(source))
 
 
 def _predictions(
@@ -272,9 +266,7 @@ def models(argv: Sequence[str] | None = None) -> int:
         "export": _export,
         "import": _import,
     }
-    return tyro.extras.subcommand_cli_from_dict(
-        actions, prog="cfer models", description=models.__doc__, args=argv, config=STYLE
-    )
+    return parse_command(actions, "cfer models", models.__doc__ or "", argv)
 
 
 def _list() -> int:

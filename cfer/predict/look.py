@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from cfer.codec import MACROBLOCK, Bitstream, CodecError
-from cfer.data import DESCRIPTION_NAME
+from cfer.data import is_dataset
 from cfer.data.inputs import BLOCK
 from cfer.data.shards import Clip, read_clips
 from cfer.errors import InputError
@@ -71,7 +71,7 @@ def look_with(
     """As `look`, with a model that is open already; `model_name` is what the picture calls it."""
     card = recognizer.card
     clip: Clip | None = None
-    if "://" in str(source) or (Path(source) / DESCRIPTION_NAME).is_file():
+    if "://" in str(source) or is_dataset(Path(source)):
         clip = _find_clip(str(source), clip_id)
         bitstream = Bitstream(clip.bitstream, clip.clip_id)
     elif clip_id is not None:

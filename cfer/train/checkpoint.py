@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cfer.data.shards import Description
 from cfer.data.storage import Folder
 from cfer.errors import InputError, NotFinite
 from cfer.evaluate.table import check_classes
+from cfer.model.network import not_finite
 from cfer.train.config import OPERATIONAL, TrainConfig, flag
 
 RECORD_NAME = "run.json"
@@ -191,11 +191,8 @@ def restore(
 
 def check_finite(state: Mapping[str, Any]) -> None:
     """Raises NotFinite where a tensor of this state, or of a state within it, is not finite."""
-    for name, value in state.items():
-        if isinstance(value, Mapping):
-            check_finite({f"{name} {key}": part for key, part in value.items()})
-        elif isinstance(value, Tensor) and not torch.isfinite(value).all():
-            raise NotFinite(f"{name} is not finite")
+    if name := not_finite(state):
+        raise NotFinite(f"{name} is not finite")
 
 
 def newest_checkpoint(location: str) -> str | None:

@@ -17,6 +17,7 @@ from bitstreams import (
     moving_texture,
     not_coded,
     someone_elses,
+    with_intra_blocks,
 )
 
 from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, Residual, encode
@@ -97,11 +98,7 @@ def test_a_direct_residual_needs_its_own_packet_alone():
 
 def test_intra_fraction_is_what_does_not_follow_the_reference(tmp_path):
     """An inter block's output moves with the reference's level, an intra block's does not."""
-    pictures = moving_texture(4, seed=1)
-    pictures[2] = pictures[2].copy()
-    pictures[2][32:64, 48:96] = 250  # nothing predicts this
-    path = someone_elses(pictures, tmp_path / "intra.avi", qmin="2", qmax="2")
-    bitstream = Bitstream.open(path)
+    bitstream = with_intra_blocks(tmp_path)
     fractions = []
     for number in (1, 2, 3):
         (low, low_level), (high, high_level) = (

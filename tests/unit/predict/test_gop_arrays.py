@@ -9,7 +9,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from bitstreams import luma_on_flat_reference, moving_texture, not_coded, someone_elses
+from bitstreams import (
+    luma_on_flat_reference,
+    moving_texture,
+    not_coded,
+    someone_elses,
+    with_intra_blocks,
+)
 
 from cfer.codec import GRAY, Bitstream, CodecSettings, encode
 from cfer.data.inputs import Input
@@ -94,11 +100,7 @@ def test_a_block_that_moves_is_not_empty_even_without_a_residual():
 
 
 def test_intra_blocks_are_those_that_do_not_follow_the_reference(tmp_path):
-    pictures = moving_texture(4, seed=1)
-    pictures[2] = pictures[2].copy()
-    pictures[2][32:64, 48:96] = 250  # nothing predicts this
-    path = someone_elses(pictures, tmp_path / "intra.avi", qmin="2", qmax="2")
-    bitstream = Bitstream.open(path)
+    bitstream = with_intra_blocks(tmp_path)
     low, high = (luma_on_flat_reference(bitstream, 2, level)[0] for level in (100, 128))
     still = (low == high).reshape(6, 16, 8, 16).mean(axis=(1, 3)) > 0.9
     assert still.any(), "the encoder chose no intra block: this clip tests nothing"
