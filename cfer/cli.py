@@ -37,6 +37,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command("the whole path on drawn faces, in minutes", "pipeline.demo", "demo"),
     "draw": Command("the built-in people, as videos", "pipeline.datasets.synthetic", "draw"),
+    "puppets": Command(
+        "photographs with landmarks, moved, as videos", "pipeline.datasets.puppets", "puppets"
+    ),
     "extract": Command(
         "videos → shards of encoded faces", "pipeline.extract", "ExtractOptions", "main"
     ),

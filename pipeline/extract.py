@@ -35,9 +35,19 @@ if TYPE_CHECKING:
     from pipeline.manifest import Entry
 
 LOG_NAME = "extract.log"
-DRAWN = "drawn"  # where the built-in people are drawn
+# Where what is made here is kept, beside the shards: the built-in people, and puppets.
+DRAWN, ANIMATED = "drawn", "puppets"
 DatasetName = Literal[
-    "ck+", "mmi", "afew", "oulu-casia", "ravdess", "crema-d", "folder", "csv", "synthetic"
+    "ck+",
+    "mmi",
+    "afew",
+    "oulu-casia",
+    "ravdess",
+    "crema-d",
+    "folder",
+    "csv",
+    "synthetic",
+    "puppets",
 ]
 
 log = logging.getLogger("extract")
@@ -97,33 +107,37 @@ def options_of(argv: Sequence[str] | None) -> ExtractOptions:
     return replace(options, settings=settings.checked())
 
 
-def drawn_beside(out: str) -> Path:
-    """Where the built-in people are drawn: beside the shards, on a disk that all nodes share.
+def made_beside(out: str, folder: str) -> Path:
+    """Where videos are made: beside the shards, on a disk that all nodes share.
 
     Raises:
         InputError: the shards go to an object store.
     """
     if "://" in out:
         raise InputError(
-            f"--out {out}: people are drawn on a disk; draw them by `cfer draw --out DIR`, and "
-            "give --videos DIR/manifest.csv"
+            f"--out {out}: videos are made on a disk; make them by `cfer draw` or `cfer puppets` "
+            "(--out DIR), and give --videos DIR/manifest.csv"
         )
-    return Path(out).parent / DRAWN
+    return Path(out).parent / folder
 
 
 def clips_of(options: ExtractOptions) -> tuple[list[Entry], list[str]]:
     """The clips that are given, sorted, and their classes in order."""
-    from pipeline.datasets import readers, synthetic
+    from pipeline.datasets import puppets, readers, synthetic
     from pipeline.manifest import class_names, read_manifest
 
     ordered = None
     if options.classes is not None:
         ordered = [name.strip() for name in options.classes.split(",")]
-    if options.dataset in (None, "synthetic"):
-        videos = options.videos
-        if videos is None:
-            drawn = drawn_beside(options.out)
-            videos = str(synthetic.draw_dataset(drawn, workers=os.cpu_count() or 1))
+    if options.dataset in (None, "synthetic", "puppets"):
+        videos, workers = options.videos, os.cpu_count() or 1
+        if options.dataset == "puppets":
+            assert options.root is not None
+            animated = made_beside(options.out, ANIMATED)
+            videos = str(puppets.animate(options.root, animated, workers=workers))
+        elif videos is None:
+            drawn = made_beside(options.out, DRAWN)
+            videos = str(synthetic.draw_dataset(drawn, workers=workers))
         entries = read_manifest(videos)
         classes = class_names(entries, ordered)
     else:

@@ -11,22 +11,15 @@ plain pixels, tell the subjects apart. How a face is drawn is in `drawing.py`.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import av
 import cv2
 import numpy as np
 
@@ -40,10 +33,9 @@ from pipeline.datasets.drawing import (
     Identity,
     draw_clip,
 )
+from pipeline.datasets.made import claim, make_missing, write_csv, write_video
 
-# A child of the extraction's logger: what is drawn for it is in its log.
-log = logging.getLogger("extract.draw")
-
+CRF = 12  # visually lossless
 DEFAULTS = DrawingSettings()
 
 
@@ -85,45 +77,10 @@ class Task(NamedTuple):
         )
 
 
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Another path to write to: the file appears whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    yield temporary
-    os.replace(temporary, path)
-
-
-def write_video(path: Path, pictures: Sequence[np.ndarray]) -> None:
-    """Write RGB uint8 pictures as a visually lossless video; the file appears whole or not at all.
-
-    H.264 at constant rate factor 12. One thread, so that the same pictures give the same bytes.
-    """
-    with (
-        _written_whole(path) as temporary,
-        open(temporary, "wb") as file,
-        av.open(file, "w", format="mp4") as container,
-    ):
-        options = {"crf": "12", "preset": "veryfast"}
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
 def _draw_task(task: Task, directory: Path, settings: DrawingSettings) -> int:
     """Draw one clip and write its video; returns the number of frames."""
     pictures = task.draw(settings)
-    write_video(directory / task.path(), pictures)
-    return len(pictures)
-
-
-def _start_worker() -> None:
-    # Ctrl-C is the parent's to handle; OpenCV's threads would fight over the workers' cores.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
+    return write_video(directory / task.path(), pictures, FPS, CRF)
 
 
 def draw_dataset(
@@ -164,92 +121,19 @@ def draw_dataset(
         if name in classes
         for repetition in range(clips_per_class)
     ]
-    _claim_directory(directory, settings)
-    for name in {task.subject_name() for task in tasks}:
-        (directory / "videos" / name).mkdir(parents=True, exist_ok=True)
-    missing = [task for task in tasks if not (directory / task.path()).exists()]
-    if len(missing) < len(tasks):
-        log.info("%d of %d clips are there already", len(tasks) - len(missing), len(tasks))
-    start = last = time.monotonic()
-    frames = 0
-    # A bar on a terminal, a line every ten seconds in a log.
-    drawn = _draw_all(missing, directory, settings, workers)
-    from tqdm import tqdm
-
-    bar = tqdm(drawn, "drawing", len(missing), unit="clip", disable=None)
-    for done, count in enumerate(bar, start=1):
-        frames += count
-        if bar.disable and time.monotonic() - last > 10:
-            last = time.monotonic()
-            log.info("drawn %d of %d clips", done, len(missing))
-    seconds = time.monotonic() - start
+    claim(directory, {"drawing_version": DRAWING_VERSION, **asdict(settings)})
+    make = partial(_draw_task, directory=directory, settings=settings)
+    make_missing(directory, tasks, Task.path, make, "drawing", workers)
     manifest = directory / "manifest.csv"
-    with _written_whole(manifest) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "clip_id", "subject", "label", "apex_frame", "dataset"))
-        for task in tasks:
-            path, subject = task.path(), task.subject_name()
-            clip_id = f"{subject}_{Path(path).stem}"
-            apex = settings.frames - 1
-            writer.writerow((path, clip_id, subject, task.expression, apex, "synthetic"))
-    log.info(
-        "%s: %d clips of %d subjects, %d frames drawn now in %.0f s (%.0f frames/s)",
-        manifest,
-        len(tasks),
-        subjects,
-        frames,
-        seconds,
-        frames / max(seconds, 1e-9),
-    )
-    return manifest
-
-
-def _draw_all(
-    tasks: Sequence[Task], directory: Path, settings: DrawingSettings, workers: int
-) -> Iterator[int]:
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from (_draw_task(task, directory, settings) for task in tasks)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
-    try:
-        futures = [pool.submit(_draw_task, task, directory, settings) for task in tasks]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _claim_directory(directory: Path, settings: DrawingSettings) -> None:
-    """Make the folder these settings' own, or raise `InputError` where it is another's."""
-    record = directory / "settings.json"
-    mine = {"drawing_version": DRAWING_VERSION, **asdict(settings)}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not record.exists():
-            with _written_whole(record) as temporary:
-                temporary.write_text(json.dumps(mine, indent=1) + "\n")
-            return
-        theirs = json.loads(record.read_text())
-    except OSError as error:
-        raise InputError(
-            f"--out {directory}: can't be written ({error.strerror}); give another folder"
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"{record}: is not the record of a drawn set ({error}); delete the folder or give "
-            "another one with --out"
-        ) from error
-    if theirs != mine:
-        differing = [
-            f"{name} {theirs.get(name)} there, {value} now"
-            for name, value in mine.items()
-            if theirs.get(name) != value
-        ]
-        raise InputError(
-            f"--out {directory}: was drawn with other settings ({', '.join(differing)}); use the "
-            "same ones, delete the folder, or give another one"
+    apex = settings.frames - 1
+    rows = []
+    for task in tasks:
+        path, subject = task.path(), task.subject_name()
+        rows.append(
+            (path, f"{subject}_{Path(path).stem}", subject, task.expression, apex, "synthetic")
         )
+    write_csv(manifest, ("path", "clip_id", "subject", "label", "apex_frame", "dataset"), rows)
+    return manifest
 
 
 # ---------------------------------------------------------------------------------------------

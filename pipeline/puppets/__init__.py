@@ -1,0 +1,1 @@
+"""Photo puppets: photographs of faces with landmarks, moved by facial action units."""
