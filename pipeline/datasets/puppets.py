@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from pipeline.puppets.acting import CLASSES, Clip, Style, plan
 from pipeline.puppets.photos import Face, Photograph, photographs_below
 from pipeline.puppets.render import Stage
 from pipeline.puppets.rig import Rig, generator_of
+from pipeline.puppets.smile import OwnSmile
 
 NAME = "puppets"
 VERSION = 1  # of what a puppet does and looks like
@@ -59,20 +60,27 @@ class Task(NamedTuple):
         """Below the set's folder."""
         return f"videos/{self.photograph.person}/{self.label}_{self.repetition + 1}.mp4"
 
-    def generator(self, settings: PuppetSettings) -> np.random.Generator:
-        """The randomness of this clip, whatever else is in the set."""
-        words = self.photograph.person, self.label, str(self.repetition), str(settings.seed)
-        return generator_of(*words)
+    def plan(
+        self, settings: PuppetSettings, has_own_smile: bool = False
+    ) -> tuple[Clip, np.random.Generator]:
+        """The clip, and the rest of its randomness, which is its own whatever else is in the set.
 
-    def plan(self, settings: PuppetSettings) -> tuple[Clip, np.random.Generator]:
-        """The clip, and the rest of its randomness."""
-        generator = self.generator(settings)
-        return plan(_style(self.photograph.person), self.label, generator), generator
+        Its spans are the same with and without the person's own smile.
+        """
+        person = self.photograph.person
+        words = person, self.label, str(self.repetition), str(settings.seed)
+        generator = generator_of(*words)
+        return plan(_style(person), self.label, generator, has_own_smile), generator
 
 
 @lru_cache(maxsize=4)
 def _rig(photograph: Photograph) -> Rig:
-    return Rig.of(Face.read(photograph))
+    return Rig.of(Face.read(photograph), _own_smile(photograph))
+
+
+@cache
+def _own_smile(photograph: Photograph) -> OwnSmile | None:
+    return OwnSmile.of(photograph)
 
 
 @lru_cache(maxsize=4)
@@ -86,10 +94,10 @@ def stage(task: Task, settings: PuppetSettings) -> tuple[Clip, Stage, np.random.
     Raises:
         InputError: the photograph or its landmarks aren't right.
     """
-    clip, generator = task.plan(settings)
-    person = task.photograph.person
     rig = _rig(task.photograph)
-    return clip, Stage(rig, _style(person), clip, generator, settings.size), generator
+    clip, generator = task.plan(settings, rig.own_smile is not None)
+    style = _style(task.photograph.person)
+    return clip, Stage(rig, style, clip, generator, settings.size), generator
 
 
 def _animate(task: Task, directory: Path, settings: PuppetSettings) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.puppets.rig import PAIRED, SINGLE, generator_of
+from pipeline.puppets.rig import OWN, PAIRED, SINGLE, generator_of
 
 CLASSES = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 FRAME_RATES = (15, 24, 25, 30, 50, 60)
@@ -55,7 +55,7 @@ class Style:
     @classmethod
     def of(cls, person: str) -> Style:
         r = generator_of(person, "style")
-        names = (*PAIRED, *SINGLE, "upper lid", "lower lid")
+        names = (*PAIRED, *SINGLE, "upper lid", "lower lid", OWN)
         return cls(
             {name: float(r.lognormal(0, 0.2)) for name in names},
             {name: float(r.normal(0, 0.12)) for name in PAIRED},
@@ -212,29 +212,37 @@ class _Event:
         return up * (1 - ease((t - self.fall) / max(self.rest - self.fall, 1e-3)))
 
 
-def plan(style: Style, label: str, r: np.random.Generator) -> Clip:
+def plan(style: Style, label: str, r: np.random.Generator, has_own_smile: bool = False) -> Clip:
     """A clip of one class.
 
     Args:
         style: the person's.
         label: one of `CLASSES`.
         r: the clip's randomness.
+        has_own_smile: whether there is a photograph of the person's smile: half of that person's
+            happy clips show it.
     """
-    seconds = float(np.clip(r.gamma(3.2, 0.62) + 0.5, 1.0, 5.0))
-    fps = int(r.choice(FRAME_RATES, p=RATE_SHARES))
+    # When what happens does not depend on how it looks.
+    timing = np.random.default_rng(r.integers(1 << 62))
+    seconds = float(np.clip(timing.gamma(3.2, 0.62) + 0.5, 1.0, 5.0))
+    fps = int(timing.choice(FRAME_RATES, p=RATE_SHARES))
     t = np.arange(max(round(seconds * fps), 8)) / fps
     curves = {name + side: np.zeros_like(t) for name in PAIRED for side in "LR"}
-    curves |= {name: np.zeros_like(t) for name in (*SINGLE, *EYES)}
-    event = None if label == "neutral" else _event(seconds, r)
+    curves |= {name: np.zeros_like(t) for name in (*SINGLE, *EYES, OWN)}
+    event = None if label == "neutral" else _event(seconds, timing)
     intensity = 0.0
     if event is not None:
-        intensity = float(r.uniform(0.5, 1.15))
-        _express(curves, t, event, label, intensity, style, r)
+        intensity = float(timing.uniform(0.5, 1.15))
+        units = prototype(label, style, r)
+        if label == "happiness" and r.random() < 0.5 and has_own_smile:
+            units = {OWN: r.uniform(0.8, 1.1), "6": r.uniform(0, 0.3)}
+        _express(curves, t, event, units, label, intensity, style, r)
         if r.random() < 0.2:  # another expression gives way to this one
             other = str(r.choice([name for name in CLASSES if name not in (label, "neutral")]))
             fall = event.onset - r.uniform(-0.2, 0.3)
             before = _Event(-2, -1, fall, fall + r.uniform(0.25, 0.9))
-            _express(curves, t, before, other, r.uniform(0.2, 0.9), style, r)
+            units = prototype(other, style, r)
+            _express(curves, t, before, units, other, r.uniform(0.2, 0.9), style, r)
     spoken = r.random() < (0.5 if label == "neutral" else 0.35)
     if spoken:
         # Who speaks through a smile opens the mouth less.
@@ -244,14 +252,15 @@ def plan(style: Style, label: str, r: np.random.Generator) -> Clip:
     _eyes(curves, t, event, r)
     for name in curves:
         # What opens and what wrinkles can't be negative; lids, brows and corners can, a little.
-        curves[name] = curves[name] if name in EYES else MOST * np.tanh(curves[name] / MOST)
+        curves[name] = curves[name] if name in (*EYES, OWN) else MOST * np.tanh(curves[name] / MOST)
     _head(curves, t, label, event, r)
     _light(curves, t, r)
     _camera(curves, t, r)
     length = float(t[-1])
-    spans = (
-        _resting_spans(length, r) if event is None else _spans(event, label, intensity, length, r)
-    )
+    if event is None:
+        spans = _resting_spans(length, timing)
+    else:
+        spans = _spans(event, label, intensity, length, timing)
     return Clip(len(t) / fps, fps, curves, spans)
 
 
@@ -270,10 +279,9 @@ def _event(seconds: float, r: np.random.Generator) -> _Event:
 
 
 def _express(
-    curves: dict[str, Curve], t: np.ndarray, event: _Event, label: str, intensity: float,
-    style: Style, r: np.random.Generator,
+    curves: dict[str, Curve], t: np.ndarray, event: _Event, units: Strengths, label: str,
+    intensity: float, style: Style, r: np.random.Generator,
 ) -> None:  # fmt: skip
-    units = prototype(label, style, r)
     if r.random() < 0.15:
         other = prototype(str(r.choice(BLENDS[label])), style, r)
         share = r.uniform(0.25, 0.45)
@@ -291,6 +299,8 @@ def _express(
         )
         tremble = 1 + 0.04 * wander(r, 0.2)(t)
         peak = MOST * np.tanh(strength * intensity * style.strength[base] / MOST)
+        if name == OWN:  # a photograph shows no more than there was
+            peak = min(strength * intensity, 1)
         curve = peak * late.envelope(t) * tremble
         if base in PAIRED:
             for side in "LR" if name == base else name[-1]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.puppets.acting import Clip, Style
 from pipeline.puppets.photos import EXTENT, LEFT, TEXTURE, TOP
-from pipeline.puppets.rig import GRID, JAW_DROP, SHADE, Rig
+from pipeline.puppets.rig import GRID, JAW_DROP, OWN, SHADE, Rig
 
 COARSE = 64  # points to a side of the grid on which displacements are inverted
 STEPS = 10
@@ -60,23 +60,27 @@ class Stage:
 
     def _lit_texture(self) -> np.ndarray:
         """The photograph as this clip's camera would see it: its sharpness, exposure, cloth."""
-        r, face = self.r, self.rig.face
-        unit = min(self.unit * 1.25, TEXTURE)
-        side = int(EXTENT * unit)
-        texture = cv2.resize(face.texture, (side, side), interpolation=cv2.INTER_AREA)
-        blur = r.uniform(0, 1.1)
-        if blur > 0.45:
-            texture = cv2.GaussianBlur(texture, (0, 0), blur)
-        gamma = np.exp(r.normal(0, 0.15))
+        r, face, own = self.r, self.rig.face, self.rig.own_smile
+        side = int(EXTENT * min(self.unit * 1.25, TEXTURE))
+        blur, gamma = r.uniform(0, 1.1), np.exp(r.normal(0, 0.15))
         self.gain = float(np.exp(np.clip(r.normal(-0.12, 0.15), -0.55, 0.08)))
         self.tint = np.exp(r.normal(0, 0.03, 3))
         levels = np.arange(256) / 255
-        curve = 255 * self.gain * self.tint[:, None] * levels[None] ** gamma
-        lit = np.stack(
-            [curve[channel].astype(np.float32)[texture[..., channel]] for channel in range(3)],
-            axis=-1,
-        )
-        return self._dressed(lit, texture)
+        curve = (255 * self.gain * self.tint[:, None] * levels[None] ** gamma).astype(np.float32)
+
+        def lit(full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            small = cv2.resize(full, (side, side), interpolation=cv2.INTER_AREA)
+            if blur > 0.45:
+                small = cv2.GaussianBlur(small, (0, 0), blur)
+            return small, np.stack([curve[c][small[..., c]] for c in range(3)], axis=-1)
+
+        small, neutral = lit(face.texture)
+        # What a full smile adds to the neutral face's color.
+        self.smile = None
+        if own is not None:
+            share = cv2.resize(own.share, (side, side), interpolation=cv2.INTER_AREA)
+            self.smile = (lit(own.texture)[1] - neutral) * share[..., None]
+        return self._dressed(neutral, small)
 
     def _dressed(self, lit: np.ndarray, texture: np.ndarray) -> np.ndarray:
         """White shirts in other colors: a hundred people in white would be a class of their own."""
@@ -145,9 +149,10 @@ class Stage:
         self._lids(places, now)
         at_x, at_y = (places[..., 0] - LEFT), (places[..., 1] - TOP)
         k = self.pixels
-        picture = cv2.remap(
-            self.texture, at_x * k - 0.5, at_y * k - 0.5, cv2.INTER_LINEAR, **REPLICATE
-        )
+        texture = self.texture
+        if self.smile is not None and now[OWN] > 1e-3:
+            texture = texture + now[OWN] * self.smile
+        picture = cv2.remap(texture, at_x * k - 0.5, at_y * k - 0.5, cv2.INTER_LINEAR, **REPLICATE)
         shade = self._shade(now)
         brightness = cv2.remap(
             shade, at_x * SHADE - 0.5, at_y * SHADE - 0.5, cv2.INTER_LINEAR, **REPLICATE

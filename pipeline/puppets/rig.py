@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from pipeline.puppets.photos import CHIN, EXTENT, LEFT, MATTE, MOUTH_CORNERS, TOP, Face
+from pipeline.puppets.smile import SMILE, OwnSmile
 
 GRID = 80  # points to a side of the fields
 SHADE = MATTE  # pixels to the unit of the maps of brightness
-SMILE = Path(__file__).with_name("smile.npz")
 # Action units of one side each, named 12L, 12R (the picture's left and right), and of both.
 PAIRED = ("1", "2", "4", "6", "9", "10", "12", "14", "15", "18", "20")
+OWN = "own smile"
 SINGLE = ("16", "17", "24", "25", "26", "puff")
 # Of the head: turns in radians, moves in units, growth as a share.
 JAW_DROP = 0.48  # units, at strength 1
@@ -65,6 +65,7 @@ class Rig:
             unit; a sum of them is a change of the logarithm of brightness.
         lip_line: y of the closed lips at 43 x, float64 (2, 43).
         lids: of each eye, its corner to corner upper and lower lid, float64 (5, 2) each.
+        own_smile: if there is a photograph of it; the field "own smile" goes with it.
     """
 
     face: Face
@@ -75,15 +76,19 @@ class Rig:
     shades: np.ndarray
     lip_line: np.ndarray
     lids: tuple[tuple[np.ndarray, np.ndarray], ...]
+    own_smile: OwnSmile | None = None
 
     @classmethod
-    def of(cls, face: Face) -> Rig:
+    def of(cls, face: Face, own_smile: OwnSmile | None = None) -> Rig:
         """A rig for a face; the same for the same face."""
         builder = _Builder(face)
         builder.brows_and_cheeks()
         builder.mouth()
         builder.head()
         builder.folds()
+        if own_smile is not None:
+            size = (GRID, GRID)
+            builder.add(OWN, cv2.resize(own_smile.field, size, interpolation=cv2.INTER_AREA))
         points = face.points
         lids = []
         for upper, lower in zip(UPPER_LIDS, LOWER_LIDS, strict=True):
@@ -98,6 +103,7 @@ class Rig:
             np.stack([shade.ravel() for shade in builder.shades.values()]).astype(np.float32),
             builder.lip_line,
             tuple(lids),  # type: ignore[arg-type]
+            own_smile,
         )
 
 

@@ -1,17 +1,18 @@
-"""What a smile does, measured: the mean move and the mean change of brightness of real smiles.
+"""Real smiles: a person's own, and what they have in common.
 
     python -m pipeline.puppets.smile --photos DIR       # writes pipeline/puppets/smile.npz
 
 The London set has a neutral and a smiling photograph of everyone. The two are aligned (eyes and
 nose by MTCNN, then by correlation, Evangelidis and Psarakis, PAMI 2008), and dense optical flow
-(DIS, Kroeger et al., ECCV 2016) says where each point of the face went. Over the people, laid over
-one another by their mouths, the first singular vector of the flow is *the* smile: people differ
-most in how much of it they do. What is stored is this field at the strength of a clear smile, and
-the change of brightness that goes along with it outside the eyes and the mouth. Both are made
-symmetric.
+(DIS, Kroeger et al., ECCV 2016) says where each point of the face went. With both, a person's clips
+can show that person's own smile (`OwnSmile`).
 
-Every fifth person is left out, and so are those whom the model that ships holds out for its card:
-nothing of their smiles is in what it has learned (`is_held_out`).
+Over the people, laid over one another by their mouths, the first singular vector of the flow is
+*the* smile: people differ most in how much of it they do. What is stored of it is this field at the
+strength of a clear smile, and the change of brightness that goes along with it outside the eyes and
+the mouth. Both are made symmetric. They are action unit 12 of everyone, so every fifth person is
+left out, and those are whom the model that ships holds out for its card: nothing of their smiles is
+in what it has learned (`is_held_out`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,16 +30,23 @@ import numpy as np
 from cfer.errors import InputError, exit_with_message
 from cfer.options import parse
 from pipeline.puppets.photos import (
+    EXTENT,
+    LEFT,
     MOUTH_CORNERS,
+    TEXTURE,
+    TOP,
     FaceFrame,
     Photograph,
     photographs_below,
     read_landmarks,
     read_picture,
 )
-from pipeline.puppets.rig import SMILE
+
+if TYPE_CHECKING:
+    from facenet_pytorch import MTCNN
 
 log = logging.getLogger("puppets.smile")
+SMILE = Path(__file__).with_name("smile.npz")
 UNIT = 64  # pixels
 SIDE = 4.0  # of the square that is compared, in units; its corner is (-2, -1.6)
 CORNER = (-2.0, -1.6)
@@ -44,6 +54,8 @@ CORNER = (-2.0, -1.6)
 HALF, MOUTH = 0.4, 1.1
 FIELD, SHADE = 48, 96  # points to a side of what is stored
 CLEAR = 75  # percentile of the people's smiles that counts as strength 1
+LEAST_SMILE = 0.4  # of a clear smile
+WORST_FIT = 14  # mean gray levels by which the upper faces of a pair may differ
 
 
 def is_held_out(number: int) -> bool:
@@ -63,13 +75,9 @@ def measure(photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
             f"{len(pairs)} people have a smiling photograph (smiling_front/ beside "
             "neutral_front/), and a mean needs 10 or more; give the London set"
         )
-    from facenet_pytorch import MTCNN
     from tqdm import tqdm
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # facenet-pytorch's own torch.load
-        network = MTCNN(keep_all=False, min_face_size=60)
-    measured = [_pair(pair, network) for pair in tqdm(pairs, "smiles", unit="person", disable=None)]
+    measured = [_measured(pair) for pair in tqdm(pairs, "smiles", unit="person", disable=None)]
     flows = np.stack([flow for flow, _ in measured])
     flows = np.concatenate([flows, flows[:, :, ::-1] * (-1, 1)])
     x, y = np.meshgrid(*(np.linspace(c, c + SIDE, FIELD) for c in CORNER))
@@ -94,41 +102,141 @@ def measure(photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
     return field.astype(np.float32), shade.astype(np.float32)
 
 
-def _pair(photograph: Photograph, network: object) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=1)
+def _landmark_network() -> MTCNN:
+    from facenet_pytorch import MTCNN
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # facenet-pytorch's own torch.load
+        return MTCNN(keep_all=False, min_face_size=60)
+
+
+class _Pair(NamedTuple):
+    """Two photographs of a face, seen alike: `UNIT` pixels to the unit.
+
+    Attributes:
+        neutral, smiling: RGB, uint8 (S, S, 3).
+        to_smiling: from pixels of the one view to pixels of the smiling photograph, float (2, 3).
+        points: the neutral face's landmarks, in units.
+    """
+
+    neutral: np.ndarray
+    smiling: np.ndarray
+    to_smiling: np.ndarray
+    points: np.ndarray
+
+    @classmethod
+    def of(cls, photograph: Photograph) -> _Pair:
+        assert photograph.smile is not None
+        neutral, smiling = read_picture(photograph.picture), read_picture(photograph.smile)
+        points = read_landmarks(photograph.landmarks)
+        frame = FaceFrame.of(points)
+        view = np.column_stack([frame.scale / UNIT, frame.scale @ CORNER + frame.origin])
+        found = []
+        for path, picture in ((photograph.picture, neutral), (photograph.smile, smiling)):
+            _, _, landmarks = _landmark_network().detect(picture, landmarks=True)
+            if landmarks is None:
+                raise InputError(f"{path}: no face found in it; replace it, or remove the person")
+            found.append(landmarks[0][:3].astype(np.float64))  # eyes and nose
+        between, _ = cv2.estimateAffinePartial2D(*found)
+        whole = between @ np.vstack([view, [0, 0, 1]])
+        a, b = _view(neutral, view), _view(smiling, whole)
+        whole = whole @ np.vstack([_alignment(a, b), [0, 0, 1]])
+        b = _view(smiling, whole)
+        return cls(
+            a, np.clip(b * _exposure(a, b), 0, 255).astype(np.uint8), whole, frame.units(points)
+        )
+
+    def flow(self) -> np.ndarray:
+        """Where each point of the neutral face went, smooth, float32 (S, S, 2) in pixels."""
+        grays = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (self.neutral, self.smiling)]
+        moved = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grays, None)
+        return cv2.GaussianBlur(moved, (0, 0), 1.5)
+
+
+def _measured(photograph: Photograph) -> tuple[np.ndarray, np.ndarray]:
     """One person's flow, laid over the mean face, and the change of log brightness."""
-    assert photograph.smile is not None
-    neutral, smiling = read_picture(photograph.picture), read_picture(photograph.smile)
-    points = read_landmarks(photograph.landmarks)
-    frame = FaceFrame.of(points)
-    corner = frame.scale @ np.array(CORNER) + frame.origin
-    view = np.column_stack([frame.scale / UNIT, corner])
-    found = []
-    for path, picture in ((photograph.picture, neutral), (photograph.smile, smiling)):
-        _, _, landmarks = network.detect(picture, landmarks=True)  # type: ignore[attr-defined]
-        if landmarks is None:
-            raise InputError(f"{path}: no face found in it; replace it, or remove the person")
-        found.append(landmarks[0][:3].astype(np.float64))  # eyes and nose
-    between, _ = cv2.estimateAffinePartial2D(*found)
-    whole = between @ np.vstack([view, [0, 0, 1]])
-    a, b = _view(neutral, view), _view(smiling, whole)
-    b = _aligned(a, b)
-    gray_a, gray_b = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b))
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(gray_a, gray_b, None)
-    column, row = np.meshgrid(np.arange(a.shape[1]), np.arange(a.shape[0]))
-    back = cv2.remap(
-        b,
-        (column + flow[..., 0]).astype(np.float32),
-        (row + flow[..., 1]).astype(np.float32),
+    pair = _Pair.of(photograph)
+    flow = pair.flow()
+    back = _moved(pair.smiling, flow)
+    before, after = (
+        np.log(cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 2).mean(axis=-1) + 8)
+        for picture in (pair.neutral, back)
+    )
+    smooth = cv2.GaussianBlur(flow, (0, 0), 4) / UNIT
+    return _laid_over(smooth, pair.points, FIELD), _laid_over(after - before, pair.points, SHADE)
+
+
+class OwnSmile(NamedTuple):
+    """A person's smile, at the places of the neutral face.
+
+    Attributes:
+        field: where each point of the face goes, float32 (S, S, 2) in units, over the square of the
+            face frame that is kept of a photograph.
+        texture: the smiling face's color, brought back to where the neutral face has it: RGB, uint8,
+            of the neutral texture's size.
+        share: where it is to be used, float32 in [0, 1], likewise: the face, not the hair.
+    """
+
+    field: np.ndarray
+    texture: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def of(cls, photograph: Photograph) -> OwnSmile | None:
+        """None where there is no photograph of it, the two don't fit together, or hardly smiles."""
+        if photograph.smile is None:
+            return None
+        try:
+            pair = _Pair.of(photograph)
+        except cv2.error:  # no alignment was found
+            return None
+        flow = pair.flow()
+        error = np.abs(_moved(pair.smiling, flow).astype(np.float32) - pair.neutral).mean(axis=-1)
+        x, y = _places(pair.neutral.shape[0], CORNER, SIDE)
+        face = np.exp(-0.5 * (x / 0.85) ** 6 - 0.5 * ((y - 0.65) / 1.15) ** 6).astype(np.float32)
+        upper = (face > 0.5) & (y < 0.6)
+        known = np.load(SMILE)["field"].astype(np.float64)
+        own = _laid_over(flow / UNIT, pair.points, FIELD)
+        strength = (own * known).sum() / np.square(known).sum()
+        if error[upper].mean() > WORST_FIT or strength < LEAST_SMILE:
+            return None
+        side = round(EXTENT * TEXTURE)
+        x, y = _places(side, (LEFT, TOP), EXTENT)
+        share = np.exp(-0.5 * (x / 0.85) ** 6 - 0.5 * ((y - 0.65) / 1.15) ** 6).astype(np.float32)
+        column, row = (x - CORNER[0]) * UNIT - 0.5, (y - CORNER[1]) * UNIT - 0.5
+        field = _sampled(flow, column, row) / UNIT * share[..., None]
+        column, row = column + field[..., 0] * UNIT, row + field[..., 1] * UNIT
+        assert photograph.smile is not None
+        smiling = read_picture(photograph.smile)
+        (a, b, c), (d, e, f) = pair.to_smiling
+        texture = _sampled(smiling, a * column + b * row + c, d * column + e * row + f)
+        gain = _exposure(pair.neutral, _view(smiling, pair.to_smiling))
+        texture = np.clip(texture * gain, 0, 255).astype(np.uint8)
+        return cls(field.astype(np.float32), texture, share)
+
+
+def _places(side: int, corner: tuple[float, float], extent: float) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of each of `side` × `side` pixels of a square, in units."""
+    steps = (np.arange(side) + 0.5) / side * extent
+    x, y = np.meshgrid(corner[0] + steps, corner[1] + steps)
+    return x, y
+
+
+def _sampled(values: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+    return cv2.remap(
+        values,
+        column.astype(np.float32),
+        row.astype(np.float32),
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    light_a, light_b = (
-        np.log(cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 2).mean(axis=-1) + 8)
-        for picture in (a, back)
-    )
-    units = frame.units(points)
-    smooth = cv2.GaussianBlur(flow, (0, 0), 4) / UNIT
-    return _laid_over(smooth, units, FIELD), _laid_over(light_b - light_a, units, SHADE)
+
+
+def _moved(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """What flowed away, brought back."""
+    row, column = np.mgrid[: picture.shape[0], : picture.shape[1]]
+    return _sampled(picture, column + flow[..., 0], row + flow[..., 1])
 
 
 def _view(photo: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -137,21 +245,31 @@ def _view(photo: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(photo, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _aligned(neutral: np.ndarray, smiling: np.ndarray) -> np.ndarray:
-    """The smiling face where the eyes and the nose of the neutral one are, and as bright."""
-    upper = np.zeros(neutral.shape[:2], np.uint8)
+def _upper(picture: np.ndarray) -> np.ndarray:
+    """Eyes, nose and forehead, where a smile changes least: a mask, uint8."""
+    mask = np.zeros(picture.shape[:2], np.uint8)
     rows = [round((y - CORNER[1]) * UNIT) for y in (-0.55, 0.55)]
     columns = [round((x - CORNER[0]) * UNIT) for x in (-1, 1)]
-    upper[rows[0] : rows[1], columns[0] : columns[1]] = 255
-    grays = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (neutral, smiling)]
+    mask[rows[0] : rows[1], columns[0] : columns[1]] = 255
+    return mask
+
+
+def _alignment(neutral: np.ndarray, smiling: np.ndarray) -> np.ndarray:
+    """From pixels of the neutral view to those of the smiling one, by the upper face: (2, 3)."""
+    before, after = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (neutral, smiling))
     start = np.eye(2, 3, dtype=np.float32)
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 80, 1e-5)
-    _, warp = cv2.findTransformECC(*grays, start, cv2.MOTION_EUCLIDEAN, stop, upper, 5)
-    size = (neutral.shape[1], neutral.shape[0])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(smiling, warp, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    ratio = neutral[upper > 0].mean(axis=0) / np.maximum(moved[upper > 0].mean(axis=0), 1)
-    return np.clip(moved * ratio, 0, 255).astype(np.uint8)
+    _, warp = cv2.findTransformECC(
+        before, after, start, cv2.MOTION_EUCLIDEAN, stop, _upper(neutral), 5
+    )
+    return np.asarray(warp)
+
+
+def _exposure(neutral: np.ndarray, smiling: np.ndarray) -> np.ndarray:
+    """By how much the neutral photograph is brighter, RGB."""
+    upper = _upper(neutral) > 0
+    ratio: np.ndarray = neutral[upper].mean(axis=0) / np.maximum(smiling[upper].mean(axis=0), 1)
+    return ratio
 
 
 def _laid_over(values: np.ndarray, points: np.ndarray, size: int) -> np.ndarray:
@@ -161,13 +279,7 @@ def _laid_over(values: np.ndarray, points: np.ndarray, size: int) -> np.ndarray:
     x, y = np.meshgrid(*(np.linspace(c, c + SIDE, size) for c in CORNER))
     own_x = x * half / HALF + middle[0] * np.clip(y / MOUTH, 0, 1)
     own_y = y * middle[1] / MOUTH
-    return cv2.remap(
-        values,
-        ((own_x - CORNER[0]) * UNIT).astype(np.float32),
-        ((own_y - CORNER[1]) * UNIT).astype(np.float32),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    return _sampled(values, (own_x - CORNER[0]) * UNIT, (own_y - CORNER[1]) * UNIT)
 
 
 def _corner(field: np.ndarray) -> str:
