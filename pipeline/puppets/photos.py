@@ -22,7 +22,7 @@ from cfer.errors import InputError
 NUM_LANDMARKS = 189
 PICTURES = (".jpg", ".jpeg", ".png")
 # The part of the face frame that is kept of a photograph.
-LEFT, TOP, EXTENT = -2.6, -2.1, 5.2
+LEFT, TOP, EXTENT = -2.7, -2.4, 5.5
 TEXTURE = 96  # pixels to the unit
 MATTE = 40  # pixels to the unit of the matte, and of whatever else changes slowly
 PUPILS = (0, 1)
@@ -245,6 +245,7 @@ def cut_out(
     matte = _guided(small.astype(np.float32) / 255, sure.astype(np.float32), 5, 1e-4)
     matte = np.clip((matte - 0.25) / 0.65, 0, 1).astype(np.float32)
     matte[outside] = 0
+    matte[:4] = 0  # hair that is taller: cut, not drawn out
     # What is half wall: without the wall's part, or as the person nearby, so that no pale line is
     # left around the hair.
     solid = (matte > 0.95).astype(np.float32)

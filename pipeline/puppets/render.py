@@ -18,7 +18,6 @@ COARSE = 64  # points to a side of the grid on which displacements are inverted
 STEPS = 10
 TOOTH = np.array([232, 224, 210], np.float32)
 DARK, TONGUE = np.array([46, 20, 20], np.float32), np.array([135, 66, 64], np.float32)
-REPLICATE = {"borderMode": cv2.BORDER_REPLICATE}
 
 
 class Stage:
@@ -134,73 +133,79 @@ class Stage:
         rig, size = self.rig, self.size
         now = {name: float(curve[number]) for name, curve in self.curves.items()}
         seen = self._camera(now)
-        upper, lower = (
-            self._neutral_places(seen, fields, now) for fields in (rig.upper, rig.lower)
-        )
+        upper, lower = (self._neutral(seen, fields, now) for fields in (rig.upper, rig.lower))
+        # Only near the lips do the two differ.
+        lip_row = (rig.lip_line[1, 1:-1].mean() - TOP) * GRID / EXTENT - 0.5
+        near = np.flatnonzero((np.abs(upper[..., 1] - lip_row) < 0.9 * GRID / EXTENT).any(axis=1))
+        rows = slice(near[0], near[-1] + 1) if len(near) else slice(0, 0)
+        upper_lip, lower_lip = _units(upper[rows]), _units(lower[rows])
         lip = rig.lip_line
-        above = upper[..., 1] - np.interp(upper[..., 0], *lip).astype(np.float32)
-        below = lower[..., 1] - np.interp(lower[..., 0], *lip).astype(np.float32)
-        places = np.where((above > 0)[..., None], lower, upper)
+        above = upper_lip[..., 1] - np.interp(upper_lip[..., 0], *lip).astype(np.float32)
+        below = lower_lip[..., 1] - np.interp(lower_lip[..., 0], *lip).astype(np.float32)
         gap = np.clip(np.minimum(above, -below) * self.unit + 0.35, 0, 1)
-        left, right = lip[0, 1], lip[0, -2]
-        for side in (upper, lower):
-            inside = np.minimum(side[..., 0] - left, right - side[..., 0])
-            gap = gap * np.clip(inside * self.unit - 0.5, 0, 1)
+        for part in (upper_lip, lower_lip):
+            inside = np.minimum(part[..., 0] - lip[0, 1], lip[0, -2] - part[..., 0])
+            gap *= np.clip(inside * self.unit - 0.5, 0, 1)
+        upper[rows][above > 0] = lower[rows][above > 0]
+        upper[rows.stop :] = lower[rows.stop :]
+        places = _units(upper)
         self._lids(places, now)
-        at_x, at_y = (places[..., 0] - LEFT), (places[..., 1] - TOP)
-        k = self.pixels
+        places -= (LEFT, TOP)
         texture = self.texture
         if self.smile is not None and now[OWN] > 1e-3:
             texture = texture + now[OWN] * self.smile
-        picture = cv2.remap(texture, at_x * k - 0.5, at_y * k - 0.5, cv2.INTER_LINEAR, **REPLICATE)
+        at = places * np.float32(self.pixels) - np.float32(0.5)
+        picture = cv2.remap(texture, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        alpha = cv2.remap(self.matte, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        at = places * np.float32(SHADE) - np.float32(0.5)
         shade = self._shade(now)
-        brightness = cv2.remap(
-            shade, at_x * SHADE - 0.5, at_y * SHADE - 0.5, cv2.INTER_LINEAR, **REPLICATE
-        )
+        brightness = cv2.remap(shade, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         picture *= brightness[..., None]
-        if gap.max() > 0.1:
-            self._mouth(picture, gap, above, seen, now, brightness)
-        alpha = cv2.remap(self.matte, at_x * k - 0.5, at_y * k - 0.5, cv2.INTER_LINEAR, **REPLICATE)
+        if gap.size and gap.max() > 0.1:
+            light = brightness[rows]
+            self._mouth(picture[rows], gap, above, self._places(seen)[rows], now, light)
         dx, dy = (
-            int(round(16 - np.clip(now[n] * self.unit, -15, 15)))
-            for n in ("camera right", "camera down")
+            round(16 - float(np.clip(now[name] * self.unit, -15, 15)))
+            for name in ("camera right", "camera down")
         )
         behind = self.background[dy : dy + size, dx : dx + size]
-        picture = behind + (picture - behind) * alpha[..., None]
-        picture *= np.exp(now["gain"])
+        picture -= behind
+        picture *= alpha[..., None]
+        picture += behind
+        picture *= np.float32(np.exp(now["gain"]))
         dy, dx = self.r.integers(0, 64, 2)
         picture += self.noise[dy : dy + size, dx : dx + size]
-        return np.clip(picture, 0, 255).astype(np.uint8)
+        return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
 
     def _camera(self, now: dict[str, float]) -> np.ndarray:
-        """Where in the face frame each point of the coarse grid lies, if nothing had moved."""
+        """Where in the face frame each point of the coarse grid lies, if nothing had moved: in
+        steps of the rig's grid, float32 (COARSE, COARSE, 2)."""
         roll, zoom = self.roll + now["camera roll"], 1 + now["camera zoom"]
         turn = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]]) / zoom
         moved = self.center - (now["camera right"], now["camera down"])
-        return (self.coarse @ turn.T.astype(np.float32) + moved.astype(np.float32)).astype(
-            np.float32
-        )
+        units = self.coarse @ turn.T + moved - (LEFT, TOP)
+        return (units * (GRID / EXTENT) - 0.5).astype(np.float32)
 
-    def _neutral_places(
-        self, seen: np.ndarray, fields: np.ndarray, now: dict[str, float]
-    ) -> np.ndarray:
-        """Where in the neutral face each output pixel comes from, float32 (size, size, 2)."""
+    def _neutral(self, seen: np.ndarray, fields: np.ndarray, now: dict[str, float]) -> np.ndarray:
+        """Where in the neutral face each output pixel comes from, in steps of the rig's grid:
+        float32 (size, size, 2)."""
         weights = np.zeros(len(self.rig.names), np.float32)
         for name, position in self.where.items():
             weights[position] = now.get(name, 0)
         for name in ("yaw", "pitch"):
             weights[self.where[name]] = np.sin(now[name])
             weights[self.where[name + "2"]] = 1 - np.cos(now[name])
-        field = (weights @ fields).reshape(GRID, GRID, 2)
-        k = GRID / EXTENT
+        field = (weights @ fields).reshape(GRID, GRID, 2) * np.float32(GRID / EXTENT)
         places = seen
         for _ in range(STEPS):
-            moved = cv2.remap(
-                field, (places[..., 0] - LEFT) * k - 0.5, (places[..., 1] - TOP) * k - 0.5,
-                cv2.INTER_LINEAR, **REPLICATE,
-            )  # fmt: skip
-            places = seen - moved
-        return cv2.resize(places, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+            places = seen - cv2.remap(
+                field, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            )
+        return self._places(places)
+
+    def _places(self, coarse: np.ndarray) -> np.ndarray:
+        """From the coarse grid to every pixel."""
+        return cv2.resize(coarse, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
 
     def _lids(self, places: np.ndarray, now: dict[str, float]) -> None:
         """Move what lies at the eyes: lids over the eyeballs, irises under the lids."""
@@ -275,15 +280,16 @@ class Stage:
         jaw; they are as light in dark faces as in pale ones, and in the shade of the lip."""
         columns, rows = np.flatnonzero((gap > 0).any(axis=0)), np.flatnonzero((gap > 0).any(axis=1))
         part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        full = cv2.resize(seen, (self.size, self.size), interpolation=cv2.INTER_LINEAR)[part]
+        full = _units(seen[part])
         lip = self.rig.lip_line
         left, right = lip[0, 1], lip[0, -2]
         middle, half = (left + right) / 2, (right - left) / 2
         lip_y = float(np.interp(middle, *lip))
         depth = 0.85  # of the teeth before the neck
-        x = full[..., 0] - middle - now["right"] - depth * np.sin(now["yaw"])
-        y = full[..., 1] - lip_y - now["down"] - depth * np.sin(now["pitch"])
-        x, y = x + now["roll"] * y, y - now["roll"] * x
+        x = full[..., 0] - np.float32(middle + now["right"] + depth * np.sin(now["yaw"]))
+        y = full[..., 1] - np.float32(lip_y + now["down"] + depth * np.sin(now["pitch"]))
+        roll = np.float32(now["roll"])
+        x, y = x + roll * y, y - roll * x
         style = self.style
         width, white = style.tooth
         arch = np.abs(x) / half
@@ -306,3 +312,10 @@ class Stage:
         mouth = hollow * (1 - teeth) + tooth * seams[..., None] * teeth
         mouth = mouth * (shadow * np.clip(brightness[part], 0.6, 1.1))[..., None]
         picture[part] += (mouth - picture[part]) * gap[part][..., None]
+
+
+def _units(places: np.ndarray) -> np.ndarray:
+    """From steps of the rig's grid to units of the face frame."""
+    units: np.ndarray = (places + np.float32(0.5)) * np.float32(EXTENT / GRID)
+    units += np.array([LEFT, TOP], np.float32)
+    return units
