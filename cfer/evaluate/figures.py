@@ -1,4 +1,4 @@
-"""The pictures stored with a run (confusion matrix, curves, embedding) and with a sweep."""
+"""The pictures stored with a run (confusion matrix, curves, embedding, reliability) and a sweep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cfer.evaluate.calibration import NUM_BINS, bins, cross_fitted, ece
 from cfer.evaluate.metrics import ScoredClips, standardized
 
 if TYPE_CHECKING:
@@ -85,6 +86,63 @@ def embedding_figure(clips: ScoredClips, classes: Sequence[str]) -> Figure:
             axes.scatter(*flat[chosen].T, s=18, color=color, marker=mark, label=name)
     all_axes[0].legend(fontsize="small", loc="best")
     figure.suptitle("expression code z_R of the held-out clips")
+    return figure
+
+
+def reliability_figure(clips: ScoredClips, title: str) -> Figure:
+    """How often the clips of two people or more are recognized, by how sure the recognizer is.
+
+    As the logits are on the left, and by temperatures of other people on the right. Each point is
+    of equally many clips; the bars below count the clips of each range of confidence.
+    """
+    from matplotlib.figure import Figure
+    from scipy.special import softmax
+    from scipy.stats import binomtest
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    columns = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1)).T
+    for (above, below), what, color, logits in zip(
+        columns,
+        ("as trained", "with temperature, cross-fitted"),
+        _COLORS,
+        (clips.logits, cross_fitted(clips)),
+        strict=False,
+    ):
+        probabilities = softmax(logits, axis=1)
+        points = bins(probabilities, clips.labels)
+        confidence = [mean for mean, _, _ in points]
+        accuracy = np.array([right / count for _, right, count in points])
+        intervals = [binomtest(right, count).proportion_ci() for _, right, count in points]
+        ends = np.array([(interval.low, interval.high) for interval in intervals]).T
+        above.plot((0, 1), (0, 1), "--", color="#999999", label="right as often as it is sure")
+        above.errorbar(
+            confidence,
+            accuracy,
+            np.abs(ends - accuracy),
+            fmt="o-",
+            color=color,
+            markersize=4,
+            elinewidth=1,
+            label=f"{what} (95 % binomial intervals)",
+        )
+        error = ece(probabilities, clips.labels)
+        above.set(title=f"{what}: ECE {error:.3f}", xlim=(0, 1), ylim=(0, 1.02))
+        above.grid(alpha=0.3)
+        below.hist(probabilities.max(1), NUM_BINS, (0, 1), color=color, alpha=0.6)
+        below.set(xlabel="confidence: the largest probability")
+    columns[0][0].set_ylabel("accuracy")
+    columns[0][1].set_ylabel("clips")
+    sizes = sorted({count for _, _, count in points})
+    size = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} or {sizes[-1]}"
+    people = len(set(clips.subjects))
+    figure.suptitle(
+        f"{title}: {len(clips.labels):,} clips of {people} people, {size} clips a point"
+    )
+    handles = [a.get_legend_handles_labels() for a, _ in columns]
+    by_label = {label: handle for pair in handles for handle, label in zip(*pair, strict=True)}
+    figure.legend(
+        by_label.values(), by_label.keys(), loc="outside lower center", ncols=3, fontsize="small"
+    )
     return figure
 
 
