@@ -101,48 +101,39 @@ def reliability_figure(clips: ScoredClips, title: str) -> Figure:
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     columns = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1)).T
-    for (above, below), what, color, logits in zip(
+    for (above, below), what, logits in zip(
         columns,
         ("as trained", "with temperature, cross-fitted"),
-        _COLORS,
         (clips.logits, cross_fitted(clips)),
-        strict=False,
+        strict=True,
     ):
         probabilities = softmax(logits, axis=1)
         points = bins(probabilities, clips.labels)
-        confidence = [mean for mean, _, _ in points]
         accuracy = np.array([right / count for _, right, count in points])
         intervals = [binomtest(right, count).proportion_ci() for _, right, count in points]
         ends = np.array([(interval.low, interval.high) for interval in intervals]).T
-        above.plot((0, 1), (0, 1), "--", color="#999999", label="right as often as it is sure")
+        above.plot((0, 1), (0, 1), "--", color=_COLORS[6], label="right as often as it is sure")
         above.errorbar(
-            confidence,
+            [confidence for confidence, _, _ in points],
             accuracy,
             np.abs(ends - accuracy),
-            fmt="o-",
-            color=color,
-            markersize=4,
+            fmt="o",
+            color=_COLORS[0],
+            markersize=5,
             elinewidth=1,
-            label=f"{what} (95 % binomial intervals)",
+            label="equally many clips, with their 95 % binomial interval",
         )
         error = ece(probabilities, clips.labels)
-        above.set(title=f"{what}: ECE {error:.3f}", xlim=(0, 1), ylim=(0, 1.02))
+        above.set(title=f"{what}: ECE {error:.3f}", xlim=(0, 1.02), ylim=(0, 1.02))
         above.grid(alpha=0.3)
-        below.hist(probabilities.max(1), NUM_BINS, (0, 1), color=color, alpha=0.6)
+        below.hist(probabilities.max(1), NUM_BINS, range=(0, 1), color=_COLORS[0], alpha=0.6)
         below.set(xlabel="confidence: the largest probability")
     columns[0][0].set_ylabel("accuracy")
     columns[0][1].set_ylabel("clips")
-    sizes = sorted({count for _, _, count in points})
-    size = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} or {sizes[-1]}"
+    handles, labels = columns[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     people = len(set(clips.subjects))
-    figure.suptitle(
-        f"{title}: {len(clips.labels):,} clips of {people} people, {size} clips a point"
-    )
-    handles = [a.get_legend_handles_labels() for a, _ in columns]
-    by_label = {label: handle for pair in handles for handle, label in zip(*pair, strict=True)}
-    figure.legend(
-        by_label.values(), by_label.keys(), loc="outside lower center", ncols=3, fontsize="small"
-    )
+    figure.suptitle(f"{title}: {len(clips.labels):,} clips of {people} people", fontsize="medium")
     return figure
 
 

@@ -135,7 +135,7 @@ class ModelCard:
 def calibration_line(temperature: float, figures: Mapping[str, float]) -> str:
     """What is known of the probabilities of a model or of a run, for people."""
     named = {name.removeprefix("calibration/"): value for name, value in figures.items()}
-    if "ece_after" not in named:
+    if not {"clips", "people", "ece_before", "ece_after"} <= named.keys():
         return f"temperature {temperature:.3f}, not fitted: that takes clips of two held-out people"
     return (
         f"temperature {temperature:.3f}, fitted to {named['clips']:.0f} clips of "
