@@ -124,7 +124,7 @@ def reliability_figure(clips: ScoredClips, title: str) -> Figure:
             label="equally many clips, with their 95 % binomial interval",
         )
         error = ece(probabilities, clips.labels)
-        above.set(title=f"{what}: ECE {error:.3f}", xlim=(0, 1.02), ylim=(0, 1.02))
+        above.set(title=f"{what}: ECE {error:.3f}", xlim=(0, 1.02), ylim=(-0.02, 1.02))
         above.grid(alpha=0.3)
         below.hist(probabilities.max(1), NUM_BINS, range=(0, 1), color=_COLORS[0], alpha=0.6)
         below.set(xlabel="confidence: the largest probability")
