@@ -1,7 +1,7 @@
 """What a recognizer is worth: `cfer evaluate`, and the page about an experiment: `cfer report`.
 
 cfer evaluate EXPERIMENT          # table of its finished runs
-cfer evaluate RUN                 # one of them: recall of each class, leakage
+cfer evaluate RUN                 # one of them: recall of each class, calibration, leakage
 cfer evaluate RUN --data SHARDS   # a stored model on a data set
 cfer report EXPERIMENT            # report/report.md and report/report.html
 """

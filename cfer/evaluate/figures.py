@@ -1,4 +1,4 @@
-"""The pictures stored with a run (confusion matrix, curves, embedding) and with a sweep."""
+"""The pictures stored with a run (confusion matrix, curves, embedding, reliability) and a sweep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cfer.evaluate.calibration import NUM_BINS, bins, cross_fitted, ece
 from cfer.evaluate.metrics import ScoredClips, standardized
 
 if TYPE_CHECKING:
@@ -85,6 +86,54 @@ def embedding_figure(clips: ScoredClips, classes: Sequence[str]) -> Figure:
             axes.scatter(*flat[chosen].T, s=18, color=color, marker=mark, label=name)
     all_axes[0].legend(fontsize="small", loc="best")
     figure.suptitle("expression code z_R of the held-out clips")
+    return figure
+
+
+def reliability_figure(clips: ScoredClips, title: str) -> Figure:
+    """How often the clips of two people or more are recognized, by how sure the recognizer is.
+
+    As the logits are on the left, and by temperatures of other people on the right. Each point is
+    of equally many clips; the bars below count the clips of each range of confidence.
+    """
+    from matplotlib.figure import Figure
+    from scipy.special import softmax
+    from scipy.stats import binomtest
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    columns = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1)).T
+    for (above, below), what, logits in zip(
+        columns,
+        ("as trained", "with temperature, cross-fitted"),
+        (clips.logits, cross_fitted(clips)),
+        strict=True,
+    ):
+        probabilities = softmax(logits, axis=1)
+        points = bins(probabilities, clips.labels)
+        accuracy = np.array([right / count for _, right, count in points])
+        intervals = [binomtest(right, count).proportion_ci() for _, right, count in points]
+        ends = np.array([(interval.low, interval.high) for interval in intervals]).T
+        above.plot((0, 1), (0, 1), "--", color=_COLORS[6], label="right as often as it is sure")
+        above.errorbar(
+            [confidence for confidence, _, _ in points],
+            accuracy,
+            np.abs(ends - accuracy),
+            fmt="o",
+            color=_COLORS[0],
+            markersize=5,
+            elinewidth=1,
+            label="equally many clips, with their 95 % binomial interval",
+        )
+        error = ece(probabilities, clips.labels)
+        above.set(title=f"{what}: ECE {error:.3f}", xlim=(0, 1.02), ylim=(-0.02, 1.02))
+        above.grid(alpha=0.3)
+        below.hist(probabilities.max(1), NUM_BINS, range=(0, 1), color=_COLORS[0], alpha=0.6)
+        below.set(xlabel="confidence: the largest probability")
+    columns[0][0].set_ylabel("accuracy")
+    columns[0][1].set_ylabel("clips")
+    handles, labels = columns[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    people = len(set(clips.subjects))
+    figure.suptitle(f"{title}: {len(clips.labels):,} clips of {people} people", fontsize="medium")
     return figure
 
 

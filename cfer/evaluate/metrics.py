@@ -74,14 +74,22 @@ class ScoredClips:
         """In the order of the clip ids, so that it does not depend on who had which clips."""
         clip_ids = [clip_id for part in parts for clip_id in part.clip_ids]
         subjects = [subject for part in parts for subject in part.subjects]
-        order = sorted(range(len(clip_ids)), key=clip_ids.__getitem__)
-        return ScoredClips(
+        together = ScoredClips(
             **{
-                name: np.concatenate([getattr(part, name) for part in parts])[order]
+                name: np.concatenate([getattr(part, name) for part in parts])
                 for name in ("labels", *_SCORES)
             },
-            subjects=[subjects[i] for i in order],
-            clip_ids=[clip_ids[i] for i in order],
+            subjects=subjects,
+            clip_ids=clip_ids,
+        )
+        return together.chosen(sorted(range(len(clip_ids)), key=clip_ids.__getitem__))
+
+    def chosen(self, order: Sequence[int]) -> ScoredClips:
+        """The clips at these positions."""
+        return ScoredClips(
+            **{name: getattr(self, name)[np.asarray(order, int)] for name in ("labels", *_SCORES)},
+            subjects=[self.subjects[i] for i in order],
+            clip_ids=[self.clip_ids[i] for i in order],
         )
 
 

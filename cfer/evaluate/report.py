@@ -156,6 +156,8 @@ def _command(run: Run) -> str:
 
 
 def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator[Section]:
+    from cfer.evaluate.calibration import NUM_BINS
+
     def table(columns: dict[str, Callable[[MethodResults], str]]) -> list[list[str]]:
         return [[*columns], *([cell(row) for cell in columns.values()] for row in rows)]
 
@@ -180,6 +182,18 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
         "R² z_R → z_I": lambda row: row.mean("leakage/r2", 3),
         "vCLUB": lambda row: row.mean("leakage/vclub", 3),
     }
+    calibration = {
+        "method": lambda row: f"**{row.name}**",
+        "temperature": lambda row: _calibration(row, "temperature"),
+        "ECE before": lambda row: _calibration(row, "ece_before"),
+        "ECE after": lambda row: _calibration(row, "ece_after"),
+        "NLL before": lambda row: _calibration(row, "nll_before"),
+        "NLL after": lambda row: _calibration(row, "nll_after"),
+        "Brier before": lambda row: _calibration(row, "brier_before"),
+        "Brier after": lambda row: _calibration(row, "brier_after"),
+        "clips": lambda row: _calibration(row, "clips", 0),
+        "people": lambda row: _calibration(row, "people", 0),
+    }
     commands = {
         "method": lambda row: row.name,
         "command": lambda row: _command(row.run),
@@ -203,7 +217,25 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
             "where the runs of a row differ in their seeds alone, it says nothing of other people."
         ],
     )
+    yield Section(
+        "Calibration of the probabilities",
+        table(calibration),
+        [
+            "Of the held-out clips of all runs of a row, together. *Temperature*: what the logits "
+            "are divided by before the softmax, fitted to these clips; a run's model has the one "
+            "that was fitted to its own. *Before*: as trained. *After*: each person's clips by the "
+            "temperature of other people's clips, since one looks better than it is on the clips "
+            f"that it was fitted to. *ECE*: expected calibration error, {NUM_BINS} bins of equally "
+            "many clips. *NLL*: cross-entropy in nats. *Brier*: squared error over all classes, at "
+            "most 2. Of all three, less is better."
+        ],
+    )
     yield Section("Commands", table(commands))
+
+
+def _calibration(row: MethodResults, name: str, digits: int = 3) -> str:
+    value = row.run.data.metrics.get(f"calibration/{name}")
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _against(row: MethodResults, reference: MethodResults, metric: str) -> str:
@@ -246,12 +278,12 @@ def _pictures(
             name = run.info.run_name or run.info.run_id
             curve = copied(run, "sweep.png", "Figures over the swept option", name)
             yield Section(f"Sweep: {name}", texts=[_command(run)], pictures=[curve])
-    matrices = [
-        picture
-        for row in rows
-        for picture in copied(row.run, "confusion.png", "Confusion", row.name)
-    ]
-    yield Section("Confusion matrices, pooled over the runs", pictures=[matrices])
+    for file, title, heading in (
+        ("confusion.png", "Confusion", "Confusion matrices, pooled over the runs"),
+        ("reliability.png", "Reliability", "Reliability of the probabilities, of all runs' clips"),
+    ):
+        of_rows = [picture for row in rows for picture in copied(row.run, file, title, row.name)]
+        yield Section(heading, pictures=[of_rows])
     for row in _pictured(rows, reference):
         run = tracking.find_run(next(iter(row.results.values()))["mlflow_run_id"])
         yield Section(

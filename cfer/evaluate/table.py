@@ -10,8 +10,10 @@ from mlflow.entities import Run
 from cfer import tracking
 from cfer.data.shards import read_description
 from cfer.errors import InputError, NotFinite
+from cfer.evaluate.calibration import ece
 from cfer.evaluate.metrics import ScoredClips, confusion_matrix, recognition
 from cfer.evaluate.probes import leakage
+from cfer.model.card import calibration_line
 from cfer.predict.recognizer import Recognizer
 
 COLUMNS = {
@@ -20,6 +22,8 @@ COLUMNS = {
     "macro-F1": "held_out/macro_f1",
     "accuracy by clip": "pooled/accuracy",
     "UAR by clip": "pooled/uar",
+    "ECE before": "calibration/ece_before",
+    "ECE after": "calibration/ece_after",
     "probe": "leakage/linear_held_out",
     "(chance)": "leakage/chance_held_out",
     "1-NN": "leakage/knn_held_out",
@@ -35,7 +39,8 @@ COLUMNS = {
 def of_experiment(runs: Sequence[Run]) -> str:
     """A line for each run that has no parent: its figures, or mean ± deviation of its children.
 
-    In a mean each child counts the same (of `loso`, each person); *by clip*, each of their clips.
+    In a mean each child counts the same (of `loso`, each person); *by clip*, and in the ECE before
+    and after the temperature, each of their clips.
     """
     rows = [["run", "runs", *COLUMNS]]
     for run in sorted(runs, key=lambda r: r.info.start_time):
@@ -60,18 +65,26 @@ def _cell(metrics: Mapping[str, float], name: str) -> str:
     return f"{metrics[name]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
 
 
+def predictions_of(run: Run) -> tuple[ScoredClips, ScoredClips] | None:
+    """The clips that a run was trained on, and those held out; None where it has none stored."""
+    folder = tracking.download(run, tracking.PREDICTIONS_NAME)
+    if folder is None or not folder.is_dir():
+        return None
+    train, held_out = (
+        ScoredClips.of_arrays(np.load(folder / f"{side}.npz")) for side in ("train", "held_out")
+    )
+    return train, held_out
+
+
 def of_run(run: Run) -> str:
     """Recognition, recall of each class, and leakage of one run, in lines.
 
     The leakage is computed anew where the run has predictions; a parent of several has none.
     """
     metrics = dict(run.data.metrics)
-    folder = tracking.download(run, tracking.PREDICTIONS_NAME)
-    if folder is not None and folder.is_dir():
-        train, held_out = (
-            ScoredClips.of_arrays(np.load(folder / f"{name}.npz")) for name in ("train", "held_out")
-        )
-        metrics |= leakage(train, held_out, int(run.data.params["seed"]))
+    predictions = predictions_of(run)
+    if predictions is not None:
+        metrics |= leakage(*predictions, int(run.data.params["seed"]))
 
     def figure(name: str) -> str:
         return _cell(metrics, name)
@@ -94,6 +107,8 @@ def of_run(run: Run) -> str:
             if name.startswith("recall/") and not name.endswith("_sd")
         )
     )
+    temperature = metrics.get("calibration/temperature", 1.0)
+    lines.append(f"probabilities: {calibration_line(temperature, metrics)}")
     for side, title in (("train", "training"), ("held_out", "held-out")):
         lines.append(
             f"identity of {title} subjects in z_R: linear probe {figure(f'leakage/linear_{side}')},"
@@ -133,7 +148,7 @@ def on_data(model: str, data: str) -> str:
             )
     index = read_index(data)
     join_cluster(for_training=False)
-    labels, predicted = [], []
+    labels, scores = [], []
     for row in frames_of_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
         probabilities = recognizer.probabilities(unpack_frames(row)[None])
         if not np.isfinite(probabilities).all():
@@ -142,9 +157,10 @@ def on_data(model: str, data: str) -> str:
                 "model whose training has not diverged"
             )
         labels.append(row["label"])
-        predicted.append(int(probabilities.argmax()))
-    confusion = confusion_matrix(np.array(labels), np.array(predicted), len(known.classes))
-    figures = recognition(confusion)
+        scores.append(probabilities)
+    true, scored = np.array(labels), np.concatenate(scores)
+    confusion = confusion_matrix(true, scored.argmax(1), len(known.classes))
+    figures = {**recognition(confusion), "ece": ece(scored, true)}
     lines = [
         f"{model} on {data}: {len(labels)} clips, "
         + ", ".join(f"{name} {value:.3f}" for name, value in figures.items())

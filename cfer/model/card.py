@@ -8,6 +8,7 @@ takes no more memory than the file is long.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from cfer.model.network import MOST, ModelConfig, Predictor, not_finite
 SUFFIX = ".safetensors"
 CARD_NAME = "cfer"  # of the card in the file's header
 FORMAT_VERSION = 1
+MOST_CLIPS = 10**9  # of a group; a card with more is damaged
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class ModelCard:
         network: the shape of the weights.
         origin: where it comes from, as text: data set and its digest, commit, command, limits.
         figures: by metric, the last figures of its training run on held-out clips.
+        temperature: by which the classifier's weights are divided; 1: not calibrated.
+        recall_by_group: of groups of people, such as ages: {group: {value: (clips that are
+            recognized, all of its clips)}}.
 
     Raises:
         InputError: a value out of its range, or two that contradict each other.
@@ -54,6 +59,8 @@ class ModelCard:
     network: ModelConfig
     origin: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    recall_by_group: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -79,6 +86,15 @@ class ModelCard:
                 f"model card: an input of {self.what.num_planes} planes, and a network for "
                 f"{self.network.num_planes}"
             )
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"model card: temperature {self.temperature} is not a positive number")
+        for group, recalls in self.recall_by_group.items():
+            for who, (right, count) in recalls.items():
+                if not 0 <= right <= count or not 1 <= count <= MOST_CLIPS:
+                    raise InputError(
+                        f"model card: recall_by_group {group} {who}: {right} of {count} clips is "
+                        f"not a number of 1 to {MOST_CLIPS} and a part of it"
+                    )
 
     @property
     def planes_shape(self) -> tuple[int, int, int]:
@@ -114,6 +130,18 @@ class ModelCard:
                     f"model card: {unknown[0]} is unknown to this cfer; use a newer one"
                 )
         return card
+
+
+def calibration_line(temperature: float, figures: Mapping[str, float]) -> str:
+    """What is known of the probabilities of a model or of a run, for people."""
+    named = {name.removeprefix("calibration/"): value for name, value in figures.items()}
+    if not {"clips", "people", "ece_before", "ece_after"} <= named.keys():
+        return f"temperature {temperature:.3f}, not fitted: that takes clips of two held-out people"
+    return (
+        f"temperature {temperature:.3f}, fitted to {named['clips']:.0f} clips of "
+        f"{named['people']:.0f} held-out people; ECE {named['ece_before']:.3f} before, "
+        f"{named['ece_after']:.3f} after (cross-fitted)"
+    )
 
 
 _PARTS = ("codec", "what", "network")

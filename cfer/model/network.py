@@ -178,11 +178,17 @@ class Predictor(nn.Module):
         self.classifier = nn.Linear(config.code_dim, config.num_classes)
 
     @classmethod
-    def of(cls, expression_net: ExpressionNet, config: ModelConfig) -> Predictor:
-        """A copy of a trained expression net's E and C, on the CPU, in evaluation mode."""
+    def of(
+        cls, expression_net: ExpressionNet, config: ModelConfig, temperature: float
+    ) -> Predictor:
+        """A copy of a trained expression net's E and C, on the CPU, in evaluation mode.
+
+        C's weights are divided by the temperature, so that its logits are.
+        """
         predictor = cls(config)
         predictor.encoder.load_state_dict(expression_net.encoder.state_dict())
-        predictor.classifier.load_state_dict(expression_net.classifier.state_dict())
+        classifier = expression_net.classifier.state_dict()
+        predictor.classifier.load_state_dict({k: v / temperature for k, v in classifier.items()})
         return predictor.eval()
 
     def forward(self, planes: Tensor) -> Tensor:

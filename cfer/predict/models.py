@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cfer.errors import InputError
-from cfer.model.card import SUFFIX, ModelCard, read_model, write_model
+from cfer.model.card import SUFFIX, ModelCard, calibration_line, read_model, write_model
 from cfer.model.network import Predictor
 from cfer.outputs import check_output
 
@@ -88,6 +88,7 @@ def describe(name: str) -> str:
             f"{'' if codec.motion_search else ', no motion search'}, "
             f"windows of {card.window_gops} GOPs",
         ),
+        ("calibrated", calibration_line(card.temperature, card.figures)),
         ("weights", f"{sum(p.numel() for p in predictor.parameters()):,}"),
         *([("limits", DEFAULT_LIMITS)] if name == DEFAULT else []),
         *card.origin.items(),
@@ -98,7 +99,20 @@ def describe(name: str) -> str:
         for metric, value in card.figures.items()
         if metric.startswith(("held_out/", "leakage/", "recall/"))
     ]
+    for group, values in card.recall_by_group.items():
+        for value, (right, count) in values.items():
+            shares = f"{right / count:.3f}, {_interval(right, count)}"
+            lines.append(f"{f'{group} {value}':28s} {shares}: {right} of {count} clips")
     return "\n".join(lines)
+
+
+def _interval(right: int, count: int) -> str:
+    """The exact 95 % interval of a share (Clopper & Pearson, Biometrika 1934)."""
+    # Nothing else of `cfer models` needs SciPy, which takes a while to import.
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, count).proportion_ci()
+    return f"95 % in {interval.low:.3f} to {interval.high:.3f}"
 
 
 def table() -> str:

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from cfer import tracking
 from cfer.data.inputs import APEX_SIZE
 from cfer.errors import NotFinite
-from cfer.evaluate.figures import confusion_figure, curves_figure, embedding_figure
+from cfer.evaluate.calibration import calibration, held_out_people
+from cfer.evaluate.figures import (
+    confusion_figure,
+    curves_figure,
+    embedding_figure,
+    reliability_figure,
+)
 from cfer.evaluate.metrics import ScoredClips, confusion_matrix, cross_entropy, recalls, recognition
 from cfer.evaluate.probes import leakage
 from cfer.model.card import ModelCard
@@ -353,9 +359,12 @@ def _finish(
     """Measure, log and record what the run ends with."""
     classes = setup.card.classes
     confusion = confusion_matrix(validation.labels, validation.logits.argmax(1), len(classes))
+    of_others = held_out_people(training, validation)
+    calibrated = calibration(of_others)
     extra = {
         **leakage(training, validation, setup.config.seed),
         **{f"recall/{name}": value for name, value in recalls(confusion, classes).items()},
+        **calibrated,
         **cost,
     }
     tracker.complete_epochs(history)
@@ -365,9 +374,15 @@ def _finish(
     tracker.log_figure(confusion_figure(confusion, classes, title), "confusion.png")
     tracker.log_figure(curves_figure(history), "curves.png")
     tracker.log_figure(embedding_figure(validation, classes), "embedding.png")
+    if calibrated:
+        tracker.log_figure(reliability_figure(of_others, "held-out subjects"), "reliability.png")
     tracker.log_predictions(train=training.arrays(), held_out=validation.arrays())
     kept = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
-    tracker.log_model(Predictor.of(network, setup.card.network), replace(setup.card, figures=kept))
+    temperature = calibrated.get("calibration/temperature", 1.0)
+    tracker.log_model(
+        Predictor.of(network, setup.card.network, temperature),
+        replace(setup.card, figures=kept, temperature=temperature),
+    )
     num_train = len(training.labels)
     write_results(
         setup.location,

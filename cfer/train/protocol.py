@@ -26,8 +26,10 @@ from cfer.data.lock import owned
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location
 from cfer.errors import InputError
-from cfer.evaluate.figures import confusion_figure
-from cfer.evaluate.metrics import recognition
+from cfer.evaluate.calibration import calibration, held_out_people
+from cfer.evaluate.figures import confusion_figure, reliability_figure
+from cfer.evaluate.metrics import ScoredClips, recognition
+from cfer.evaluate.table import predictions_of
 from cfer.outputs import say
 from cfer.train.checkpoint import (
     RECORD_NAME,
@@ -313,7 +315,9 @@ def _summarize(protocol: _Protocol) -> Summary:
         runs[job.parent.name] = results
         tracking.mark_finished(results.mlflow_run_id)
         for name, value in results.figures.items():
-            values[name].append(value)
+            # Of so few clips an ECE is too high: it is that of all runs' clips, below.
+            if not name.startswith("calibration/"):
+                values[name].append(value)
     summary = Summary(
         config=protocol.config,
         num_runs=len(runs),
@@ -324,6 +328,8 @@ def _summarize(protocol: _Protocol) -> Summary:
         confusion=np.sum([results.confusion for results in runs.values()], axis=0),
     )
     pooled = recognition(summary.confusion)
+    clips = ScoredClips.concatenate([_of_held_out_people(results) for results in runs.values()])
+    calibrated = calibration(clips)
     classes = read_description(protocol.config.data).classes
     tracker = tracking.Tracker(protocol.parent_id)
     tracker.log_figures(
@@ -331,18 +337,28 @@ def _summarize(protocol: _Protocol) -> Summary:
             **summary.mean,
             **{f"{name}_sd": value for name, value in summary.deviation.items()},
             **{f"pooled/{name}": value for name, value in pooled.items()},
+            **calibrated,
             "num_runs": len(runs),
         },
         0,
     )
     title = f"{protocol.config.run}: pooled over {len(runs)} runs, UAR {pooled['uar']:.3f}"
     tracker.log_figure(confusion_figure(summary.confusion, classes, title), "confusion.png")
+    if calibrated:
+        title = f"{protocol.config.run}: held-out subjects of {len(runs)} runs"
+        tracker.log_figure(reliability_figure(clips, title), "reliability.png")
     tracker.log_table(
         {"classes": classes, "confusion": summary.confusion.tolist()}, "confusion.json"
     )
     tracker.log_table({name: asdict(results) for name, results in runs.items()}, "runs.json")
     tracking.end_run(protocol.parent_id, succeeded=True)
     return summary
+
+
+def _of_held_out_people(results: Results) -> ScoredClips:
+    predictions = predictions_of(tracking.find_run(results.mlflow_run_id))
+    assert predictions is not None, f"run {results.mlflow_run_id} has no predictions"
+    return held_out_people(*predictions)
 
 
 def lines_of(summaries: Sequence[Summary]) -> str:

@@ -36,7 +36,7 @@ from cfer.data.frames import frames_of_clips
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location, below
 from cfer.errors import InputError, WorkerError
-from cfer.model.card import ModelCard
+from cfer.model.card import ModelCard, calibration_line
 from cfer.names import rows_named, says_nothing
 from cfer.outputs import say
 from cfer.train.checkpoint import (
@@ -437,5 +437,7 @@ def _final_lines(results: Results, config: TrainConfig) -> str:
         f"{figures['held_out/macro_f1']:.3f}\n"
         f"  identity in the code: strict probe {probe('train')} on training subjects, "
         f"{probe('held_out')} on held-out ones; R² {figures.get('leakage/r2', math.nan):.3f}\n"
+        "  probabilities: "
+        f"{calibration_line(figures.get('calibration/temperature', 1.0), figures)}\n"
         f"  model: runs:/{results.mlflow_run_id}/{tracking.MODEL_NAME}"
     )

@@ -23,6 +23,7 @@ from cfer import cli
 from cfer.data.shards import read_description
 from cfer.errors import InputError
 from cfer.evaluate import report
+from cfer.evaluate.calibration import calibration
 from cfer.evaluate.metrics import ScoredClips
 from cfer.train.checkpoint import SEAL_NAME, STATE_NAME, Results, read_results
 from cfer.train.command import main
@@ -175,6 +176,21 @@ def test_folds_are_children_and_the_parent_holds_their_mean(
         assert pooled["confusion"] == total.tolist()
         right = np.trace(total) / 10
         assert parent.data.metrics["pooled/accuracy"] == pytest.approx(right)
+        # Of all runs' clips, each by the temperature of other people.
+        held_out = ScoredClips.concatenate(
+            [
+                ScoredClips.of_arrays(
+                    np.load(client.download_artifacts(run_id, "predictions/held_out.npz"))
+                )
+                for run_id in finished
+            ]
+        )
+        calibrated = calibration(held_out)
+        assert (calibrated["calibration/clips"], calibrated["calibration/people"]) == (10, 5)
+        for name, value in calibrated.items():
+            assert parent.data.metrics[name] == pytest.approx(value)
+        picture = client.download_artifacts(parent.info.run_id, "reliability.png")
+        assert Path(picture).read_bytes().startswith(b"\x89PNG")
     # Of the parents that were finished by the last start, or before it.
     for value in ("0.0", "1.0"):
         accuracy = [one.figures["held_out/accuracy"] for one in results_of(swept.folder, value)]
@@ -266,10 +282,14 @@ def test_the_table_and_the_page(
     change = f"{np.mean(accuracy) - np.mean(zero):+.3f}".replace("-", "−")
     assert f"{change} (p" in line
     assert "--lambda 0" in text
+    (parent,) = (run for run in runs_of(client)["protocol"] if run.data.params["lambda"] == "1.0")
+    names = ("temperature", "ece_before", "ece_after", "nll_before", "nll_after")
+    cells = [f"{parent.data.metrics[f'calibration/{name}']:.3f}" for name in names]
+    assert f"| **game-lambda=1.0** | {' | '.join(cells)} | " in text
     html = page.read_text()
-    assert html.count("<table>") == 3
-    # The curve of the sweep, each row's confusion matrix, two more pictures of both rows.
-    assert html.count("data:image/png;base64,") == 1 + 2 + 4
+    assert html.count("<table>") == 4
+    # The curve of the sweep, two pictures of each row, two more of one run of each.
+    assert html.count("data:image/png;base64,") == 1 + 4 + 4
     assert 'src="game' not in html
     with pytest.raises(InputError, match="no finished run or experiment"):
         report.write("nothing", folder / "page")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers import REPOSITORY, Trained, kill_with_children, wait_for
 from mlflow.tracking import MlflowClient
+from scipy.special import softmax
 
 from cfer.cli import run
 from cfer.codec import Bitstream
@@ -23,6 +24,8 @@ from cfer.data import shards
 from cfer.data.folds import read_index
 from cfer.data.inputs import Input
 from cfer.errors import InputError
+from cfer.evaluate.calibration import calibration
+from cfer.evaluate.metrics import ScoredClips
 from cfer.predict.recognizer import Recognizer
 from cfer.tracking import COMMAND_TAG
 from cfer.train.checkpoint import STATE_NAME, Results, newest_checkpoint, read_results
@@ -100,7 +103,7 @@ def test_the_game_learns_and_is_tracked(
     assert 0 < rates[-1] < 1e-5
 
     folder = Path(client.download_artifacts(run_id, ""))
-    for name in ("confusion.png", "curves.png", "embedding.png"):
+    for name in ("confusion.png", "curves.png", "embedding.png", "reliability.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     confusion = np.array(results.confusion)
     # Two of five subjects, a clip of each class: every one counted, and once.
@@ -170,14 +173,26 @@ else:
 def test_stored_model_predicts_what_training_measured(
     in_trained_store: Trained, results: Results, drawn_shards: Path
 ) -> None:
-    """The confusion matrix of the run again, from the stored model and the held-out clips."""
-    predict = Recognizer.from_pretrained(results.mlflow_run_id).probabilities
+    """The confusion matrix of the run again, from the stored model and the held-out clips; and the
+    logits that it has stored, divided by the temperature that was fitted to them."""
+    recognizer = Recognizer.from_pretrained(results.mlflow_run_id)
+    predict = recognizer.probabilities
+    stored = MlflowClient().download_artifacts(results.mlflow_run_id, "predictions/held_out.npz")
+    scored = ScoredClips.of_arrays(np.load(stored))
+    temperature = results.figures["calibration/temperature"]
+    assert recognizer.card.temperature == temperature
+    assert results.figures == results.figures | calibration(scored)
+    calibrated = dict(
+        zip(scored.clip_ids, softmax(scored.logits / temperature, axis=1), strict=True)
+    )
     config = options_of(arguments_of(in_trained_store, drawn_shards)).config
     held_out = set(split_clips(read_index(str(drawn_shards)), config).validation)
     confusion = np.zeros((2, 2), int)
     for clip in shards.read_clips(drawn_shards):
         if clip.clip_id in held_out:
-            confusion[clip.label, predict(planes_of(clip)[None]).argmax()] += 1
+            (probabilities,) = predict(planes_of(clip)[None])
+            np.testing.assert_allclose(probabilities, calibrated[clip.clip_id], atol=1e-5)
+            confusion[clip.label, probabilities.argmax()] += 1
     np.testing.assert_array_equal(confusion, results.confusion)
 
 
@@ -200,8 +215,14 @@ def test_table_of_runs(
     # Measured anew, from the run's stored predictions.
     assert f"same-subject AUC {figures['leakage/auc_held_out']:.3f}" in lines
     assert f"happiness {figures['recall/happiness']:.3f}" in lines
+    assert (
+        f"probabilities: temperature {figures['calibration/temperature']:.3f}, fitted to 4 clips "
+        f"of 2 held-out people; ECE {figures['calibration/ece_before']:.3f} before"
+    ) in lines
     assert run(["evaluate", "game", "--data", str(drawn_shards)]) == 0
-    assert "10 clips" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 clips" in said
+    assert ", ece 0." in said
     with pytest.raises(InputError, match="no finished run or experiment"):
         run(["evaluate", "nothing-of-that-name"])
 
@@ -334,6 +355,10 @@ def test_more_workers_than_cores_and_the_owners_split_without_subjects(
     results = read_results(str(here / "runs" / "split"))
     assert results is not None
     assert np.sum(results.confusion) == 2
+    # Without subjects, nobody is known to be held out.
+    assert "probabilities: temperature 1.000, not fitted: that takes clips of two" in said
+    assert not any(name.startswith("calibration/") for name in results.figures)
+    assert Recognizer.from_pretrained("split").card.temperature == 1
 
 
 def test_a_run_that_diverges_stops_with_one_line(

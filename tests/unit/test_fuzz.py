@@ -123,6 +123,7 @@ def model_parts() -> tuple[dict[str, Any], bytes]:
 def test_a_model_card(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     header, weights = model_parts()
     card = json.loads(header["__metadata__"][CARD_NAME])
+    card |= {"temperature": 1.5, "recall_by_group": {"age": {"20": [1, 2]}}}
     place = card
     path = data.draw(
         st.sampled_from(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 from cfer.errors import InputError
-from cfer.model.card import CARD_NAME, ModelCard, read_model, write_model
+from cfer.model.card import CARD_NAME, ModelCard, calibration_line, read_model, write_model
 from cfer.model.network import ModelConfig, Predictor
 
 NETWORK = ModelConfig(num_classes=3, identity_dim=128, width=8, code_dim=16)
@@ -18,6 +20,10 @@ NETWORK = ModelConfig(num_classes=3, identity_dim=128, width=8, code_dim=16)
 
 def planes(clips: int, frames: int) -> torch.Tensor:
     return torch.randint(0, 256, (clips, frames, 6, 32, 32), dtype=torch.uint8)
+
+
+def of_group(card: dict[str, Any], counts: list[float]) -> dict[str, Any]:
+    return card | {"recall_by_group": {"age": {"20": counts}}}
 
 
 def test_a_file_gives_back_the_model_and_its_card(tmp_path, predictor, card):
@@ -54,6 +60,17 @@ def test_a_file_gives_back_the_model_and_its_card(tmp_path, predictor, card):
         (lambda card: card | {"what": card["what"] | {"frames": "foo"}}, "what.frames"),
         (lambda card: card | {"size": math.inf}, "size"),
         (lambda card: card | {"size": 111}, "size 111 is odd"),
+        (lambda card: card | {"temperature": 0}, "temperature 0.0 is not a positive number"),
+        (lambda card: card | {"temperature": -1.5}, "temperature -1.5 is not a positive"),
+        (lambda card: card | {"temperature": math.nan}, "temperature nan is not a positive"),
+        (lambda card: card | {"temperature": math.inf}, "temperature inf is not a positive"),
+        (lambda card: card | {"temperature": "2"}, "temperature Input should be a valid number"),
+        (lambda card: of_group(card, [3, 2]), "recall_by_group age 20: 3 of 2 clips is not"),
+        (lambda card: of_group(card, [-1, 2]), "recall_by_group age 20: -1 of 2 clips is not"),
+        (lambda card: of_group(card, [0, 0]), "recall_by_group age 20: 0 of 0 clips is not"),
+        (lambda card: of_group(card, [0, 10**400]), "recall_by_group"),
+        (lambda card: of_group(card, [0.5, 1]), r"recall_by_group\.age\.20\.0"),
+        (lambda card: of_group(card, [1]), r"recall_by_group\.age\.20\.1"),
         (lambda card: card | {"classes": ["a", "b", "a"]}, "are not all different names"),
         (lambda card: [card], "not one of cfer's"),
         (None, "without cfer's card"),
@@ -70,6 +87,34 @@ def test_a_file_that_is_not_right_is_refused(tmp_path, predictor, card, change, 
     with pytest.raises(InputError, match=message) as error:
         read_model(path)
     assert str(path) in str(error.value)
+
+
+def test_a_card_keeps_its_temperature_and_its_groups(card: ModelCard) -> None:
+    groups = {"age": {"20 to 30": (7, 9), "older": (0, 3)}, "gender": {"women": (12, 12)}}
+    calibrated = replace(card, temperature=1.75, recall_by_group=groups)
+    assert ModelCard.from_json(calibrated.to_json()) == calibrated
+
+
+def test_a_card_of_before_temperatures_and_groups_is_read(card: ModelCard) -> None:
+    values = json.loads(card.to_json())
+    del values["temperature"], values["recall_by_group"]
+    read = ModelCard.from_json(json.dumps(values))
+    assert read == card
+    assert (read.temperature, read.recall_by_group) == (1.0, {})
+
+
+def test_what_is_said_of_the_probabilities() -> None:
+    figures = {"people": 4.0, "clips": 28.0, "ece_before": 0.25, "ece_after": 0.125}
+    known = {f"calibration/{name}": value for name, value in figures.items()}
+    assert calibration_line(1.75, known) == (
+        "temperature 1.750, fitted to 28 clips of 4 held-out people; ECE 0.250 before, 0.125 after "
+        "(cross-fitted)"
+    )
+    for name in known:
+        part = {k: v for k, v in known.items() if k != name}
+        assert calibration_line(1.0, part) == (
+            "temperature 1.000, not fitted: that takes clips of two held-out people"
+        )
 
 
 def test_a_card_that_is_nested_deeply(tmp_path, predictor, card):

@@ -61,13 +61,17 @@ def test_identity_reaches_the_apex_and_nothing_else() -> None:
     assert float(second[2].max()) <= 1
 
 
-@pytest.mark.parametrize(("num_clips", "num_frames"), [(1, 1), (1, 5), (4, 2)])
-def test_predictor_gives_the_networks_probabilities(num_clips: int, num_frames: int) -> None:
+@pytest.mark.parametrize(
+    ("num_clips", "num_frames", "temperature"), [(1, 1, 1.0), (1, 5, 1.0), (4, 2, 0.5), (4, 2, 2.5)]
+)
+def test_predictor_gives_the_networks_probabilities(
+    num_clips: int, num_frames: int, temperature: float
+) -> None:
     torch.manual_seed(0)
     expression_net = ExpressionNet(CONFIG, with_apex=True).eval()
     planes = random_planes(num_clips, num_frames)
-    probabilities = Predictor.of(expression_net, CONFIG).eval()(planes)
+    probabilities = Predictor.of(expression_net, CONFIG, temperature)(planes)
     mask = torch.ones(num_clips, num_frames, dtype=torch.bool)
     _, logits, _ = expression_net(scale_planes(planes), mask, torch.zeros(num_clips, 128))
-    torch.testing.assert_close(probabilities, logits.softmax(1))
+    torch.testing.assert_close(probabilities, (logits / temperature).softmax(1))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(num_clips))

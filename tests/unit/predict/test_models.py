@@ -44,6 +44,7 @@ def test_the_card_is_shown_for_people(
         "sees": "accumulated residuals, yuv, frames: last",
         "of": "a 64 × 64 crop of the face, GOPs of 12 frames in 12 of the video, quantizer 4, "
         "no motion search, windows of 2 GOPs",
+        "calibrated": "temperature 1.000, not fitted: that takes clips of two held-out people",
         "weights": f"{sum(p.numel() for p in predictor.parameters()):,}",
         "data_set": "drawn",
         "held_out/accuracy": "0.500",
@@ -54,6 +55,37 @@ def test_the_card_is_shown_for_people(
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert shown["sees"] == "difference, yuv, frames: 2"
     assert "GOPs of 3 frames in 6 of the video, 9000 bit/s, windows" in shown["of"]
+
+
+def test_what_the_card_knows_of_calibration_and_of_groups_is_shown(
+    tmp_path: Path, predictor: Predictor, card: ModelCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Intervals by closed forms: of 0 of n, 1 − 0.025^(1/n) is the end; of n of n, 0.025^(1/n)."""
+    path = str(tmp_path / "model.safetensors")
+    figures = {"people": 4.0, "clips": 28.0, "ece_before": 0.25, "ece_after": 0.125}
+    groups = {"age": {"20 to 30": (0, 10), "older": (4, 4)}, "gender": {"women": (8, 10)}}
+    write_model(
+        path,
+        predictor,
+        replace(
+            card,
+            figures={f"calibration/{name}": value for name, value in figures.items()},
+            temperature=1.75,
+            recall_by_group=groups,
+        ),
+    )
+    assert run(["models", "show", path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "calibrated temperature 1.750, fitted to 28 clips of 4 held-out people; ECE 0.250 before, "
+        "0.125 after (cross-fitted)"
+    ) in lines
+    assert [" ".join(line.split()) for line in lines[-3:]] == [
+        f"age 20 to 30 0.000, 95 % in 0.000 to {1 - 0.025 ** (1 / 10):.3f}: 0 of 10 clips",
+        f"age older 1.000, 95 % in {0.025 ** (1 / 4):.3f} to 1.000: 4 of 4 clips",
+        # Clopper and Pearson's, as tables have it.
+        "gender women 0.800, 95 % in 0.444 to 0.975: 8 of 10 clips",
+    ]
 
 
 def test_the_shipped_model_is_shown_with_its_limits(capsys: pytest.CaptureFixture[str]) -> None:

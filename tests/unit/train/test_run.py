@@ -203,6 +203,7 @@ def test_the_lines_at_the_end() -> None:
         "run mine, last epoch, held-out subjects: accuracy 0.750, UAR 0.500, macro-F1 0.250\n"
         "  identity in the code: strict probe 0.400 (chance 0.200) on training subjects, - on "
         "held-out ones; R² 0.100\n"
+        "  probabilities: temperature 1.000, not fitted: that takes clips of two held-out people\n"
         "  model: runs:/0f/model"
     )
 

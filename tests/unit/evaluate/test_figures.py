@@ -1,0 +1,46 @@
+"""What the pictures show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from cfer.evaluate.calibration import NUM_BINS, bins, cross_fitted, ece
+from cfer.evaluate.figures import reliability_figure
+from cfer.evaluate.metrics import ScoredClips
+
+
+def test_the_reliability_diagram_shows_the_bins_and_counts_every_clip() -> None:
+    generator = np.random.default_rng(0)
+    count = 7 * NUM_BINS + 3
+    clips = ScoredClips(
+        labels=generator.integers(0, 4, count),
+        logits=generator.normal(0, 3, (count, 4)),
+        z_R=np.zeros((count, 1)),
+        z_I=np.zeros((count, 1)),
+        subjects=[f"S{i % 6}" for i in range(count)],
+        clip_ids=[str(i) for i in range(count)],
+    )
+    figure = reliability_figure(clips, "mine")
+    assert figure.get_suptitle() == f"mine: {count} clips of 6 people"
+    above, below = figure.axes[:2], figure.axes[2:]
+    for axes, histogram, logits in zip(
+        above, below, (clips.logits, cross_fitted(clips)), strict=True
+    ):
+        probabilities = softmax(logits, axis=1)
+        assert axes.get_title().endswith(f"ECE {ece(probabilities, clips.labels):.3f}")
+        diagonal, points = axes.get_lines()[:2]
+        assert np.array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
+        wanted = [(mean, right / n) for mean, right, n in bins(probabilities, clips.labels)]
+        np.testing.assert_allclose(points.get_xydata(), wanted)
+        assert sum(bar.get_height() for bar in histogram.patches) == count
+        assert len(histogram.patches) == NUM_BINS
+        # The true share is within the interval of what was counted.
+        (bars,) = axes.collections
+        for (x, share), segment in zip(wanted, bars.get_segments(), strict=True):
+            assert segment[0] == pytest.approx([x, segment[0][1]])
+            assert segment[0][1] <= share <= segment[1][1]
+            assert 0 <= segment[0][1] < segment[1][1] <= 1
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 2
