@@ -18,6 +18,7 @@ import os
 import stat
 import struct
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -49,6 +50,8 @@ FOLDER_FPS = Fraction(25)
 HELD_BYTES = 512 << 20  # of decoded frames: about 380 of 1280 × 720
 # A pixel's width by its height is at most 4 in video, but a file can claim anything.
 MOST_ASPECT = 16
+# People and programs give times with three decimals.
+ROUNDED_SECONDS = 0.0005
 # Where time stamps go back by less, the file has mixed up the order of the pictures; where they go
 # back by more, or to the beginning, a new clock begins: two recordings were joined.
 SECONDS_OF_DISORDER = 1
@@ -105,6 +108,38 @@ class Pictures:
         """When each picture is shown and, one value more, when the last one ends: seconds since
         the first one, ascending."""
         raise NotImplementedError
+
+    def span(self, start_seconds: float | None = None, end_seconds: float | None = None) -> range:
+        """The numbers of the pictures from one time to another (`times`), both included; None: from
+        the first one, to the last one.
+
+        Raises:
+            ClipError: fewer than two pictures, which have no change; or an end beyond the clip's.
+        """
+        times = self.times()
+        first, stop = 0, len(times) - 1
+        if start_seconds is not None:
+            first = bisect_left(times, start_seconds - ROUNDED_SECONDS, hi=stop)
+        if end_seconds is not None:
+            stop = bisect_right(times, end_seconds + ROUNDED_SECONDS, hi=stop)
+        if end_seconds is not None and end_seconds > times[-1] + ROUNDED_SECONDS:
+            raise ClipError(
+                self.source,
+                "manifest",
+                f"its span ends at {end_seconds:g} s, and the video at {times[-1]:.3f} s; give an "
+                "end within it, or none",
+            )
+        if stop - first < 2 and (start_seconds, end_seconds) == (None, None):
+            raise one_frame(self.source)
+        if stop - first < 2:
+            end = times[-1] if end_seconds is None else end_seconds
+            raise ClipError(
+                self.source,
+                "manifest",
+                f"{max(stop - first, 0)} pictures from {start_seconds or 0:g} s to {end:g} s, and a "
+                f"change takes two (the video ends at {times[-1]:.3f} s); correct start and end",
+            )
+        return range(first, stop)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.source)!r}, fps={float(self.fps):g})"
@@ -431,18 +466,26 @@ def open_pictures(source: str | Path, fps: Fraction | None = None) -> Pictures:
     return VideoPictures(path, fps)
 
 
-def windows(num_frames: int, window_frames: int | None) -> list[range]:
-    """Cut a clip into consecutive windows of `window_frames` frames; None leaves it whole.
+def one_frame(source: str | Path) -> ClipError:
+    return ClipError(
+        source, "decode", "only one frame, so there is no change to see; give 2 or more frames"
+    )
+
+
+def windows(frames: range, window_frames: int, step_frames: int | None = None) -> list[range]:
+    """Cut frames into windows of `window_frames`, one beginning `step_frames` after the other; None
+    puts one behind the other.
 
     No frame is lost: the last window may be shorter, and a single frame left over joins the window
     before it, since one frame alone has no residual.
     """
-    if window_frames is None or num_frames <= window_frames:
-        return [range(num_frames)]
-    starts = list(range(0, num_frames, window_frames))
-    if num_frames - starts[-1] == 1:
-        starts.pop()
-    ends = [*starts[1:], num_frames]
+    step = step_frames or window_frames
+    # None begins where the one before it has reached the end.
+    last = -(-max(len(frames) - window_frames, 0) // step)
+    if len(frames) - last * step == 1 and last:
+        last -= 1
+    starts = [frames.start + number * step for number in range(last + 1)]
+    ends = [*(start + window_frames for start in starts[:-1]), frames.stop]
     return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
