@@ -61,7 +61,6 @@ def plan_shards(
     Raises:
         InputError: the same bytes under two subjects.
     """
-    given = asdict(settings)
     # Several clips may be parts of one video.
     locations = list(dict.fromkeys(entry.location for entry in entries))
     read = tqdm(
@@ -76,8 +75,7 @@ def plan_shards(
         part = [entries[number] for number in clips]
         work = {
             "schema_version": SCHEMA_VERSION,
-            # As the first version spelled it: a shard that is done then stays done.
-            "settings": {"quantiser" if k == "quantizer" else k: v for k, v in given.items()},
+            "settings": asdict(settings),
             "face_rule": face_rule(),
             "weights_sha256": weights_sha256,
             "classes": list(classes),

@@ -80,7 +80,7 @@ class FaceWindow:
             since the clip's first picture.
         face: the person's number in the clip, from 1.
         square: where the face is.
-        pictures: RGB, uint8 (size, size, 3), of the frames that `codec` encodes; none with an error.
+        pictures: RGB, uint8 (size, size, 3), of the frames that are encoded; none with an error.
         error: no face was found.
     """
 
