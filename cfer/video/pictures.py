@@ -136,8 +136,8 @@ class Pictures:
             raise ClipError(
                 self.source,
                 "manifest",
-                f"{max(stop - first, 0)} pictures from {start_seconds or 0:g} s to {end:g} s; a "
-                f"change takes two (the video ends at {times[-1]:.3f} s): correct start and end",
+                f"fewer than two pictures from {start_seconds or 0:g} s to {end:g} s, and a change "
+                f"takes two (the video ends at {times[-1]:.3f} s): correct start and end",
             )
         return range(first, stop)
 

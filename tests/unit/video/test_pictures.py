@@ -540,9 +540,9 @@ def test_a_part_of_a_video_by_its_own_times(tmp_path):
     assert pictures.span(1.8, 1.94) == range(58, 60)
     for part, reason in (
         ((0, 2.2), "its span ends at 2.2 s, and the video at 1.940 s"),
-        ((1.01, 1.11), "1 pictures from 1.01 s to 1.11 s"),
-        ((7, None), "0 pictures from 7 s to 1.94 s"),
-        ((0.5, 0.2), "0 pictures from 0.5 s to 0.2 s"),
+        ((1.01, 1.11), "fewer than two pictures from 1.01 s to 1.11 s"),
+        ((7, None), "fewer than two pictures from 7 s to 1.94 s"),
+        ((0.5, 0.2), "fewer than two pictures from 0.5 s to 0.2 s"),
     ):
         with pytest.raises(ClipError, match=re.escape(reason)) as error:
             pictures.span(*part)
