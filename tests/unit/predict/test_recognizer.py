@@ -381,6 +381,11 @@ def varying(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def seconds_of_12_frames(video: Path) -> float:
+    """By the average rate that the file states."""
+    return float(12 / clips.open_pictures(video).fps)
+
+
 def spans(windows: Iterable[Prediction]) -> list[float]:
     """Where windows begin, and where the last one ends."""
     windows = list(windows)
@@ -393,8 +398,8 @@ def test_windows_have_the_videos_own_times(
 ) -> None:
     """Of a video of varying rate: read as a file, as a stream, and as the clip that it becomes."""
     wanted = pytest.approx([0, 0.5, 1, 5, 9], abs=0.001)
-    # 12 frames, by the average of 16 in three seconds.
-    how = {"window_seconds": 2.25, "step_seconds": 2.25}
+    seconds = seconds_of_12_frames(varying)
+    how = {"window_seconds": seconds, "step_seconds": seconds}
     assert spans(recognizer.predict(varying, **how)) == wanted
     clip = tmp_path / "clip.mp4"
     face_bitstream(varying, 64, CODEC).save(clip)
@@ -421,11 +426,13 @@ def test_times_go_from_the_video_through_the_shards(
     recognizer: Recognizer, varying: Path, detector: FaceDetector, tmp_path: Path
 ) -> None:
     """Of windows of a longer video, where only some frames are encoded."""
-    # 12 frames, by the average of 16 in three seconds.
-    codec = replace(CODEC, gop_size=4, gop_seconds=2.25)
+    seconds = seconds_of_12_frames(varying)
+    codec = replace(CODEC, gop_size=4, gop_seconds=seconds)
     card = replace(recognizer.card, codec=codec)
     small = Recognizer(recognizer.predictor, card)
-    settings = ExtractionSettings(size=64, gop_size=4, gop_seconds=2.25, quantizer=4, window_gops=2)
+    settings = ExtractionSettings(
+        size=64, gop_size=4, gop_seconds=seconds, quantizer=4, window_gops=2
+    )
     clips, failures = extract_clip(Entry(str(varying), "a", "a.mp4"), settings, [], detector)
     assert failures == []
     assert [clip.clip_id for clip in clips] == ["a#0001", "a#0002"]
@@ -448,7 +455,7 @@ def test_times_go_from_the_video_through_the_shards(
     assert verify(tmp_path) == []
     of_shards = spans(small.predict_shards(tmp_path, window_seconds=0.5))
     assert of_shards == pytest.approx([0, 0.5, 1, 5, 9])
-    of_video = small.predict(varying, window_seconds=2.25, step_seconds=2.25)
+    of_video = small.predict(varying, window_seconds=seconds, step_seconds=seconds)
     assert of_shards == pytest.approx(spans(of_video))
 
 
