@@ -42,8 +42,8 @@ def test_the_card_is_shown_for_people(
         "model": path,
         "classes": "joy, fear, surprise",
         "sees": "accumulated residuals, yuv, frames: last",
-        "of": "a 64 × 64 crop of the face, GOPs of 12 frames in 12 frames of the video, quantizer 4, "
-        "no motion search, windows of 2 GOPs",
+        "of": "a 64 × 64 crop of the face, GOPs of 12 frames in 12 frames of the video, "
+        "quantizer 4, no motion search, windows of 2 GOPs",
         "weights": f"{sum(p.numel() for p in predictor.parameters()):,}",
         "data_set": "drawn",
         "held_out/accuracy": "0.500",

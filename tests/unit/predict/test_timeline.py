@@ -15,7 +15,7 @@ import pytest
 from cfer.cli import run
 from cfer.errors import InputError
 from cfer.predict.recognizer import Prediction
-from cfer.predict.timeline import annotate, as_json, colors, plot, write_csv, without_overlap
+from cfer.predict.timeline import annotate, as_json, colors, plot, without_overlap, write_csv
 from cfer.video.faces import Square
 from cfer.video.pictures import open_pictures
 
