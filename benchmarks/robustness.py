@@ -173,7 +173,7 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
     card, detector = recognizer.card, FaceDetector()
     for video in tqdm(videos, "robustness", unit="video", disable=None, leave=False):
         pictures = open_pictures(video)
-        codec = card.codec.at(pictures.fps)
+        codec = card.codec.at(pictures.mean_fps())
         spans = windows(pictures.span(), codec.span)
         num_windows += len(spans)
         seen, before = [], {}

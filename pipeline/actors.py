@@ -71,7 +71,7 @@ def extract_clip(
                     f"apex_frame {entry.apex_frame} is not among its frames, {frames[0]} to "
                     f"{frames[-1]}; correct the manifest (frames of the video, from 0)",
                 )
-            codec = settings.codec.at(pictures.fps)
+            codec = settings.codec.at(pictures.mean_fps())
             spans = windows(frames, settings.window_gops * codec.span)
             for window in face_clip(pictures, settings.size, detector, codec, spans):
                 clip_id = entry.clip_id

@@ -151,7 +151,7 @@ class Recognizer:
     ) -> Iterator[Prediction]:
         """As `predict`, each window as soon as it is known."""
         every = _is_every(faces)
-        check_windows(window_seconds, step_seconds, start_seconds, end_seconds)
+        _check_windows(window_seconds, step_seconds, start_seconds, end_seconds)
         is_part = (start_seconds, end_seconds) != (None, None)
         may_be_one = is_part and window_seconds is None
         path = Path(source)
@@ -179,8 +179,9 @@ class Recognizer:
         if may_be_one and _is_one_window(times[frames[0]], times[frames[-1]]):
             spans = [frames]
         else:
-            window_frames = self.card.window_frames(pictures.fps, window_seconds)
-            step_frames = _step_frames(window_frames, step_seconds, pictures.fps)
+            fps = pictures.mean_fps()
+            window_frames = self.card.window_frames(fps, window_seconds)
+            step_frames = _step_frames(window_frames, step_seconds, fps)
             spans = windows(frames, window_frames, step_frames)
         yield from self._predict_faces(
             str(source),
@@ -212,19 +213,21 @@ class Recognizer:
         from cfer.video.pictures import StreamPictures
 
         every = _is_every(faces)
-        check_windows(window_seconds, step_seconds)
+        _check_windows(window_seconds, step_seconds)
         pictures = StreamPictures(file, name)
-        window_frames = self.card.codec.at(pictures.fps).span
+        fps = pictures.mean_fps()
+        codec = self.card.codec.at(fps)
+        window_frames = codec.span
         if window_seconds is not None:
-            window_frames = self.card.window_frames(pictures.fps, window_seconds)
-        step_frames = _step_frames(window_frames, step_seconds, pictures.fps)
+            window_frames = self.card.window_frames(fps, window_seconds)
+        step_frames = _step_frames(window_frames, step_seconds, fps)
         yield from self._predict_faces(
             name,
             face_stream(
                 pictures,
                 self.card.size,
                 self._detector,
-                self.card.codec,
+                codec,
                 window_frames,
                 step_frames,
                 every,
@@ -281,7 +284,7 @@ class Recognizer:
         """
         from cfer.data.shards import read_clips  # pyarrow, which is for those who have shards
 
-        check_windows(window_seconds)
+        _check_windows(window_seconds)
         for clip in read_clips(directory):
             bitstream = Bitstream(clip.bitstream, clip.clip_id)
             if not self.is_fixed_gop(bitstream):
@@ -401,7 +404,7 @@ def _gops_between(bitstream: Bitstream, start: float | None, end: float | None) 
     return range(inside[0], inside[-1] + 1)
 
 
-def check_windows(
+def _check_windows(
     window_seconds: float | None,
     step_seconds: float | None = None,
     start_seconds: float | None = None,

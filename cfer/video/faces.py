@@ -260,7 +260,7 @@ def face_clip(
         ClipError: the source cannot be read to its end, or has only one frame. A window without a
             face raises nothing: its `FaceWindow` has an error.
     """
-    codec, times = codec.at(pictures.fps), pictures.times()
+    codec, times = codec.at(pictures.mean_fps()), pictures.times()
     spans = spans or [pictures.span()]
     looked_at: list[range] = []
     place = []  # in `looked_at`, of the window whose squares each window has
@@ -299,10 +299,11 @@ def face_stream(
 ) -> Iterator[FaceWindow]:
     """As `face_clip`, for pictures that come once, cut as `cfer.video.pictures.windows` does.
 
+    A GOP's length in `codec` is in frames.
+
     A window comes as soon as there are two more frames than it has. Its whole pictures are held in
     memory until then.
     """
-    codec = codec.at(pictures.fps)
     tracks = _Tracks()
     squares: Mapping[int, Square] = {}
     held: list[np.ndarray] = []

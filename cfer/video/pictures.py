@@ -19,7 +19,7 @@ import stat
 import struct
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
@@ -108,6 +108,10 @@ class Pictures:
         """When each picture is shown and, one value more, when the last one ends: seconds since
         the first one, ascending."""
         raise NotImplementedError
+
+    def mean_fps(self) -> Fraction:
+        """Pictures in a second by `times`: a browser's recordings say that they have 1000."""
+        return _mean_fps(self.times()[:-1], self.fps)
 
     def span(self, start_seconds: float | None = None, end_seconds: float | None = None) -> range:
         """The numbers of the pictures from one time to another (`times`), both included; None: from
@@ -259,6 +263,16 @@ class StreamPictures:
         self._stream = _film(name, self._container)
         self.fps = Fraction(self._stream.average_rate or self._stream.guessed_rate or FOLDER_FPS)
         self._pixel_aspect = _pixel_aspect(name, self._stream)
+        self._read = self._read_timed()
+        self._ahead: list[tuple[np.ndarray, float, float]] = []  # read, and not given yet
+
+    def mean_fps(self) -> Fraction:
+        """As `Pictures.mean_fps`, by the first second; to be asked before the pictures."""
+        for picture in self._read:
+            self._ahead.append(picture)
+            if picture[1] >= 1:
+                break
+        return _mean_fps([shown for _, shown, _ in self._ahead] or [0.0], self.fps)
 
     def timed(self) -> Iterator[tuple[np.ndarray, float, float]]:
         """Each picture, RGB, uint8 (H, W, 3), when it is shown, and until when at least: seconds
@@ -267,6 +281,11 @@ class StreamPictures:
         Raises:
             ClipError: the stream breaks off, or pictures of different sizes.
         """
+        while self._ahead:
+            yield self._ahead.pop(0)
+        yield from self._read
+
+    def _read_timed(self) -> Iterator[tuple[np.ndarray, float, float]]:
         timed = _timed(self._frames(), self.source, self.fps, self._pixel_aspect)
         for frame, shown, end in timed:
             yield _upright(frame, self._pixel_aspect), shown, end
@@ -464,6 +483,14 @@ def open_pictures(source: str | Path, fps: Fraction | None = None) -> Pictures:
     if not stat.S_ISREG(mode):
         raise ClipError(path, "open", "neither a file nor a folder; give a video or pictures")
     return VideoPictures(path, fps)
+
+
+def _mean_fps(times: Sequence[float], fps: Fraction) -> Fraction:
+    """By when pictures are shown, seconds; `fps` where that says nothing."""
+    seconds = times[-1] - times[0]
+    if seconds <= 0:
+        return fps
+    return Fraction((len(times) - 1) / seconds).limit_denominator(1001) or fps
 
 
 def one_frame(source: str | Path) -> ClipError:

@@ -382,8 +382,7 @@ def varying(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seconds_of_12_frames(video: Path) -> float:
-    """By the average rate that the file states."""
-    return float(12 / clips.open_pictures(video).fps)
+    return float(12 / clips.open_pictures(video).mean_fps())
 
 
 def spans(windows: Iterable[Prediction]) -> list[float]:

@@ -527,6 +527,24 @@ def test_windows(frames, window_frames, step_frames, expected):
     assert [(span.start, span.stop) for span in cut_up] == expected
 
 
+def test_the_rate_is_that_of_the_times_whatever_the_file_says(tmp_path):
+    """As of a browser's recording: 25 pictures a second, and 1000 by its header."""
+    path = tmp_path / "browser.mkv"
+    times = [Fraction(n, 25) + Fraction(n % 3, 1000) for n in range(61)]
+    write_video(
+        path, gray_ramp(26, 32, 32)[:12] * 5 + gray_ramp(26, 32, 32)[:1], fps=1000, times=times
+    )
+    pictures = open_pictures(path)
+    assert pictures.fps == 1000
+    assert float(pictures.mean_fps()) == pytest.approx(25, rel=0.001)
+    assert open_pictures(path, Fraction(10)).mean_fps() == 10
+    with path.open("rb") as file:
+        stream = StreamPictures(file, "a pipe")
+        assert float(stream.mean_fps()) == pytest.approx(25, rel=0.01)
+        streamed = [seconds for _, seconds, _ in stream.timed()]
+    assert streamed == pictures.times()[:-1], "none was lost"
+
+
 def test_a_part_of_a_video_by_its_own_times(tmp_path):
     """Pictures at 0, 0.02, … 0.98 s, and at 1, 1.1, … 1.9 s."""
     path = tmp_path / "varying.mp4"
