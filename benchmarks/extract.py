@@ -151,9 +151,11 @@ def _decode_and_encode(path: Path) -> int:
     """The least work for any such pipeline → how many frames were encoded."""
     size, settings = SETTINGS.size, SETTINGS.codec
     with open(path, "rb") as file, open_input(file) as container:
-        packets = container.demux(video_stream(container))
-        num_frames = sum(packet.size > 0 for packet in packets)
-    wanted = set(settings.encoded_frames(num_frames))
+        film = video_stream(container)
+        assert film is not None
+        fps = Fraction(film.average_rate or film.guessed_rate or 25)
+        num_frames = sum(packet.size > 0 for packet in container.demux(film))
+    wanted = set(settings.at(fps).encoded_frames(num_frames))
     encoder = av.CodecContext.create("mpeg4", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width = encoder.height = size

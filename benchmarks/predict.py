@@ -31,6 +31,7 @@ from cfer.codec import GRAY, Bitstream, encode
 from cfer.data.inputs import Input, to_planes
 from cfer.predict.recognizer import Recognizer
 
+FPS = Fraction(25)  # of the clips
 RESNET_FRAMES, RESNET_SIZE = 16, 224
 RESIDUALS, PICTURES = "residuals", "decoded pictures"
 BYTES = "bytes decoded: pictures / residuals"
@@ -47,9 +48,10 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
         paths = []
         for number, pictures in enumerate(clips):
             paths.append(Path(folder) / f"{number}.mp4")
-            taken = [pictures[n] for n in card.codec.encoded_frames(len(pictures))]
+            codec = card.codec.at(FPS)
+            taken = [pictures[n] for n in codec.encoded_frames(len(pictures))]
             squares = [cv2.resize(p, (card.size, card.size)) for p in taken]
-            encode(squares, card.codec, card.codec.encoded_fps(Fraction(25))).save(paths[-1])
+            encode(squares, codec, codec.encoded_fps(FPS)).save(paths[-1])
         streams = [Bitstream.open(path) for path in paths]
         for stream, path in zip(streams, paths, strict=True):
             theirs = decoded_planes(path, _last_frames(stream))

@@ -19,11 +19,11 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from cfer.codec import CodecSettings, encode
+from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.errors import InputError
 from cfer.predict.recognizer import Recognizer
 from cfer.video.faces import FaceDetector, FaceWindow, Square, crop, face_clip
-from cfer.video.pictures import Pictures, open_pictures
+from cfer.video.pictures import Pictures, open_pictures, windows
 
 H264_CRF = 35  # coarse, as a messenger sends a video
 
@@ -78,7 +78,6 @@ def _coarser(factor: float) -> Callable[[CodecSettings], CodecSettings]:
     return coarsen
 
 
-UNCHANGED = Change("unchanged")
 CHANGES = (
     Change("crop 3 % to the right", square=_reframed(right=0.03)),
     Change("crop 3 % lower", square=_reframed(down=0.03)),
@@ -173,14 +172,17 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {c.name: [] for c in CHANGES}
     card, detector = recognizer.card, FaceDetector()
     for video in tqdm(videos, "robustness", unit="video", disable=None, leave=False):
-        # The windows' own crops are not needed.
-        windows = list(face_clip(video, card.size, detector, card.codec.span, take=lambda _: ()))
-        num_windows += len(windows)
-        windows = [window for window in windows if window.square is not None]
-        if not windows:
-            continue
         pictures = open_pictures(video)
-        before = dict(_says(recognizer, pictures, windows, UNCHANGED))
+        codec = card.codec.at(pictures.mean_fps())
+        spans = windows(pictures.span(), codec.span)
+        num_windows += len(spans)
+        seen, before = [], {}
+        for window in face_clip(pictures, card.size, detector, codec, spans):
+            if window.error is None:
+                before[window.number] = _probabilities(recognizer, window.encode())
+                seen.append(replace(window, pictures=[]))
+        if not seen:
+            continue
         unchanged += before.values()
         with tempfile.TemporaryDirectory() as folder:
             compressed = _compressed(pictures, Path(folder))
@@ -188,7 +190,7 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
                 source = compressed if change.is_compressed else pictures
                 pairs[change.name] += [
                     (before[number], after)
-                    for number, after in _says(recognizer, source, windows, change)
+                    for number, after in _says(recognizer, source, seen, change)
                 ]
     if not unchanged:
         raise InputError("no face was found in any window; give videos with a face in view")
@@ -204,14 +206,14 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
 
 
 def _says(
-    recognizer: Recognizer, pictures: Pictures, windows: Sequence[FaceWindow], change: Change
+    recognizer: Recognizer, pictures: Pictures, seen: Sequence[FaceWindow], change: Change
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The number of each window, and its probabilities, float64 (classes,), after the change."""
-    codec = recognizer.card.codec
+    codec = seen[0].codec
     begin, num_frames = codec.span // 2 if change.is_later else 0, pictures.count()
     taken = [
         (window, [begin + window.frames[n] for n in codec.encoded_frames(len(window.frames))])
-        for window in windows
+        for window in seen
     ]
     taken = [(window, frames) for window, frames in taken if frames[-1] < num_frames]
     if not taken:
@@ -225,8 +227,12 @@ def _says(
             for picture in islice(stream, len(frames))
         ]
         bitstream = encode(crops, change.codec(codec), codec.encoded_fps(pictures.fps))
-        (prediction,) = recognizer.predict_bitstream(bitstream, window_gops=len(bitstream.gops))
-        yield window.number, np.array(list(prediction.probabilities.values()))
+        yield window.number, _probabilities(recognizer, bitstream)
+
+
+def _probabilities(recognizer: Recognizer, bitstream: Bitstream) -> np.ndarray:
+    (prediction,) = recognizer.predict_bitstream(bitstream, window_gops=len(bitstream.gops))
+    return np.array(list(prediction.probabilities.values()))
 
 
 def _compressed(pictures: Pictures, folder: Path) -> Pictures:

@@ -30,7 +30,7 @@ from cfer.errors import InputError
 from cfer.model.face_embedder import embed_clip, open_face_embedder
 from cfer.names import printable
 from cfer.video.faces import FaceDetector, FaceWindow, face_clip
-from cfer.video.pictures import ClipError
+from cfer.video.pictures import ClipError, open_pictures, windows
 from pipeline.manifest import Entry
 from pipeline.settings import ExtractionSettings
 
@@ -58,20 +58,22 @@ def extract_clip(
     """
     clips: list[Clip] = []
     failures: list[Failure] = []
-    last_frame = -1
     try:
         if printable(entry.location) != entry.location:
             raise ClipError(entry.source, "manifest", "its name is not UTF-8; rename it")
         with local_copy(entry.location) as path:
-            for window in face_clip(
-                path,
-                settings.size,
-                detector,
-                settings.window_frames,
-                entry.fps,
-                take=settings.codec.encoded_frames,
-            ):
-                last_frame = window.frames[-1]
+            pictures = open_pictures(path, entry.fps)
+            frames = pictures.span(entry.start_seconds, entry.end_seconds)
+            if entry.apex_frame is not None and entry.apex_frame not in frames:
+                raise ClipError(
+                    entry.location,
+                    "manifest",
+                    f"apex_frame {entry.apex_frame} is not among its frames, {frames[0]} to "
+                    f"{frames[-1]}; correct the manifest (frames of the video, from 0)",
+                )
+            codec = settings.codec.at(pictures.mean_fps())
+            spans = windows(frames, settings.window_gops * codec.span)
+            for window in face_clip(pictures, settings.size, detector, codec, spans):
                 clip_id = entry.clip_id
                 if window.num_windows > 1:
                     clip_id += f"#{window.number:04d}"
@@ -79,13 +81,6 @@ def extract_clip(
                     clips.append(_clip(entry, clip_id, window, settings, classes))
                 else:
                     failures.append(_failure(clip_id, entry.source, window.error))
-        if entry.apex_frame is not None and entry.apex_frame > last_frame:
-            raise ClipError(
-                entry.location,
-                "manifest",
-                f"apex_frame {entry.apex_frame} is beyond its last frame, {last_frame}; correct "
-                "the manifest (frames count from 0)",
-            )
     except StorageError:
         raise
     except Exception as error:  # one bad clip must not end the job
@@ -102,8 +97,8 @@ def _clip(
     settings: ExtractionSettings,
     classes: Sequence[str],
 ) -> Clip:
-    codec = settings.codec
-    bitstream = window.encode(codec)
+    codec = window.codec
+    bitstream = window.encode()
     residuals = [
         residual
         for gop in range(len(bitstream.gops))
@@ -125,7 +120,7 @@ def _clip(
         split=entry.split,
         num_frames=len(bitstream.packets),
         fps=float(codec.encoded_fps(window.fps)),
-        pts_seconds=window.encoded_times(codec)[:-1],
+        pts_seconds=window.encoded_times()[:-1],
         size=settings.size,
         gop_size=settings.gop_size,
         bitstream=bitstream.data,

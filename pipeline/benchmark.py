@@ -70,7 +70,7 @@ class TableRow:
 CROSS_ENTROPY = ("method", "cross-entropy")
 MIN_MIN = ("method", "min-min")
 # Of a GOP that encodes few of its frames, direct residuals are little else than accumulated ones.
-EVERY_FRAME = ("--gop-size", "24")
+EVERY_FRAME = ("--gop-size", "24", "--gop-seconds", "0")
 NO_SEARCH = ("--no-motion-search",)
 
 OPPONENTS = [
@@ -87,7 +87,7 @@ OPPONENTS = [
 SEARCH = [
     TableRow("recommended", (), (CROSS_ENTROPY,)),
     *(TableRow(f"gop-size {n}", ("--gop-size", str(n)), (CROSS_ENTROPY,)) for n in (2, 6, 24)),
-    TableRow("gop-span 12", ("--gop-span", "12"), (CROSS_ENTROPY,)),
+    TableRow("gop-seconds 0.5", ("--gop-seconds", "0.5"), (CROSS_ENTROPY,)),
     *(TableRow(f"quantizer {q}", ("--quantizer", str(q)), (CROSS_ENTROPY,)) for q in (2, 6, 10)),
     *(TableRow(f"size {n}", ("--size", str(n)), (CROSS_ENTROPY,)) for n in (64, 160)),
     TableRow("planes luma", (), (CROSS_ENTROPY, ("planes", "luma"))),

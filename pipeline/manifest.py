@@ -2,9 +2,11 @@
 
 The CSV has a header. `path` is required, and relative to the CSV's folder; the rest is optional:
 
-    path,clip_id,subject,label,split,apex_frame,dataset,fps
+    path,clip_id,subject,label,split,apex_frame,dataset,fps,start_seconds,end_seconds
 
-`label` is a class name, `apex_frame` a frame number from 0. An empty cell means "unknown"; what
+`label` is a class name, `apex_frame` a frame number of the video from 0. A clip may be a part of a
+video, and several may be of one; where start or end is empty, it is the video's. Elsewhere, an
+empty cell means "unknown"; what
 programs write for a missing value (`nan`, `NULL`, …) is refused, and so are two spellings of one
 subject or label.
 
@@ -19,6 +21,7 @@ import csv
 import glob
 import io
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +54,10 @@ from cfer.video.files import (
 # A child of the job's logger, so that these lines are in its log too.
 log = logging.getLogger("extract.manifest")
 
-COLUMNS = ("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps")
+COLUMNS = (
+    *("path", "clip_id", "subject", "label", "split", "apex_frame", "dataset", "fps"),
+    *("start_seconds", "end_seconds"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,11 @@ class Entry:
         source: what the data set calls it: the path as the manifest gives it, so that the same
             videos in another place give the same shards.
         subject, label, split: None where unknown; `label` is a class name.
-        apex_frame: frame number from 0, or None.
+        apex_frame: frame number from 0, of the video even where the clip is a part of it; or None.
         dataset: the data set's name.
         fps: overrides the clip's own.
+        start_seconds, end_seconds: the part of the video, both included, by its own time stamps
+            (`cfer.video.pictures.Pictures.span`); None: its beginning, its end.
     """
 
     location: str
@@ -79,6 +87,8 @@ class Entry:
     apex_frame: int | None = None
     dataset: str = ""
     fps: Fraction | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
 
 
 def read_manifest(videos: str) -> list[Entry]:
@@ -335,6 +345,11 @@ def _entry(cells: dict[str, str], folder: Folder, where: str) -> Entry:
     source = cells["path"]
     if not source:
         raise InputError(f"{where}: `path` is empty; give the clip's path, or remove the row")
+    start, end = (_seconds(cells, name, where) for name in ("start_seconds", "end_seconds"))
+    if end is not None and end <= (start or 0):
+        raise InputError(
+            f"{where}: end_seconds {end:g} is not after the start, {start or 0:g}; correct them"
+        )
     return Entry(
         location=_location(source, folder, where),
         clip_id=cells.get("clip_id") or without_suffix(Path(source)),
@@ -345,6 +360,8 @@ def _entry(cells: dict[str, str], folder: Folder, where: str) -> Entry:
         apex_frame=apex_frame(cells.get("apex_frame", ""), where),
         dataset=cells.get("dataset") or _last_name(folder.location),
         fps=_fps(cells.get("fps", ""), where),
+        start_seconds=start,
+        end_seconds=end,
     )
 
 
@@ -377,6 +394,19 @@ def apex_frame(cell: str, where: str) -> int | None:
     if not cell.isdecimal():
         raise InputError(f"{where}: apex_frame {cell!r}: give a frame number from 0, or nothing")
     return int(cell)
+
+
+def _seconds(cells: Mapping[str, str], name: str, where: str) -> float | None:
+    cell = cells.get(name)
+    if not cell:
+        return None
+    try:
+        seconds = float(cell)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"{where}: {name} {cell!r}: give seconds from 0, such as 2.5, or nothing")
+    return seconds
 
 
 def _fps(cell: str, where: str) -> Fraction | None:

@@ -61,9 +61,13 @@ def plan_shards(
     Raises:
         InputError: the same bytes under two subjects.
     """
-    given = asdict(settings)
-    read = _sources([entry.location for entry in entries])
-    sources = list(tqdm(read, "reading sources", len(entries), unit="clip", disable=None, delay=2))
+    # Several clips may be parts of one video.
+    locations = list(dict.fromkeys(entry.location for entry in entries))
+    read = tqdm(
+        _sources(locations), "reading sources", len(locations), unit="clip", disable=None, delay=2
+    )
+    found = dict(zip(locations, read, strict=True))
+    sources = [found[entry.location] for entry in entries]
     digests = [source.digest for source in sources]
     _check_subjects(entries, digests)
     planned = []
@@ -71,8 +75,7 @@ def plan_shards(
         part = [entries[number] for number in clips]
         work = {
             "schema_version": SCHEMA_VERSION,
-            # As the first version spelled it: a shard that is done then stays done.
-            "settings": {"quantiser" if k == "quantizer" else k: v for k, v in given.items()},
+            "settings": asdict(settings),
             "face_rule": face_rule(),
             "weights_sha256": weights_sha256,
             "classes": list(classes),
@@ -95,10 +98,10 @@ def _cut(source_bytes: Sequence[int], settings: ExtractionSettings) -> list[rang
 
 def _check_subjects(entries: Sequence[Entry], digests: Sequence[str]) -> None:
     """Raises InputError where two subjects share a clip's bytes; logs other clips that do."""
-    first: dict[str, Entry] = {}
+    first: dict[tuple[str, float | None, float | None], Entry] = {}
     pairs = 0
     for entry, digest in zip(entries, digests, strict=True):
-        other = first.setdefault(digest, entry)
+        other = first.setdefault((digest, entry.start_seconds, entry.end_seconds), entry)
         if not digest or other is entry:
             continue
         if None not in (entry.subject, other.subject) and entry.subject != other.subject:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 FaceNetwork = Literal["auto", "facenet", "facenet-casia", "dlib"]
 # GOPs of 12 frames with the encoder's own motion search, as CoViAR has them (Wu et al., CVPR 2018),
 # every frame encoded, in crops of 224 × 224.
-PAPER: dict[str, Any] = {"size": 224, "gop_size": 12, "gop_span": 12}
+PAPER: dict[str, Any] = {"size": 224, "gop_size": 12, "gop_seconds": 0.0}
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ExtractionSettings:
     # The comment on each field is its help text on the command line.
     size: int = 112  # side of the face crop, pixels, even
     gop_size: int = 3  # frames from one I-frame to the next, at least 2
-    gop_span: int = 24  # frames of the video that a GOP stands for, at least --gop-size
+    gop_seconds: float = 1.0  # of the video that a GOP stands for; 0: every frame is encoded
     quantizer: int | None = None  # fixed, 1 (finest) to 31; 4 where there is no bit rate
     bit_rate: int | None = None  # bits per second, in place of a quantizer
     motion_search: bool = True  # all motion vectors zero: residuals hold the whole change
@@ -48,11 +48,6 @@ class ExtractionSettings:
             raise InputError(
                 f"--gop-size {self.gop_size}: give 2 or more; a GOP of 1 has no residual"
             )
-        if self.gop_span < self.gop_size:
-            raise InputError(
-                f"--gop-size {self.gop_size} --gop-span {self.gop_span}: a GOP stands for at least "
-                "as many frames of the video as it has; give the same twice to encode every frame"
-            )
         for name in ("window_gops", "clips_per_shard"):
             given = getattr(self, name)
             if given is not None and given < 1:
@@ -65,9 +60,9 @@ class ExtractionSettings:
         from cfer.codec import CodecSettings
 
         return CodecSettings(
-            self.gop_size, self.quantizer, self.bit_rate, self.motion_search, self.gop_span
+            self.gop_size,
+            self.quantizer,
+            self.bit_rate,
+            self.motion_search,
+            gop_seconds=self.gop_seconds,
         )
-
-    @property
-    def window_frames(self) -> int:
-        return self.window_gops * self.gop_span

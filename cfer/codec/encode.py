@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +23,7 @@ from cfer.codec.mpeg4 import CodecError
 
 # The layer header has 16 bits for the number of ticks in a second.
 MAX_TICKS_PER_SECOND = 65535
+MOST_SECONDS = 86_400  # of a GOP, of a window
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class CodecSettings:
         gop_span: how many frames of the video a GOP stands for, at least `gop_size`: the first and
             the last of them and others evenly between are encoded; fewer than half as many frames
             at the end belong to the GOP before. None: every frame is encoded.
+        gop_seconds: the same in seconds of the video, which `at` makes frames of; exclusive with
+            `gop_span`, 0 where that counts.
 
     Raises:
         CodecError: a value out of its range.
@@ -48,14 +51,24 @@ class CodecSettings:
     bit_rate: int | None = None
     motion_search: bool = True
     gop_span: int | None = None
+    gop_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.gop_size < 1:
             raise CodecError(f"GOP size {self.gop_size}: must be 1 or more frames")
-        if self.span < self.gop_size:
+        if self.gop_span is not None and self.gop_span < self.gop_size:
             raise CodecError(
-                f"GOP span {self.span}: a GOP of {self.gop_size} frames stands for at least as "
+                f"GOP span {self.gop_span}: a GOP of {self.gop_size} frames stands for at least as "
                 "many frames of the video"
+            )
+        if not 0 <= self.gop_seconds <= MOST_SECONDS:
+            raise CodecError(
+                f"GOP of {self.gop_seconds} seconds: must be above 0, or 0 to encode every frame, "
+                f"and at most {MOST_SECONDS}"
+            )
+        if self.gop_seconds and self.gop_span is not None:
+            raise CodecError(
+                f"GOP span {self.gop_span} and {self.gop_seconds} seconds: give one of them"
             )
         if (self.quantizer is None) == (self.bit_rate is None):
             raise CodecError(
@@ -66,9 +79,17 @@ class CodecSettings:
         if self.bit_rate is not None and self.bit_rate < 1000:
             raise CodecError(f"bit rate {self.bit_rate}: must be at least 1000 bits per second")
 
+    def at(self, fps: Fraction) -> CodecSettings:
+        """These settings for a video of so many frames per second: a GOP's seconds in frames."""
+        if not self.gop_seconds:
+            return self
+        span = max(round(self.gop_seconds * fps), self.gop_size)
+        return replace(self, gop_span=span, gop_seconds=0.0)
+
     @property
     def span(self) -> int:
-        """The number of frames of the video that a GOP stands for."""
+        """The number of frames of the video that a GOP stands for; only frames have one (`at`)."""
+        assert not self.gop_seconds, f"{self.gop_seconds} seconds are frames only `at` a rate"
         return self.gop_size if self.gop_span is None else self.gop_span
 
     def encoded_frames(self, num_frames: int) -> list[int]:

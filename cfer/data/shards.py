@@ -20,6 +20,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ MOST_SHARDS_OF_A_SMALL_SET = 256
 # What a clip is expected to take in a shard at the default settings: a fixed part (a second of
 # pictures, identity, apex), and a share of the bytes of its source.
 BYTES_OF_A_CLIP, SHARE_OF_THE_SOURCE = 6000, 1 / 64
+USUAL_FPS = Fraction(24)  # of a video that was not opened yet
 DEFAULT_SAMPLES = 112**2 * 3 / 24  # of a picture, for each frame of the source
 
 SCHEMA = pa.schema(
@@ -166,7 +168,7 @@ class Description:
     Attributes:
         name: the data set's name.
         classes: class names; a row's `label` indexes them.
-        codec: `size`, `gop_size`, `quantizer` or `bit_rate`, `motion_search`.
+        codec: `size`, and the fields of `CodecSettings`.
         identity: `name`, `dimension`, `weights_sha256` of the frozen embedder.
         settings: the other settings of the extraction.
         shards: the completion record of every shard, in order.
@@ -208,7 +210,7 @@ def expected_bytes(source_bytes: float, size: int, codec: CodecSettings) -> floa
         source_bytes: of its video, or of its pictures together.
         size: side of the face crops, pixels.
     """
-    samples = size**2 * codec.gop_size / codec.span
+    samples = size**2 * codec.gop_size / codec.at(USUAL_FPS).span
     default = BYTES_OF_A_CLIP + SHARE_OF_THE_SOURCE * source_bytes
     # Smaller pictures take fewer bytes but no less work, and a shard is also a unit of work.
     return default * max(1.0, samples / DEFAULT_SAMPLES)

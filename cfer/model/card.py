@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ class ModelCard:
         classes: names, in the order of the output.
         size: side of the face crop in pixels, even.
         codec: how the crop is encoded.
-        window_gops: a longer video is predicted in windows of so many GOPs.
         what: which planes of which frames the model sees.
         network: the shape of the weights.
+        window_seconds: a longer video is predicted in windows of this length.
+        window_gops: the same in GOPs, where there are no seconds: an earlier cfer's card.
         origin: where it comes from, as text: data set and its digest, commit, command, limits.
         figures: by metric, the last figures of its training run on held-out clips.
         temperature: by which the classifier's weights are divided; 1: not calibrated.
@@ -54,9 +56,10 @@ class ModelCard:
     classes: tuple[str, ...]
     size: int
     codec: CodecSettings
-    window_gops: int
     what: Input
     network: ModelConfig
+    window_seconds: float | None = None
+    window_gops: int = 1
     origin: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     temperature: float = 1.0
@@ -70,6 +73,10 @@ class ModelCard:
         ):
             if not 1 <= value <= MOST:
                 raise InputError(f"model card: {name} {value} is not between 1 and {MOST}")
+        if self.window_seconds is not None and not 0 < self.window_seconds <= MOST:
+            raise InputError(
+                f"model card: window_seconds {self.window_seconds} is not between 0 and {MOST}"
+            )
         if self.size % 2:
             raise InputError(f"model card: size {self.size} is odd")
         if len(set(self.classes)) < len(self.classes) or not all(self.classes):
@@ -100,6 +107,14 @@ class ModelCard:
     def planes_shape(self) -> tuple[int, int, int]:
         """(C, S/2, S/2): the shape of a frame's planes."""
         return self.what.num_planes, self.size // 2, self.size // 2
+
+    def window_frames(self, fps: Fraction, seconds: float | None = None) -> int:
+        """How many frames of a video of so many frames per second a window has, at least 2; of a
+        window of this length, or of the card's own."""
+        seconds = seconds or self.window_seconds
+        if seconds is None:
+            return self.window_gops * self.codec.at(fps).span
+        return max(round(seconds * fps), 2)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, indent=1, ensure_ascii=False)

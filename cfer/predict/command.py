@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -24,6 +24,7 @@ Video = Annotated[Path, arg(metavar="VIDEO")]
 Clip = Annotated[Path, arg(metavar="CLIP")]
 Picture = Annotated[Path, arg(metavar="PICTURE")]
 File = Annotated[Path, arg(metavar="FILE")]
+Seconds = Annotated[float | None, arg(metavar="SECONDS")]
 ModelName = Annotated[
     str,
     arg(
@@ -38,8 +39,11 @@ def predict(
     sources: Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE…")]],
     model: ModelName = "default",
     faces: Literal["one", "all"] = "one",
-    window_gops: int | None = None,
-    follow: Annotated[float | None, arg(metavar="SECONDS")] = None,
+    window_seconds: Seconds = None,
+    step_seconds: Seconds = None,
+    start: Seconds = None,
+    end: Seconds = None,
+    follow: Seconds = None,
     json: bool = False,
     csv: Path | None = None,
     plot: Path | None = None,
@@ -51,7 +55,10 @@ def predict(
     Args:
         sources: videos; folders of numbered pictures, videos or shards; `-`: a piped MPEG-TS or MKV
         faces: of several in view: the largest, or every one, numbered.
-        window_gops: GOPs of a window; not given: as many as in training, of a stream 1.
+        window_seconds: of a window; not given: what the model was made for, of a stream a GOP.
+        step_seconds: from one window's beginning to the next's; not given: half a window.
+        start: predict on a part of the video alone, from here; if it is short, in one window.
+        end: and to here.
         follow: the video is still being written: wait until nothing came for so long.
         json: print a JSON object a line, for each window.
         csv: also write a row for each window into this file.
@@ -76,11 +83,13 @@ def predict(
         print(f"note: {DEFAULT_LIMITS}", file=sys.stderr)
     classes = recognizer.card.classes
     show: Callable[[Prediction], None] = print_json if json else TablePrinter(classes, expanded)
+    how = {"faces": faces, "window_seconds": window_seconds, "step_seconds": step_seconds}
+    part: dict[str, Any] = {"start_seconds": start, "end_seconds": end}
     found: list[Prediction] = []
     num_failed = 0
     for source in expanded:
         try:
-            for prediction in _predictions(recognizer, source, faces, window_gops, follow):
+            for prediction in _predictions(recognizer, source, how, part, follow):
                 show(prediction)
                 found.append(prediction)
         except InputError as error:
@@ -140,25 +149,23 @@ def is_one_video(source: str) -> bool:
 def _predictions(
     recognizer: Recognizer,
     source: str,
-    faces: Literal["one", "all"],
-    window_gops: int | None,
+    how: Mapping[str, Any],
+    part: Mapping[str, Any],
     follow: float | None,
 ) -> Iterator[Prediction]:
     from cfer.video.pictures import GrowingFile
 
+    if follow is None and is_one_video(source):
+        return recognizer.predict_windows(source, **how, **part)
+    if any(seconds is not None for seconds in part.values()):
+        raise InputError("--start, --end: of a video file or a folder of pictures; leave them out")
     if source == "-":
         if sys.stdin is None:
             raise InputError("-: standard input is closed; give a file, or pipe a video in")
-        return recognizer.predict_stream(
-            sys.stdin.buffer, "standard input", faces=faces, window_gops=window_gops or 1
-        )
+        return recognizer.predict_stream(sys.stdin.buffer, "standard input", **how)
     if follow is not None:
-        return recognizer.predict_stream(
-            GrowingFile(Path(source), follow), source, faces=faces, window_gops=window_gops or 1
-        )
-    if not is_one_video(source):
-        return recognizer.predict_shards(source, window_gops=window_gops)
-    return recognizer.predict_windows(source, faces=faces, window_gops=window_gops)
+        return recognizer.predict_stream(GrowingFile(Path(source), follow), source, **how)
+    return recognizer.predict_shards(source, window_seconds=how["window_seconds"])
 
 
 class TablePrinter:
@@ -226,7 +233,7 @@ def encode(
     clip: Positional[Clip],
     size: int = 112,
     gop_size: int = 3,
-    gop_span: int = 24,
+    gop_seconds: float = 1.0,
     quantizer: int = 4,
     motion_search: bool = True,
 ) -> int:
@@ -238,7 +245,7 @@ def encode(
         clip: the MP4 to write.
         size: side of the crop, pixels.
         gop_size: frames per GOP.
-        gop_span: frames of the video that a GOP stands for; as many as --gop-size: every one.
+        gop_seconds: seconds of the video that a GOP stands for; 0: every frame is encoded.
         quantizer: 1 (finest) to 31.
         motion_search: all motion vectors zero.
     """
@@ -248,7 +255,7 @@ def encode(
     if size < 16 or size % 2:
         raise InputError(f"--size {size}: must be an even number of at least 16 pixels")
     check_output(clip)
-    settings = CodecSettings(gop_size, quantizer, None, motion_search, gop_span)
+    settings = CodecSettings(gop_size, quantizer, None, motion_search, gop_seconds=gop_seconds)
     bitstream = face_bitstream(video, size, settings)
     bitstream.save(clip)
     print(

@@ -457,6 +457,8 @@ def _draw_no_prediction(axes: Axes, shown: Shown) -> None:
         f"This is {bitstream.width} × {bitstream.height} in GOPs of {gops}.\n\n{advice}"
     )
     codec = card.codec
-    command += f" \\\n  --size {card.size} --gop-size {codec.gop_size} --gop-span {codec.span}"
+    # An earlier cfer's frames are meant at a usual rate.
+    seconds = codec.gop_seconds or (codec.gop_span or 0) / 24
+    command += f" \\\n  --size {card.size} --gop-size {codec.gop_size} --gop-seconds {seconds:g}"
     words = axes.text(0, 1, message, va="top", size=11, linespacing=1.4)
     axes.annotate(command, (0, -0.1), xycoords=words, va="top", family="monospace", linespacing=1.4)

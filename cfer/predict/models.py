@@ -77,6 +77,10 @@ def describe(name: str) -> str:
     quality = (
         f"quantizer {codec.quantizer}" if codec.bit_rate is None else f"{codec.bit_rate} bit/s"
     )
+    gop = f"{codec.gop_seconds:g} s" if codec.gop_seconds else f"{codec.span} frames"
+    window = (
+        f"{card.window_gops} GOPs" if card.window_seconds is None else f"{card.window_seconds:g} s"
+    )
     shown = [
         ("model", name),
         ("classes", ", ".join(card.classes)),
@@ -84,9 +88,9 @@ def describe(name: str) -> str:
         (
             "of",
             f"a {card.size} × {card.size} crop of the face, GOPs of {codec.gop_size} frames in "
-            f"{codec.span} of the video, {quality}"
+            f"{gop} of the video, {quality}"
             f"{'' if codec.motion_search else ', no motion search'}, "
-            f"windows of {card.window_gops} GOPs",
+            f"windows of {window}",
         ),
         ("calibrated", calibration_line(card.temperature, card.figures)),
         ("weights", f"{sum(p.numel() for p in predictor.parameters()):,}"),

@@ -11,9 +11,11 @@ crop and the encoder's settings that the model was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 
 from cfer.codec import Bitstream, CodecError, CodecSettings
+from cfer.codec.encode import MOST_SECONDS
 from cfer.errors import InputError
 from cfer.model.card import ModelCard
 from cfer.model.network import Predictor
@@ -29,9 +32,10 @@ from cfer.predict.models import DEFAULT, open_model
 
 if TYPE_CHECKING:
     from cfer.video.faces import FaceDetector, FaceWindow, Square
-    from cfer.video.pictures import StreamPictures, SupportsRead
+    from cfer.video.pictures import SupportsRead
 
 FACES = ("one", "all")
+ONE_WINDOW_SECONDS = 2.0  # a part of a video that was asked for is not cut up to this length
 
 
 @dataclass(frozen=True)
@@ -97,38 +101,92 @@ class Recognizer:
         self._detector.find([np.zeros((64, 64, 3), np.uint8)])
 
     def predict(
-        self, source: str | Path, *, faces: str = "one", window_gops: int | None = None
+        self,
+        source: str | Path,
+        *,
+        faces: str = "one",
+        window_seconds: float | None = None,
+        step_seconds: float | None = None,
+        start_seconds: float | None = None,
+        end_seconds: float | None = None,
     ) -> list[Prediction]:
         """Every window of a video file, or of a folder of numbered pictures.
 
         Args:
             source: its path.
             faces: "one" (the largest, and of equal ones the most central), or "all".
-            window_gops: how many GOPs a prediction looks at; None: as many as in training. 1 is the
-                finest in time.
+            window_seconds: how long a window is; None: as long as the model's card says.
+            step_seconds: from the beginning of one window to that of the next, at most a window;
+                None: half a window. A clip in fixed-GOP form is cut between its GOPs, without
+                overlap.
+            start_seconds, end_seconds: predict on this part of the video alone, both ends included
+                (`cfer.video.pictures.Pictures.span`); of a clip in fixed-GOP form, on the GOPs that
+                lie in it. A part of at most `ONE_WINDOW_SECONDS` is one window, unless
+                `window_seconds` is given.
 
         Raises:
-            ClipError: the video can't be read to its end, or its only window shows no face.
+            ClipError: the video can't be read to its end, has no such part, or its only window
+                shows no face.
         """
-        return list(self.predict_windows(source, faces=faces, window_gops=window_gops))
+        return list(
+            self.predict_windows(
+                source,
+                faces=faces,
+                window_seconds=window_seconds,
+                step_seconds=step_seconds,
+                start_seconds=start_seconds,
+                end_seconds=end_seconds,
+            )
+        )
 
     def predict_windows(
-        self, source: str | Path, *, faces: str = "one", window_gops: int | None = None
+        self,
+        source: str | Path,
+        *,
+        faces: str = "one",
+        window_seconds: float | None = None,
+        step_seconds: float | None = None,
+        start_seconds: float | None = None,
+        end_seconds: float | None = None,
     ) -> Iterator[Prediction]:
         """As `predict`, each window as soon as it is known."""
+        every = _is_every(faces)
+        _check_windows(window_seconds, step_seconds, start_seconds, end_seconds)
+        is_part = (start_seconds, end_seconds) != (None, None)
+        may_be_one = is_part and window_seconds is None
         path = Path(source)
-        num_gops = self._window_gops(window_gops)
         bitstream = None
         if path.is_file():
             with suppress(CodecError):  # a video of another codec is decoded, and encoded anew
                 bitstream = Bitstream.open(path)
         if bitstream is not None and self.is_fixed_gop(bitstream):
-            yield from self.predict_bitstream(bitstream, window_gops=num_gops)
+            gops = range(len(bitstream.gops))
+            if is_part:
+                gops = _gops_between(bitstream, start_seconds, end_seconds)
+            first, last = bitstream.gops[gops[0]][0], bitstream.gops[gops[-1]][-1]
+            num_gops = self._window_gops(bitstream, window_seconds)
+            if may_be_one and _is_one_window(bitstream.times[first], bitstream.times[last]):
+                num_gops = len(gops)
+            yield from self.predict_bitstream(bitstream, window_gops=num_gops, gops=gops)
             return
         # A clip that is already in fixed-GOP form needs no face detector.
         from cfer.video.faces import face_clip
+        from cfer.video.pictures import open_pictures, windows
 
-        yield from self._predict_faces(str(source), face_clip, path, faces, num_gops)
+        pictures = open_pictures(path)
+        frames = pictures.span(start_seconds, end_seconds)
+        times = pictures.times()
+        if may_be_one and _is_one_window(times[frames[0]], times[frames[-1]]):
+            spans = [frames]
+        else:
+            fps = pictures.mean_fps()
+            window_frames = self.card.window_frames(fps, window_seconds)
+            step_frames = _step_frames(window_frames, step_seconds, fps)
+            spans = windows(frames, window_frames, step_frames)
+        yield from self._predict_faces(
+            str(source),
+            face_clip(pictures, self.card.size, self._detector, self.card.codec, spans, every),
+        )
 
     def predict_stream(
         self,
@@ -136,7 +194,8 @@ class Recognizer:
         name: str = "stream",
         *,
         faces: str = "one",
-        window_gops: int | None = 1,
+        window_seconds: float | None = None,
+        step_seconds: float | None = None,
     ) -> Iterator[Prediction]:
         """The video that comes out of a pipe or a socket, window by window as it comes.
 
@@ -144,7 +203,8 @@ class Recognizer:
             file: something to read bytes of MPEG-TS, Matroska, fragmented MP4 or AVI from;
                 `cfer.video.pictures.GrowingFile` for a file that is still being written.
             name: what messages and predictions call it.
-            faces, window_gops: see `predict`.
+            faces, step_seconds: see `predict`.
+            window_seconds: how long a window is; None: as long as a GOP.
 
         Raises:
             ClipError: it is not such a video, or breaks off.
@@ -152,53 +212,79 @@ class Recognizer:
         from cfer.video.faces import face_stream
         from cfer.video.pictures import StreamPictures
 
-        num_gops = self._window_gops(window_gops)
+        every = _is_every(faces)
+        _check_windows(window_seconds, step_seconds)
         pictures = StreamPictures(file, name)
-        yield from self._predict_faces(name, face_stream, pictures, faces, num_gops)
+        fps = pictures.mean_fps()
+        codec = self.card.codec.at(fps)
+        window_frames = codec.span
+        if window_seconds is not None:
+            window_frames = self.card.window_frames(fps, window_seconds)
+        step_frames = _step_frames(window_frames, step_seconds, fps)
+        yield from self._predict_faces(
+            name,
+            face_stream(
+                pictures,
+                self.card.size,
+                self._detector,
+                codec,
+                window_frames,
+                step_frames,
+                every,
+            ),
+        )
 
     def predict_bitstream(
         self,
         bitstream: Bitstream,
         *,
         window_gops: int | None = None,
+        gops: range | None = None,
         times: Sequence[float] | None = None,
     ) -> Iterator[Prediction]:
         """A clip in fixed-GOP form; only the packets that the input needs reach the decoder.
 
         Args:
-            window_gops: see `predict`.
+            window_gops: how many GOPs a prediction looks at; None: as many as are as long as the
+                window that the model's card names.
+            gops: the numbers of those to predict on; None: all.
             times: instead of the bitstream's own (`Bitstream.times`).
 
         Raises:
             CodecError: a window without a P-frame, or a damaged one.
         """
-        step = self._window_gops(window_gops)
+        step = self._window_gops(bitstream, None) if window_gops is None else window_gops
+        gops = gops or range(len(bitstream.gops))
         times = times or bitstream.times
-        for first in range(0, len(bitstream.gops), step):
-            gops = range(first, min(first + step, len(bitstream.gops)))
-            if first and all(len(bitstream.gops[g]) == 1 for g in gops):
+        for first in gops[::step]:
+            window = range(first, min(first + step, gops.stop))
+            if first > gops.start and all(len(bitstream.gops[g]) == 1 for g in window):
                 break  # a last I-frame by itself shows no change
-            planes = self.card.what.read(bitstream, gops)
+            planes = self.card.what.read(bitstream, window)
             probabilities = self.probabilities(planes[None])[0]
             yield Prediction(
                 source=bitstream.name,
-                start_seconds=times[bitstream.gops[gops[0]][0]],
-                end_seconds=times[bitstream.gops[gops[-1]][-1] + 1],
+                start_seconds=times[bitstream.gops[window[0]][0]],
+                end_seconds=times[bitstream.gops[window[-1]][-1] + 1],
                 probabilities=dict(zip(self.card.classes, map(float, probabilities), strict=True)),
                 num_frames=len(planes),
             )
 
     def predict_shards(
-        self, directory: str | Path, *, window_gops: int | None = None
+        self, directory: str | Path, *, window_seconds: float | None = None
     ) -> Iterator[Prediction]:
         """Every clip of a data set that `cfer extract` wrote, in order. A window of a longer video
         keeps its place there.
+
+        Args:
+            window_seconds: see `predict`; windows end between GOPs, without overlap.
 
         Raises:
             InputError: it was encoded differently from what the model was trained on.
         """
         from cfer.data.shards import read_clips  # pyarrow, which is for those who have shards
 
+        _check_windows(window_seconds)
         for clip in read_clips(directory):
             bitstream = Bitstream(clip.bitstream, clip.clip_id)
             if not self.is_fixed_gop(bitstream):
@@ -209,7 +295,8 @@ class Recognizer:
                     "extract them with the model's settings"
                 )
             times = [*clip.pts_seconds, clip.pts_seconds[0] + bitstream.times[-1]]
-            yield from self.predict_bitstream(bitstream, window_gops=window_gops, times=times)
+            num_gops = self._window_gops(bitstream, window_seconds)
+            yield from self.predict_bitstream(bitstream, window_gops=num_gops, times=times)
 
     def is_fixed_gop(self, bitstream: Bitstream) -> bool:
         """Whether a bitstream has the picture size and the GOPs that the model was trained on."""
@@ -221,32 +308,15 @@ class Recognizer:
             and lengths[-1] <= gop_size
         )
 
-    def _predict_faces(
-        self,
-        name: str,
-        find: Callable[..., Iterator[FaceWindow]],
-        pictures: Path | StreamPictures,
-        faces: str,
-        num_gops: int,
-    ) -> Iterator[Prediction]:
-        if faces not in FACES:
-            raise InputError(f"--faces {faces}: give one of {', '.join(FACES)}")
-        codec = self.card.codec
-        for window in find(
-            pictures,
-            self.card.size,
-            self._detector,
-            num_gops * codec.span,
-            every=faces == "all",
-            take=codec.encoded_frames,
-        ):
+    def _predict_faces(self, name: str, windows: Iterator[FaceWindow]) -> Iterator[Prediction]:
+        for window in windows:
             start_seconds, end_seconds = window.times[0], window.times[-1]
             if window.error is not None:
                 if window.num_windows == 1:
                     raise window.error
                 yield Prediction(name, start_seconds, end_seconds, {}, 0, face=0)
                 continue
-            bitstream = window.encode(codec)
+            bitstream = window.encode()
             for prediction in self.predict_bitstream(bitstream, window_gops=len(bitstream.gops)):
                 yield replace(
                     prediction,
@@ -257,10 +327,14 @@ class Recognizer:
                     square=window.square,
                 )
 
-    def _window_gops(self, given: int | None) -> int:
-        if given is not None and given < 1:
-            raise InputError(f"--window-gops {given}: give 1 or more")
-        return given or self.card.window_gops
+    def _window_gops(self, bitstream: Bitstream, window_seconds: float | None) -> int:
+        """How many GOPs of a clip in fixed-GOP form come closest to a window."""
+        seconds = window_seconds or self.card.window_seconds
+        if seconds is None:
+            return self.card.window_gops
+        # The last one may be shorter. Damaged time stamps say 0.
+        seconds_of_a_gop = bitstream.times[len(bitstream.gops[0])] or seconds
+        return max(round(seconds / seconds_of_a_gop), 1)
 
     @cached_property
     def _detector(self) -> FaceDetector:
@@ -276,8 +350,71 @@ def face_bitstream(source: Path, size: int, settings: CodecSettings) -> Bitstrea
         ClipError: the video is unreadable, has only one frame, or shows no face.
     """
     from cfer.video.faces import FaceDetector, face_clip
+    from cfer.video.pictures import open_pictures
 
-    (window,) = face_clip(source, size, FaceDetector(), take=settings.encoded_frames)
+    (window,) = face_clip(open_pictures(source), size, FaceDetector(), settings)
     if window.error is not None:
         raise window.error
-    return window.encode(settings)
+    return window.encode()
+
+
+def _is_every(faces: str) -> bool:
+    if faces not in FACES:
+        raise InputError(f"--faces {faces}: give one of {', '.join(FACES)}")
+    return faces == "all"
+
+
+def _step_frames(window_frames: int, step_seconds: float | None, fps: Fraction) -> int:
+    if step_seconds is None:
+        return (window_frames + 1) // 2
+    step_frames = max(round(step_seconds * fps), 1)
+    if step_frames > window_frames:
+        raise InputError(
+            f"--step-seconds {step_seconds:g}: a window lasts {float(window_frames / fps):.3g} s, "
+            "and there would be gaps between windows; give at most that"
+        )
+    return step_frames
+
+
+def _is_one_window(first_seconds: float, last_seconds: float) -> bool:
+    """Whether a part of a video is so short, by the times of its first and its last picture."""
+    return last_seconds - first_seconds <= ONE_WINDOW_SECONDS + 1e-6
+
+
+def _gops_between(bitstream: Bitstream, start: float | None, end: float | None) -> range:
+    """The GOPs of a clip in fixed-GOP form that lie in a part of it.
+
+    Raises:
+        InputError: there is none.
+    """
+    from cfer.video.pictures import ROUNDED_SECONDS
+
+    latest = math.inf if end is None else end + ROUNDED_SECONDS
+    inside = [
+        number
+        for number, gop in enumerate(bitstream.gops)
+        if bitstream.times[gop[0]] >= (start or 0) - ROUNDED_SECONDS
+        and bitstream.times[gop[-1]] <= latest
+    ]
+    if not inside:
+        raise InputError(
+            f"{bitstream.name}: no whole GOP from {start or 0:g} s to "
+            f"{bitstream.times[-1] if end is None else end:g} s; correct --start and --end"
+        )
+    return range(inside[0], inside[-1] + 1)
+
+
+def _check_windows(
+    window_seconds: float | None,
+    step_seconds: float | None = None,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+) -> None:
+    """Raises InputError where these options of a prediction cannot be, or exclude each other."""
+    for name, given in (("window", window_seconds), ("step", step_seconds)):
+        if given is not None and not 0 < given <= MOST_SECONDS:
+            raise InputError(f"--{name}-seconds {given:g}: give 0 < seconds <= {MOST_SECONDS}")
+    if start_seconds is not None and not 0 <= start_seconds < math.inf:
+        raise InputError(f"--start {start_seconds:g}: give seconds from 0")
+    if end_seconds is not None and not (start_seconds or 0) < end_seconds < math.inf:
+        raise InputError(f"--end {end_seconds:g}: give more than the start, {start_seconds or 0:g}")

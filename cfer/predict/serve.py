@@ -38,6 +38,7 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cfer.codec.encode import MOST_SECONDS
 from cfer.errors import STOP_SIGNALS, InputError, is_full
 from cfer.predict.limits import Limits
 from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
@@ -219,10 +220,10 @@ def create_app(
         request: Request,
         link: Link = None,
         faces: Annotated[str, Query(pattern="^(one|all)$")] = "one",
-        window_gops: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+        window_seconds: Annotated[float | None, Query(gt=0, le=MOST_SECONDS)] = None,
     ) -> dict[str, Any]:
         """Expressions of a video: one entry per window of time, and per face."""
-        work = partial(predict, source=link or "upload", faces=faces, window_gops=window_gops)
+        work = partial(predict, source=link or "upload", faces=faces, window_seconds=window_seconds)
         return {**about, "windows": await _answer(workers, request, link, work)}
 
     @app.post(

@@ -6,8 +6,11 @@ cfer predict VIDEO --json --csv windows.csv --plot timeline.png --annotate label
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +77,22 @@ def colors(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     return {name: table[number % len(table)] for number, name in enumerate(classes)}
 
 
+def without_overlap(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Windows of one face, in order, as they are shown: where one and the next overlap, the border
+    is in the middle of what they share."""
+    borders = [(a.end_seconds + b.start_seconds) / 2 for a, b in pairwise(predictions)]
+    return [
+        replace(
+            p,
+            start_seconds=max(p.start_seconds, before),
+            end_seconds=min(p.end_seconds, after),
+        )
+        for p, before, after in zip(
+            predictions, [-math.inf, *borders], [*borders, math.inf], strict=False
+        )
+    ]
+
+
 # ---- plot ----------------------------------------------------------------------------------------
 
 
@@ -92,7 +111,7 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
     strip.set_axis_off()
     strip.set_title(source.name, fontsize=10, loc="left")
     for face, axes in zip(faces, rows, strict=True):
-        windows = [p for p in predictions if p.face == face and p.label]
+        windows = without_overlap([p for p in predictions if p.face == face and p.label])
         _draw_probabilities(axes, windows, classes)
         axes.set(xlim=(0, times[-1]), ylim=(0, 1))
         axes.set_ylabel("probability" if len(faces) == 1 else f"face {face}")
@@ -149,6 +168,10 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
     classes = next((list(p.probabilities) for p in predictions if p.label), [])
     table = colors(classes).items()
     palette = {name: tuple(round(255 * part) for part in color) for name, color in table}
+    faces = dict.fromkeys(p.face for p in predictions if p.label)
+    seen = [
+        w for face in faces for w in without_overlap([p for p in predictions if p.face == face])
+    ]
     pictures = open_pictures(source)
     times = pictures.times()
     rate = Fraction(pictures.fps).limit_denominator(1001)
@@ -162,7 +185,7 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
         stream.thread_count = 1
         stream.codec_context.time_base = Fraction(1, per_second)
         stream.codec_context.flags |= Flags.frame_duration
-        for number, picture in enumerate(_drawn(pictures, times, predictions, palette)):
+        for number, picture in enumerate(_drawn(pictures, times, seen, palette)):
             if number == 0:
                 stream.height, stream.width = picture.shape[:2]
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")

@@ -178,10 +178,10 @@ def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> 
 
 
 def predict(
-    recognizer: Recognizer, path: Path, source: str, faces: str, window_gops: int | None
+    recognizer: Recognizer, path: Path, source: str, faces: str, window_seconds: float | None
 ) -> list[dict[str, Any]]:
     """Each window of a video and each face in it, as an answer reports it."""
-    found = recognizer.predict_windows(path, faces=faces, window_gops=window_gops)
+    found = recognizer.predict_windows(path, faces=faces, window_seconds=window_seconds)
     return [{**as_json(window), "source": source} for window in found]
 
 

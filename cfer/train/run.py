@@ -289,7 +289,8 @@ def _card(config: TrainConfig, description: Description) -> ModelCard:
         classes=tuple(description.classes),
         size=description.codec["size"],
         codec=description.codec_settings,
-        window_gops=description.settings["window_gops"],
+        # Where every frame is encoded, GOPs say nothing about time.
+        window_seconds=description.codec_settings.gop_seconds or 1.0,
         what=config.what,
         network=model_config(config, len(description.classes), identity_dim),
         origin={

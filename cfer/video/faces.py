@@ -12,7 +12,7 @@ would put motion into the residuals that the face did not make. The rule:
 4. That person's median box, its longer side grown by `MARGIN`, is the square. Where it leaves the
    picture, the picture's edge is repeated.
 
-    for window in face_clip("clip.mp4", size=112, detector=FaceDetector()):
+    for window in face_clip(open_pictures("clip.mp4"), 112, FaceDetector(), CodecSettings()):
         window.pictures             # RGB, uint8 (112, 112, 3)
 
 With `every=True` each person of rule 2 has a square, and a face keeps its number from one window to
@@ -22,7 +22,7 @@ the next where its squares overlap (`SAME_PERSON`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 
 from cfer.codec import Bitstream, CodecSettings, encode
-from cfer.video.pictures import ClipError, StreamPictures, open_pictures, windows
+from cfer.video.pictures import ClipError, Pictures, StreamPictures, one_frame, windows
 
 LOOKS = 5  # frames of a window that the detector looks at
 MIN_PROBABILITY = 0.95
@@ -44,6 +44,8 @@ LOOK_SIZE, MIN_FACE = 480, 24  # pixels
 # Most of the detector's time goes into the scales for small faces. This is three steps up its own
 # pyramid: the larger scales stay the same, so a large face gets the same box either way.
 LARGE_FACE = MIN_FACE / 0.709**3
+
+_Crops = dict[int, list[np.ndarray]]  # by the number of the face
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ class FaceWindow:
             not known).
         frames: the clip's frame numbers.
         fps: frames per second, on average.
+        codec: how it is to be encoded, a GOP's length in frames.
         times: when each of the frames is shown and, one value more, when the window ends: seconds
             since the clip's first picture.
         face: the person's number in the clip, from 1.
         square: where the face is.
-        pictures: RGB, uint8 (size, size, 3), of the frames that `take` chose; none with an error.
+        pictures: RGB, uint8 (size, size, 3), of the frames that are encoded; none with an error.
         error: no face was found.
     """
 
@@ -85,20 +88,20 @@ class FaceWindow:
     num_windows: int
     frames: range
     fps: Fraction
+    codec: CodecSettings
     times: list[float] = field(repr=False)
     face: int = 1
     square: Square | None = None
     pictures: list[np.ndarray] = field(default_factory=list, repr=False)
     error: ClipError | None = None
 
-    def encoded_times(self, settings: CodecSettings) -> list[float]:
-        """The times of the frames that these settings encode, and of the window's end."""
-        return [self.times[n] for n in (*settings.encoded_frames(len(self.frames)), -1)]
+    def encoded_times(self) -> list[float]:
+        """The times of the frames that are encoded, and of the window's end."""
+        return [self.times[n] for n in (*self.codec.encoded_frames(len(self.frames)), -1)]
 
-    def encode(self, settings: CodecSettings) -> Bitstream:
-        """Encode the pictures, which must be those that `settings.encoded_frames` takes."""
-        fps = settings.encoded_fps(self.fps)
-        return encode(self.pictures, settings, fps, self.encoded_times(settings))
+    def encode(self) -> Bitstream:
+        fps = self.codec.encoded_fps(self.fps)
+        return encode(self.pictures, self.codec, fps, self.encoded_times())
 
 
 @dataclass(frozen=True)
@@ -232,90 +235,107 @@ def crop(picture: np.ndarray, square: Square, size: int) -> np.ndarray:
 
 
 def face_clip(
-    source: str | Path,
+    pictures: Pictures,
     size: int,
     detector: FaceDetector,
-    window_frames: int | None = None,
-    fps: Fraction | None = None,
+    codec: CodecSettings,
+    spans: Sequence[range] | None = None,
     every: bool = False,
-    take: Callable[[int], Sequence[int]] = range,
 ) -> Iterator[FaceWindow]:
     """A clip's face pictures, ready to be encoded, one window after the other.
 
-    The source is read three times (to count, to look, to crop), so that no more than one window of
-    crops is held in memory.
+    The source is read three times (to count, to look, to crop), so that only the crops of the
+    windows that overlap are held in memory.
 
     Args:
-        source: a video, or a folder of numbered pictures.
+        pictures: the clip's (`cfer.video.pictures.open_pictures`).
         size: side of the crops in pixels.
-        window_frames: longer clips are cut into windows of so many frames; None leaves them whole.
-        fps: overrides the clip's own frame rate.
+        codec: how they will be encoded, which says which of them to crop.
+        spans: the frames of each window (`cfer.video.pictures.windows`); None: one, of all. No
+            picture is looked at for two of them: a window that begins before the end of the one
+            looked at last has the squares of that one.
         every: give a `FaceWindow` for each person of a window, not for one of them.
-        take: from a window's number of frames to the positions of those to crop
-            (`CodecSettings.encoded_frames`).
 
     Raises:
         ClipError: the source cannot be read to its end, or has only one frame. A window without a
             face raises nothing: its `FaceWindow` has an error.
     """
-    pictures = open_pictures(source, fps)
-    num_frames, times = pictures.count(), pictures.times()
-    if num_frames < 2:
-        raise _one_frame(source)
-    spans = windows(num_frames, window_frames)
-    looks = pictures.select({frame for span in spans for frame in _looks(span)})
-    found = [detector.find(list(islice(looks, len(_looks(span)))), every) for span in spans]
+    codec, times = codec.at(pictures.mean_fps()), pictures.times()
+    spans = spans or [pictures.span()]
+    looked_at: list[range] = []
+    place = []  # in `looked_at`, of the window whose squares each window has
+    for span in spans:
+        if not looked_at or span.start >= looked_at[-1].stop:
+            looked_at.append(span)
+        place.append(len(looked_at) - 1)
+    looks = pictures.select({frame for span in looked_at for frame in _looks(span)})
+    found = [detector.find(list(islice(looks, len(_looks(span)))), every) for span in looked_at]
     tracks = _Tracks()
-    taken = [[span[frame] for frame in take(len(span))] for span in spans]
-    stream = pictures.select({frame for frames in taken for frame in frames})
-    for number, (span, squares) in enumerate(zip(spans, found, strict=True), start=1):
-        shown = times[span.start : span.stop + 1]
-        window = FaceWindow(number, len(spans), span, pictures.fps, shown)
-        kept = tracks.kept(squares, every)
-        yield from _cropped(source, window, islice(stream, len(taken[number - 1])), kept, size)
+    kept = [tracks.kept(squares, every) for squares in found]
+    takers: dict[int, list[int]] = {}  # by frame, the windows that have it
+    for number, span in enumerate(spans):
+        for position in codec.encoded_frames(len(span)):
+            takers.setdefault(span[position], []).append(number)
+    last = {number: frame for frame in sorted(takers) for number in takers[frame]}
+    crops: dict[int, _Crops] = {}
+    for frame, picture in zip(sorted(takers), pictures.select(takers), strict=True):
+        for number in takers[frame]:
+            span, squares = spans[number], kept[place[number]]
+            _add_crops(crops.setdefault(number, {}), picture, squares, size)
+            if frame == last[number]:
+                shown = times[span.start : span.stop + 1]
+                window = FaceWindow(number + 1, len(spans), span, pictures.fps, codec, shown)
+                yield from _each_face(pictures.source, window, squares, crops.pop(number))
 
 
 def face_stream(
     pictures: StreamPictures,
     size: int,
     detector: FaceDetector,
+    codec: CodecSettings,
     window_frames: int,
+    step_frames: int,
     every: bool = False,
-    take: Callable[[int], Sequence[int]] = range,
 ) -> Iterator[FaceWindow]:
-    """As `face_clip`, for pictures that come once.
+    """As `face_clip`, for pictures that come once, cut as `cfer.video.pictures.windows` does.
+
+    A GOP's length in `codec` is in frames.
 
     A window comes as soon as there are two more frames than it has. Its whole pictures are held in
     memory until then.
     """
     tracks = _Tracks()
+    squares: Mapping[int, Square] = {}
     held: list[np.ndarray] = []
     times = [0.0]  # of the pictures held, and of the end of the last one
-    first, number = 0, 0
+    first = number = looked_until = 0
 
-    def window(count: int) -> Iterator[FaceWindow]:
-        nonlocal first, number
+    def window(span: range) -> Iterator[FaceWindow]:
+        nonlocal number, looked_until, squares
         number += 1
-        span = range(first, first + count)
-        first += count
-        now = [held.pop(0) for _ in range(count)]
-        shown = times[: count + 1]
-        del times[:count]
-        kept = tracks.kept(detector.find([now[n - span[0]] for n in _looks(span)], every), every)
-        empty = FaceWindow(number, 0, span, pictures.fps, shown)
-        taken = [now[frame] for frame in take(count)]
-        yield from _cropped(pictures.source, empty, taken, kept, size)
+        if span.start >= looked_until:
+            looked_until = span.stop
+            seen = [held[frame - first] for frame in _looks(span)]
+            squares = tracks.kept(detector.find(seen, every), every)
+        crops: _Crops = {}
+        for position in codec.encoded_frames(len(span)):
+            _add_crops(crops, held[span[position] - first], squares, size)
+        shown = times[span.start - first : span.stop - first + 1]
+        empty = FaceWindow(number, 0, span, pictures.fps, codec, shown)
+        yield from _each_face(pictures.source, empty, squares, crops)
 
     for picture, shown, end in pictures.timed():
         held.append(picture)
         times[-1:] = [shown, end]
         # A single frame left over belongs to the window before it.
         if len(held) == window_frames + 2:
-            yield from window(window_frames)
+            yield from window(range(first, first + window_frames))
+            first += step_frames
+            del held[:step_frames], times[:step_frames]
     if first == 0 and len(held) < 2:
-        raise _one_frame(pictures.source)
-    if held:
-        yield from window(len(held))
+        raise one_frame(pictures.source)
+    for span in windows(range(first, first + len(held)), window_frames, step_frames):
+        yield from window(span)
 
 
 class _Tracks:
@@ -351,21 +371,20 @@ def _corners(square: Square) -> np.ndarray:
     return np.array([square.x, square.y, square.x + square.side, square.y + square.side])
 
 
-def _cropped(
-    source: str | Path,
-    window: FaceWindow,
-    pictures: Iterable[np.ndarray],
-    kept: Mapping[int, Square],
-    size: int,
+def _add_crops(
+    crops: _Crops, picture: np.ndarray, squares: Mapping[int, Square], size: int
+) -> None:
+    for face, square in squares.items():
+        crops.setdefault(face, []).append(crop(picture, square, size))
+
+
+def _each_face(
+    source: str | Path, window: FaceWindow, squares: Mapping[int, Square], crops: _Crops
 ) -> Iterator[FaceWindow]:
     """The window, once for each face in it; or once with an error, where there is no face."""
-    crops: dict[int, list[np.ndarray]] = {face: [] for face in kept}
-    for picture in pictures:
-        for face, square in kept.items():
-            crops[face].append(crop(picture, square, size))
-    for face, square in kept.items():
+    for face, square in squares.items():
         yield replace(window, face=face, square=square, pictures=crops[face])
-    if not kept:
+    if not squares:
         span = window.frames
         error = ClipError(
             source,
@@ -375,12 +394,6 @@ def _cropped(
             "picture's longer side: cut the video so that one is in view",
         )
         yield replace(window, error=error)
-
-
-def _one_frame(source: str | Path) -> ClipError:
-    return ClipError(
-        source, "decode", "only one frame, so there is no change to see; give 2 or more frames"
-    )
 
 
 def _looks(span: range) -> list[int]:

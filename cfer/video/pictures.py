@@ -18,7 +18,8 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Collection, Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
@@ -49,6 +50,8 @@ FOLDER_FPS = Fraction(25)
 HELD_BYTES = 512 << 20  # of decoded frames: about 380 of 1280 × 720
 # A pixel's width by its height is at most 4 in video, but a file can claim anything.
 MOST_ASPECT = 16
+# People and programs give times with three decimals.
+ROUNDED_SECONDS = 0.0005
 # Where time stamps go back by less, the file has mixed up the order of the pictures; where they go
 # back by more, or to the beginning, a new clock begins: two recordings were joined.
 SECONDS_OF_DISORDER = 1
@@ -105,6 +108,42 @@ class Pictures:
         """When each picture is shown and, one value more, when the last one ends: seconds since
         the first one, ascending."""
         raise NotImplementedError
+
+    def mean_fps(self) -> Fraction:
+        """Pictures in a second by `times`: a browser's recordings say that they have 1000."""
+        return _mean_fps(self.times()[:-1], self.fps)
+
+    def span(self, start_seconds: float | None = None, end_seconds: float | None = None) -> range:
+        """The numbers of the pictures from one time to another (`times`), both included; None: from
+        the first one, to the last one.
+
+        Raises:
+            ClipError: fewer than two pictures, which have no change; or an end beyond the clip's.
+        """
+        times = self.times()
+        first, stop = 0, len(times) - 1
+        if start_seconds is not None:
+            first = bisect_left(times, start_seconds - ROUNDED_SECONDS, hi=stop)
+        if end_seconds is not None:
+            stop = bisect_right(times, end_seconds + ROUNDED_SECONDS, hi=stop)
+        if end_seconds is not None and end_seconds > times[-1] + ROUNDED_SECONDS:
+            raise ClipError(
+                self.source,
+                "manifest",
+                f"its span ends at {end_seconds:g} s, and the video at {times[-1]:.3f} s; give an "
+                "end within it, or none",
+            )
+        if stop - first < 2 and (start_seconds, end_seconds) == (None, None):
+            raise one_frame(self.source)
+        if stop - first < 2:
+            end = times[-1] if end_seconds is None else end_seconds
+            raise ClipError(
+                self.source,
+                "manifest",
+                f"fewer than two pictures from {start_seconds or 0:g} s to {end:g} s, and a change "
+                f"takes two (the video ends at {times[-1]:.3f} s): correct start and end",
+            )
+        return range(first, stop)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.source)!r}, fps={float(self.fps):g})"
@@ -224,6 +263,16 @@ class StreamPictures:
         self._stream = _film(name, self._container)
         self.fps = Fraction(self._stream.average_rate or self._stream.guessed_rate or FOLDER_FPS)
         self._pixel_aspect = _pixel_aspect(name, self._stream)
+        self._read = self._read_timed()
+        self._ahead: list[tuple[np.ndarray, float, float]] = []  # read, and not given yet
+
+    def mean_fps(self) -> Fraction:
+        """As `Pictures.mean_fps`, by the first second; to be asked before the pictures."""
+        for picture in self._read:
+            self._ahead.append(picture)
+            if picture[1] >= 1:
+                break
+        return _mean_fps([shown for _, shown, _ in self._ahead] or [0.0], self.fps)
 
     def timed(self) -> Iterator[tuple[np.ndarray, float, float]]:
         """Each picture, RGB, uint8 (H, W, 3), when it is shown, and until when at least: seconds
@@ -232,6 +281,11 @@ class StreamPictures:
         Raises:
             ClipError: the stream breaks off, or pictures of different sizes.
         """
+        while self._ahead:
+            yield self._ahead.pop(0)
+        yield from self._read
+
+    def _read_timed(self) -> Iterator[tuple[np.ndarray, float, float]]:
         timed = _timed(self._frames(), self.source, self.fps, self._pixel_aspect)
         for frame, shown, end in timed:
             yield _upright(frame, self._pixel_aspect), shown, end
@@ -431,18 +485,34 @@ def open_pictures(source: str | Path, fps: Fraction | None = None) -> Pictures:
     return VideoPictures(path, fps)
 
 
-def windows(num_frames: int, window_frames: int | None) -> list[range]:
-    """Cut a clip into consecutive windows of `window_frames` frames; None leaves it whole.
+def _mean_fps(times: Sequence[float], fps: Fraction) -> Fraction:
+    """By when pictures are shown, seconds; `fps` where that says nothing."""
+    seconds = times[-1] - times[0]
+    if seconds <= 0:
+        return fps
+    return Fraction((len(times) - 1) / seconds).limit_denominator(1001) or fps
+
+
+def one_frame(source: str | Path) -> ClipError:
+    return ClipError(
+        source, "decode", "only one frame, so there is no change to see; give 2 or more frames"
+    )
+
+
+def windows(frames: range, window_frames: int, step_frames: int | None = None) -> list[range]:
+    """Cut frames into windows of `window_frames`, one beginning `step_frames` after the other; None
+    puts one behind the other.
 
     No frame is lost: the last window may be shorter, and a single frame left over joins the window
     before it, since one frame alone has no residual.
     """
-    if window_frames is None or num_frames <= window_frames:
-        return [range(num_frames)]
-    starts = list(range(0, num_frames, window_frames))
-    if num_frames - starts[-1] == 1:
-        starts.pop()
-    ends = [*starts[1:], num_frames]
+    step = step_frames or window_frames
+    # None begins where the one before it has reached the end.
+    last = -(-max(len(frames) - window_frames, 0) // step)
+    if len(frames) - last * step == 1 and last:
+        last -= 1
+    starts = [frames.start + number * step for number in range(last + 1)]
+    ends = [*(start + window_frames for start in starts[:-1]), frames.stop]
     return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 

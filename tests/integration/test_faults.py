@@ -17,7 +17,7 @@ from pipeline.actors import DEATHS_OF_A_SUSPECT, ClipActor, extract_clip
 from pipeline.manifest import Entry, read_manifest
 from pipeline.settings import ExtractionSettings
 
-SETTINGS = ExtractionSettings(size=64, gop_size=3, gop_span=8, identity="dlib")
+SETTINGS = ExtractionSettings(size=64, gop_size=3, gop_seconds=1 / 3, identity="dlib")
 
 # ---- an object store -----------------------------------------------------------------------------
 

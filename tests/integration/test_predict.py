@@ -59,7 +59,7 @@ def test_a_pipe_is_predicted_while_it_comes(drawn_videos: Path) -> None:
         rest, errors = process.communicate(stream[first_part:])
     assert process.returncode == 0, errors.decode()
     windows = [first, *map(json.loads, rest.splitlines())]
-    assert [w["start_seconds"] for w in windows] == [0, 1, 2]
+    assert [w["start_seconds"] for w in windows] == [0, 0.5, 1, 1.5, 2]
     assert {w["source"] for w in windows} == {"standard input"}
     assert {w["face"] for w in windows} == {1}
     assert "drawn faces" in errors.decode()

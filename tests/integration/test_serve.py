@@ -90,11 +90,13 @@ def test_nothing_listens_beyond_loopback(server: tuple[int, psutil.Process]) -> 
 
 
 def test_the_answer_is_the_recognizers(port: int, video: Path) -> None:
-    status, body = ask(port, "/predict?window_gops=1", video.read_bytes(), TOKEN)
+    status, body = ask(port, "/predict?window_seconds=0.5", video.read_bytes(), TOKEN)
     assert status == 200, body
     told = json.loads(body)
     recognizer = Recognizer.from_pretrained()
-    wanted = [as_json(p) | {"source": "upload"} for p in recognizer.predict(video, window_gops=1)]
+    wanted = [
+        as_json(p) | {"source": "upload"} for p in recognizer.predict(video, window_seconds=0.5)
+    ]
     assert len(told["windows"]) == len(wanted)
     for one, other in zip(told["windows"], wanted, strict=True):
         # A batch of another size sums in another order.
@@ -221,7 +223,7 @@ def test_hostile_uploads_get_an_error_and_the_server_goes_on(
     assert endless_headers(port) < 10_000_000
     whole = video.read_bytes()
     assert ask(port, "/predict?faces=..%2F..%2Fetc%2Fpasswd", whole, TOKEN)[0] == 422
-    assert ask(port, "/predict?window_gops=-1", whole, TOKEN)[0] == 422
+    assert ask(port, "/predict?window_seconds=-1", whole, TOKEN)[0] == 422
     assert ask(port, "/look?gop=-1", whole, TOKEN)[0] == 422
     assert ask(port, "/../../etc/passwd", token=TOKEN, method="GET")[0] == 404
     assert ask(port, "/predict", whole, TOKEN)[0] == 200
@@ -266,7 +268,7 @@ def test_nothing_that_its_own_description_allows_makes_it_fail(port: int, tmp_pa
 # ---- work that can be ended ----------------------------------------------------------------------
 
 LOOK = partial(look, gop=0, model_name="default")
-SMALL = partial(predict, source="upload", faces="one", window_gops=None)
+SMALL = partial(predict, source="upload", faces="one", window_seconds=None)
 
 
 @contextmanager

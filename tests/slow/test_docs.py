@@ -31,7 +31,7 @@ def folder(
         shutil.copy(drawn_videos / "videos" / "S003" / "surprise_1.mp4", folder / name)
     shutil.copy(default_path(), folder / "model.safetensors")
     files = [str(folder / "video.mp4"), str(folder / "clip.mp4")]
-    assert run(["encode", *files, "--gop-size", "8", "--gop-span", "8"]) == 0
+    assert run(["encode", *files, "--gop-size", "8", "--gop-seconds", "0"]) == 0
     with av.open(str(folder / "video.mp4")) as video, av.open(str(folder / "live.ts"), "w") as live:
         stream = live.add_stream_from_template(video.streams.video[0])
         for packet in video.demux(video.streams.video[0]):

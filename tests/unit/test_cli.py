@@ -70,7 +70,7 @@ def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture
         run(["--tyro-print-completion", shell])
     assert not end.value.code
     script = capsys.readouterr().out
-    for word in (*COMMANDS, "window-gops", "subjects", "batch-size", "gop-size"):
+    for word in (*COMMANDS, "window-seconds", "subjects", "batch-size", "gop-size"):
         assert word in script
     for refused in ("config.data", "settings.gop-size", "no-json"):
         assert refused not in script

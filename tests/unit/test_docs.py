@@ -35,7 +35,7 @@ def folder(
     shutil.copy(drawn_videos / "videos" / "S003" / "surprise_1.mp4", folder / "video.mp4")
     (folder / "shards").symlink_to(drawn_shards)
     files = [str(folder / "video.mp4"), str(folder / "clip.mp4")]
-    assert run(["encode", *files, "--gop-size", "8", "--gop-span", "8"]) == 0
+    assert run(["encode", *files, "--gop-size", "8", "--gop-seconds", "0"]) == 0
     return folder
 
 

@@ -13,12 +13,12 @@ from helpers import REPOSITORY, commands
 
 from benchmarks import robustness
 from benchmarks.__main__ import main
-from benchmarks.robustness import CHANGES, UNCHANGED, Agreement, Change, measure
+from benchmarks.robustness import CHANGES, Agreement, Change, measure
 from cfer.codec import encode
 from cfer.errors import InputError
 from cfer.predict.recognizer import Recognizer
-from cfer.video.faces import crop, face_clip
-from cfer.video.pictures import open_pictures
+from cfer.video.faces import FaceWindow, crop, face_clip
+from cfer.video.pictures import open_pictures, windows
 from pipeline.datasets.drawing import DrawingSettings
 from pipeline.datasets.synthetic import draw_dataset
 
@@ -36,25 +36,36 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / "videos" / "S001" / f"{name}_1.mp4" for name in names]
 
 
-def said(recognizer: Recognizer, video: Path, change: Change) -> list[np.ndarray]:
-    detector = recognizer._detector
-    windows = list(face_clip(video, recognizer.card.size, detector, recognizer.card.codec.span))
+UNCHANGED = Change("unchanged")
+FPS = 24
+
+
+def seen_in(recognizer: Recognizer, video: Path) -> list[FaceWindow]:
+    """Windows of one GOP, of a second."""
     pictures = open_pictures(video)
-    return [p for _, p in robustness._says(recognizer, pictures, windows, change)]
+    spans = windows(pictures.span(), FPS)
+    card = recognizer.card
+    return list(face_clip(pictures, card.size, recognizer._detector, card.codec, spans))
+
+
+def said(recognizer: Recognizer, video: Path, change: Change) -> list[np.ndarray]:
+    seen = seen_in(recognizer, video)
+    return [p for _, p in robustness._says(recognizer, open_pictures(video), seen, change)]
 
 
 def test_unchanged_is_what_predict_says(recognizer, videos):
     for video in videos:
-        wanted = [list(p.probabilities.values()) for p in recognizer.predict(video, window_gops=1)]
+        predictions = recognizer.predict(video, window_seconds=1, step_seconds=1)
+        wanted = [list(p.probabilities.values()) for p in predictions]
         assert np.array_equal(said(recognizer, video, UNCHANGED), wanted)
 
 
 def test_a_change_is_made_to_what_is_seen(recognizer, videos):
     """Each named change, against the same done by hand to the pictures."""
     card = recognizer.card
-    (window,) = face_clip(videos[0], card.size, recognizer._detector, card.codec.span)
+    (window,) = seen_in(recognizer, videos[0])
     assert window.square is not None
-    square, codec = window.square, card.codec
+    square, codec = window.square, window.codec
     assert codec.quantizer is not None
     taken = codec.encoded_frames(24)
     whole = [picture for n, picture in enumerate(open_pictures(videos[0])) if n in taken]
@@ -95,8 +106,8 @@ def test_a_later_window_is_other_frames_and_the_last_has_none(recognizer, videos
     found = said(recognizer, both, later)
     assert len(said(recognizer, both, UNCHANGED)) == 2
     assert len(found) == 1
-    first, _ = face_clip(both, recognizer.card.size, recognizer._detector, 24)
-    codec = recognizer.card.codec
+    first = seen_in(recognizer, both)[0]
+    codec = first.codec
     crops = [
         crop(pictures[12 + n], first.square, recognizer.card.size) for n in codec.encoded_frames(24)
     ]

@@ -71,6 +71,19 @@ def test_a_gop_that_stands_for_more_frames_than_it_has():
         CodecSettings(gop_size=3, gop_span=2)
 
 
+@pytest.mark.parametrize(
+    ("fps", "span"),
+    [(24, 24), (Fraction(30000, 1001), 30), (60, 60), (15, 15), (Fraction(5, 2), 3), (1, 3)],
+)
+def test_a_gop_of_a_second_is_as_many_frames_as_the_video_has_in_it(fps, span):
+    settings = CodecSettings(gop_size=3, gop_seconds=1.0, motion_search=False)
+    assert settings.at(Fraction(fps)) == CodecSettings(3, motion_search=False, gop_span=span)
+    assert settings.at(Fraction(fps)).encoded_frames(60)[2] == span - 1
+    in_frames = CodecSettings(3, gop_span=8)
+    assert in_frames.at(Fraction(fps)) == in_frames, "an earlier cfer's are frames"
+    assert CodecSettings().at(Fraction(fps)) == CodecSettings(), "every frame is encoded"
+
+
 def test_a_cut_does_not_start_a_gop():
     pictures = moving_texture(10) + moving_texture(10, seed=3)
     assert encode(pictures, CodecSettings(gop_size=20), 25).frame_types == "I" + "P" * 19
@@ -131,10 +144,14 @@ def test_times_are_the_containers_and_change_no_packet():
         {"bit_rate": 100_000},
         {"quantizer": None},
         {"quantizer": None, "bit_rate": 5},
+        {"gop_seconds": -1.0},
+        {"gop_seconds": float("nan")},
+        {"gop_seconds": 1e300},
+        {"gop_seconds": 1.0, "gop_span": 24},
     ],
 )
 def test_impossible_settings(settings):
-    with pytest.raises(CodecError, match=r"must be|exactly one"):
+    with pytest.raises(CodecError, match=r"must be|exactly one|one of them"):
         CodecSettings(**settings)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -36,6 +37,19 @@ def test_a_file_gives_back_the_model_and_its_card(tmp_path, predictor, card):
     write_model(tmp_path / "two.safetensors", read, read_card)
     one, two = ((tmp_path / f"{n}.safetensors").read_bytes() for n in ("one", "two"))
     assert one == two
+
+
+def test_a_window_is_the_cards_seconds_or_an_earlier_cards_gops(card):
+    assert card.window_seconds is None
+    assert card.window_frames(Fraction(60)) == 24, "two GOPs of 12 frames"
+    text = json.loads(card.to_json())
+    del text["window_seconds"], text["codec"]["gop_seconds"]
+    assert ModelCard.from_json(json.dumps(text)) == card, "as an earlier cfer wrote it"
+    by_time = replace(card, window_seconds=1.5)
+    assert ModelCard.from_json(by_time.to_json()) == by_time
+    assert by_time.window_frames(Fraction(30000, 1001)) == 45
+    assert by_time.window_frames(Fraction(24), 0.5) == 12
+    assert by_time.window_frames(Fraction(24), 0.01) == 2, "one frame has no residual"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +85,9 @@ def test_a_file_gives_back_the_model_and_its_card(tmp_path, predictor, card):
         (lambda card: of_group(card, [0, 10**400]), "recall_by_group"),
         (lambda card: of_group(card, [0.5, 1]), r"recall_by_group\.age\.20\.0"),
         (lambda card: of_group(card, [1]), r"recall_by_group\.age\.20\.1"),
+        (lambda card: card | {"window_seconds": -1.0}, "window_seconds -1.0 is not between 0"),
+        (lambda card: card | {"window_gops": 0}, "window_gops 0 is not between 1"),
+        (lambda card: card | {"codec": card["codec"] | {"gop_seconds": -1.0}}, "GOP of -1.0 s"),
         (lambda card: card | {"classes": ["a", "b", "a"]}, "are not all different names"),
         (lambda card: [card], "not one of cfer's"),
         (None, "without cfer's card"),

@@ -56,7 +56,7 @@ def work_begun(tmp_path):
     return write
 
 
-SETTINGS = ExtractionSettings(size=64, gop_size=3, gop_span=8, identity="dlib")
+SETTINGS = ExtractionSettings(size=64, gop_size=3, gop_seconds=1 / 3, identity="dlib")
 
 
 def test_a_shard_at_which_too_many_died_is_given_up(row, work_begun, tmp_path):

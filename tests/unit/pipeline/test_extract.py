@@ -15,10 +15,10 @@ from typing import get_args
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import DRAWN, EXTRACTION, SHARDS
+from helpers import EXTRACTION, SHARDS
 from PIL import Image
 
-from cfer.codec import Bitstream, encode
+from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.data.frames import COLUMNS, _chosen
 from cfer.data.inputs import Input
 from cfer.data.shards import read_clips, read_description, shard_name, verify, write_shard
@@ -26,12 +26,15 @@ from cfer.errors import InputError
 from cfer.model import face_embedder
 from cfer.model.face_embedder import open_face_embedder
 from cfer.video.faces import face_clip
+from cfer.video.pictures import open_pictures
 from pipeline.actors import extract_clip
 from pipeline.datasets import readers
 from pipeline.extract import DatasetName, drawn_beside, main, options_of
 from pipeline.manifest import Entry, read_manifest
 from pipeline.plan import check_same_plan, plan_shards, read_plan, read_source
 from pipeline.settings import ExtractionSettings, FaceNetwork
+
+EVERY_FRAME = CodecSettings()
 
 # ----------------------------------------------------------------- what comes out
 
@@ -67,14 +70,14 @@ def test_a_clip_has_the_identity_of_its_middle_i_frame(drawn_shards):
 def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, detector):
     """And so do the stored ones, as far as another processor rounds as this one does;
     tests/fixtures/make.py makes them anew."""
-    settings = ExtractionSettings(size=64, gop_size=12, gop_span=12, identity="dlib")
+    settings = ExtractionSettings(size=64, gop_size=12, gop_seconds=0, identity="dlib")
     stored = {clip.clip_id: clip for clip in read_clips(drawn_shards)}
     for name in ("S001_happiness_1", "S005_surprise_1"):
         clip = stored[name]
         entry = Entry(str(drawn_videos / clip.source), name, clip.source, apex_frame=23)
         (row,), failures = extract_clip(entry, settings, [], detector)
         assert failures == []
-        (window,) = face_clip(entry.location, 64, detector)
+        (window,) = face_clip(open_pictures(entry.location), 64, detector, EVERY_FRAME)
         assert row.bitstream == encode(window.pictures, settings.codec, window.fps).data
         assert row.pts_seconds == [n / 24 for n in range(24)]
         assert np.array_equal(row.apex, as_training_saw_it(window.pictures[row.apex_frame]))
@@ -111,19 +114,21 @@ def as_training_saw_it(picture: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size", [32, 64, 112])
 def test_training_sees_the_apex_that_it_saw_before(drawn_videos, detector, tmp_path, size):
     video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
-    settings = ExtractionSettings(size=size, gop_size=4, gop_span=4)
+    settings = ExtractionSettings(size=size, gop_size=4, gop_seconds=0)
     entry = Entry(str(video), "a", "a.mp4", label="joy", apex_frame=20)
     (clip,), _ = extract_clip(entry, settings, ["joy"], detector)
     write_shard(tmp_path, 0, [replace(clip, identity=np.zeros((1, 2), np.float32))], [], "")
     (row,) = pq.read_table(tmp_path / shard_name(0), columns=list(COLUMNS)).to_pylist()
     seen = np.frombuffer(_chosen(row, Input(), False)["apex"], np.uint8)
-    (window,) = face_clip(video, size, detector)
+    (window,) = face_clip(open_pictures(video), size, detector, EVERY_FRAME)
     assert np.array_equal(seen.reshape(32, 32, 3), as_training_saw_it(window.pictures[20]))
 
 
 def test_windows_and_apex(drawn_videos, detector):
     video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
-    settings = ExtractionSettings(size=64, gop_size=4, gop_span=4, identity="dlib", window_gops=3)
+    settings = ExtractionSettings(
+        size=64, gop_size=4, gop_seconds=0, identity="dlib", window_gops=3
+    )
     entry = Entry(str(video), "a", "a.mp4", subject="S2", label="surprise", apex_frame=23)
     clips, failures = extract_clip(entry, settings, ["anger", "surprise"], detector)
     assert failures == []
@@ -138,14 +143,18 @@ def test_windows_and_apex(drawn_videos, detector):
 
 def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
     video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
-    settings = ExtractionSettings(size=64, gop_size=3, gop_span=8, identity="dlib", window_gops=2)
+    # Of 24 frames a second, a GOP stands for 8.
+    settings = ExtractionSettings(
+        size=64, gop_size=3, gop_seconds=1 / 3, identity="dlib", window_gops=2
+    )
     entry = Entry(str(video), "a", "a.mp4", apex_frame=20)
     clips, failures = extract_clip(entry, settings, [], detector)
     assert failures == []
     assert [clip.num_frames for clip in clips] == [6, 3]
     # The second window is frames 16 to 23, of which 16, 20 and 23 are encoded.
     assert [clip.apex_frame for clip in clips] == [None, 1]
-    windows = list(face_clip(video, 64, detector, 16))
+    spans = [range(16), range(16, 24)]
+    windows = list(face_clip(open_pictures(video), 64, detector, EVERY_FRAME, spans))
     fps = windows[0].fps * 3 / 8
     assert [clip.fps for clip in clips] == [fps] * 2
     # The apex frame itself, 20, is one of them.
@@ -156,10 +165,62 @@ def test_some_frames_of_a_span_are_encoded(drawn_videos, detector):
     assert clips[1].bitstream == encode(pictures, settings.codec, fps, times).data
 
 
+def test_parts_of_one_video_are_clips_of_their_own(drawn_videos, detector, tmp_path):
+    """As extracted, and as planned: one digest of the source, two of the work."""
+    video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
+    settings = ExtractionSettings(size=64, gop_size=3, gop_seconds=0.25, identity="dlib")
+    entry = Entry(str(video), "b", "a.mp4", apex_frame=13, start_seconds=0.25, end_seconds=0.75)
+    (clip,), failures = extract_clip(entry, settings, [], detector)
+    assert failures == []
+    # Frames 6 to 18; a GOP stands for six, and the one that is left over belongs to the last.
+    encoded = [6, 8, 11, 12, 15, 18]
+    assert clip.pts_seconds == [n / 24 for n in encoded]
+    # The frame nearest to the apex is 12, the video's.
+    assert clip.apex_frame == 3
+    pictures = open_pictures(video)
+    (window,) = face_clip(pictures, 64, detector, EVERY_FRAME, [range(6, 19)])
+    assert np.array_equal(clip.apex, as_training_saw_it(window.pictures[6]))
+    looked = [picture for n, picture in enumerate(pictures) if n in (7, 9, 12, 15, 17)]
+    assert window.square == detector.find(looked)[0], "it was looked for in the part alone"
+    crops = [window.pictures[n - 6] for n in encoded]
+    assert (
+        clip.bitstream == encode(crops, settings.codec, clip.fps, [*clip.pts_seconds, 19 / 24]).data
+    )
+    entries = [
+        replace(entry, clip_id="c", start_seconds=None, subject="S2"),
+        replace(entry, subject="S1"),
+    ]
+    one, other = (plan_shards([e], settings, [], "")[0].digest for e in entries)
+    assert one != other
+    moved = plan_shards([replace(entries[0], start_seconds=0.1)], settings, [], "")[0]
+    assert moved.digest != one
+    # Two people in one video are no mistake, in one and the same part of it they are.
+    plan_shards(entries, settings, [], "")
+    with pytest.raises(InputError, match="the same bytes under two subjects"):
+        plan_shards([replace(entries[0], start_seconds=0.25), entries[1]], settings, [], "")
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({"end_seconds": 1.5}, "its span ends at 1.5 s, and the video at 1.000 s"),
+        ({"start_seconds": 0.98}, "fewer than two pictures from 0.98 s to 1 s"),
+        ({"start_seconds": 0.5, "apex_frame": 11}, "apex_frame 11 is not among its frames, 12 to"),
+    ],
+)
+def test_a_part_that_is_not_in_the_video_is_a_failure(drawn_videos, detector, part, reason):
+    video = drawn_videos / "videos" / "S001" / "happiness_1.mp4"
+    entry = Entry(str(video), "a", "a.mp4", **part)
+    clips, (failure,) = extract_clip(entry, ExtractionSettings(size=64), [], detector)
+    assert clips == []
+    assert (failure.clip_id, failure.stage) == ("a", "manifest")
+    assert reason in failure.reason
+
+
 @pytest.mark.parametrize(
     ("name", "apex_frame", "reason"),
     [
-        ("happiness_1.mp4", 24, "apex_frame 24 is beyond its last frame, 23"),
+        ("happiness_1.mp4", 24, "apex_frame 24 is not among its frames, 0 to 23"),
         ("nosuch.mp4", None, "No such file"),
     ],
 )
@@ -175,7 +236,7 @@ def test_a_real_video(faces_dir, detector):
     entry = Entry(str(faces_dir / "d18.mp4"), "d18", "d18.mp4")
     clips, failures = extract_clip(entry, ExtractionSettings(), [], detector)
     assert not failures
-    assert sum(clip.num_frames for clip in clips) == 27, "3 of each 24"
+    assert sum(clip.num_frames for clip in clips) == 21, "3 of each second"
     assert all(clip.intra_fraction == 0 for clip in clips)
     # The same person through the whole video.
     i_frames = Bitstream(clips[0].bitstream, "d18").i_frames()
@@ -191,7 +252,7 @@ def test_a_real_video(faces_dir, detector):
     [
         (("--size", "63"), "--size 63: give an even number"),
         (("--gop-size", "1"), "--gop-size 1: give 2 or more"),
-        (("--gop-size", "30"), "--gop-size 30 --gop-span 24: a GOP stands for at least"),
+        (("--gop-seconds", "-1"), "GOP of -1.0 seconds: must be above 0"),
         (("--quantizer", "40"), "quantizer 40: must be from 1"),
         (("--clips-per-shard", "0"), "--clips-per-shard 0: give 1 or more"),
         (("--identity-weights", "w.pt", "--identity", "facenet"), "w.pt: cannot be read"),
@@ -218,6 +279,7 @@ def test_unknown_class_names_stop_before_any_work(drawn_videos, tmp_path):
 def test_presets_are_defaults():
     base = ["--videos", "v", "--out", "o", "--preset", "paper"]
     assert options_of(base).settings.size == 224
+    assert options_of(base).settings.codec == CodecSettings(12, 4), "every frame"
     assert options_of([*base, "--size", "96"]).settings.size == 96
     assert options_of([*base, "--no-motion-search"]).settings.motion_search is False
     assert options_of(base[:4]).settings == ExtractionSettings()
@@ -225,7 +287,7 @@ def test_presets_are_defaults():
 
 def test_a_default_that_is_given_is_the_same_setting():
     """Else a data set that was begun without the option could not be gone on with."""
-    given = "--size 112 --gop-size 3 --gop-span 24 --quantizer 4 --window-gops 20"
+    given = "--size 112 --gop-size 3 --gop-seconds 1 --quantizer 4 --window-gops 20"
     given += " --identity auto"
     assert options_of(["--videos", "v", *given.split()]).settings == ExtractionSettings()
     assert ExtractionSettings(quantizer=5) != ExtractionSettings()
@@ -247,7 +309,7 @@ def test_bit_rate_takes_the_quantizers_place():
         ("--bit-rate 9000 --quantizer 4", "--quantizer, --bit-rate: give one of them"),
         ("--size 33", "--size 33: give an even number"),
         ("--gop-size 1", "--gop-size 1: give 2 or more"),
-        ("--gop-size 5 --gop-span 4", "a GOP stands for at least as many frames"),
+        ("--gop-seconds nan", "GOP of nan seconds: must be above 0"),
         ("--actors 0", "--actors 0: give 1 or more"),
         ("--quantizer 32", "quantizer 32: must be from 1"),
     ],
@@ -264,16 +326,17 @@ def test_people_are_drawn_where_the_shards_can_see_them(tmp_path):
         drawn_beside("s3://bucket/shards")
 
 
-def test_what_an_earlier_cfer_has_extracted_stays_extracted():
-    """Its plan and its shards' digests have the earlier spelling of a setting."""
+def test_what_an_earlier_cfer_has_extracted_is_not_gone_on_with():
+    """Its GOPs had a length in frames."""
     plan = read_plan(str(SHARDS))
-    settings = ExtractionSettings(**plan["settings"])
-    entries = read_manifest(str(DRAWN / "manifest.csv"))
-    planned = plan_shards(entries, settings, plan["classes"], plan["weights_sha256"])
-    assert [shard.digest for shard in planned] == [
-        receipt.digest for receipt in read_description(SHARDS).shards
-    ]
-    check_same_plan(str(SHARDS), plan | {"settings": asdict(settings)})
+    assert plan["settings"]["quantizer"] == 4, "by its name of today"
+    settings = ExtractionSettings(
+        size=64, gop_size=12, gop_seconds=0, identity="dlib", clips_per_shard=5
+    )
+    message = "it was begun with gop_span 12, and now gop_span is None"
+    with pytest.raises(InputError, match=message):
+        check_same_plan(str(SHARDS), plan | {"settings": asdict(settings)})
+    assert read_description(SHARDS).codec_settings == CodecSettings(12, 4, gop_span=12)
 
 
 def test_the_names_on_the_command_line_are_those_of_the_readers_and_networks():
@@ -334,6 +397,6 @@ def test_clips_with_more_to_encode_make_shards_of_fewer(tmp_path):
     entries = files_of(tmp_path, 6)
     assert lengths(entries) == [6]
     assert lengths(entries, size=224) == [2, 2, 2]
-    assert lengths(entries, gop_span=6) == [2, 2, 2]
+    assert lengths(entries, gop_seconds=0.25) == [2, 2, 2]
     assert lengths(files_of(tmp_path, 6, 2_000_000)) == [1] * 6
     assert lengths(entries, clips_per_shard=4) == [4, 2]

@@ -95,6 +95,15 @@ def write(tmp_path: Path, text: str, encoding: str = "utf-8") -> str:
     return str(path)
 
 
+def test_several_clips_are_parts_of_one_video(tmp_path):
+    rows = "path,clip_id,start_seconds,end_seconds\na.mp4,one,0,1.5\na.mp4,two,1.5,\na.mp4,all,,\n"
+    whole, one, two = read_manifest(write(tmp_path, rows))
+    assert {entry.location for entry in (one, two, whole)} == {str(tmp_path / "a.mp4")}
+    assert [(e.start_seconds, e.end_seconds) for e in (one, two, whole)] == [
+        *((0, 1.5), (1.5, None), (None, None))
+    ]
+
+
 def test_a_csv_says_everything(tmp_path):
     text = (
         "path,clip_id,subject,label,split,apex_frame,dataset,fps\n"
@@ -130,6 +139,11 @@ def test_a_csv_says_everything(tmp_path):
         ("path,fps\na.mp4,0\n", "line 2: fps '0'"),
         ("path,fps\na.mp4,fast\n", "line 2: fps 'fast'"),
         ("path,fps\na.mp4,1/0\n", "line 2: fps '1/0'"),
+        ("path,start_seconds\na.mp4,-1\n", "line 2: start_seconds '-1': give seconds from 0"),
+        ("path,end_seconds\na.mp4,1:30\n", "line 2: end_seconds '1:30'"),
+        ("path,end_seconds\na.mp4,nan\n", "line 2: end_seconds 'nan'"),
+        ("path,start_seconds,end_seconds\na.mp4,2,2\n", "line 2: end_seconds 2 is not after"),
+        ("path,end_seconds\na.mp4,0\n", "line 2: end_seconds 0 is not after the start, 0"),
         ("path,label\n,x\n", "line 2: `path` is empty"),
         ("path,label,label\na.mp4,x,y\n", "column `label` occurs 2 times in its header"),
         ("path,label,path\na.mp4,x,a.mp4\n", "column `path` occurs 2 times in its header"),

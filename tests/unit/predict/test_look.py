@@ -36,7 +36,7 @@ def some_model(what: Input) -> tuple[Predictor, ModelCard]:
     torch.manual_seed(7)
     classes = ("anger", "fear", "joy", "sadness")
     config = ModelConfig(len(classes), 8, num_planes=what.num_planes, gain=what.gain, width=8)
-    card = ModelCard(classes, 64, CodecSettings(gop_size=6), 2, what, config)
+    card = ModelCard(classes, 64, CodecSettings(gop_size=6), what, config)
     return Predictor(config).eval(), card
 
 

@@ -42,19 +42,23 @@ def test_the_card_is_shown_for_people(
         "model": path,
         "classes": "joy, fear, surprise",
         "sees": "accumulated residuals, yuv, frames: last",
-        "of": "a 64 × 64 crop of the face, GOPs of 12 frames in 12 of the video, quantizer 4, "
-        "no motion search, windows of 2 GOPs",
+        "of": "a 64 × 64 crop of the face, GOPs of 12 frames in 12 frames of the video, "
+        "quantizer 4, no motion search, windows of 2 GOPs",
         "calibrated": "temperature 1.000, not fitted: that takes clips of two held-out people",
         "weights": f"{sum(p.numel() for p in predictor.parameters()):,}",
         "data_set": "drawn",
         "held_out/accuracy": "0.500",
     }
-    rate = replace(card, codec=CodecSettings(gop_size=3, quantizer=None, bit_rate=9000, gop_span=6))
+    rate = replace(
+        card,
+        window_seconds=2.0,
+        codec=CodecSettings(gop_size=3, quantizer=None, bit_rate=9000, gop_seconds=1.5),
+    )
     write_model(path, predictor, replace(rate, what=Input("difference", frames=2)))
     assert run(["models", "show", path]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert shown["sees"] == "difference, yuv, frames: 2"
-    assert "GOPs of 3 frames in 6 of the video, 9000 bit/s, windows" in shown["of"]
+    assert "GOPs of 3 frames in 1.5 s of the video, 9000 bit/s, windows of 2 s" in shown["of"]
 
 
 def test_what_the_card_knows_of_calibration_and_of_groups_is_shown(

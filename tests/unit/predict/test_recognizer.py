@@ -221,6 +221,88 @@ def test_a_bitstream_of_other_settings_is_encoded_anew(
         recognizer.predict(path, faces="some")
 
 
+# ---- windows and parts ---------------------------------------------------------------------------
+
+
+def test_an_earlier_cards_windows_are_gops_of_so_many_frames(
+    recognizer: Recognizer, other: Path, video: Path, tmp_path: Path
+) -> None:
+    """They overlap by half; those that begin where the one before ends are what they were."""
+    path = tmp_path / "long.mp4"
+    write_video(path, (pictures_of(video) + pictures_of(other)) * 2)
+    assert recognizer.card.window_seconds is None
+    found = recognizer.predict(path)
+    assert [(w.start_seconds, w.end_seconds) for w in found] == [
+        (n / 2, n / 2 + 1) for n in range(7)
+    ]
+    assert found[::2] == recognizer.predict(path, step_seconds=1)
+    by_time = replace(recognizer.card, window_seconds=1.5, window_gops=1)
+    found = Recognizer(recognizer.predictor, by_time).predict(path)
+    assert [(w.start_seconds, w.end_seconds) for w in found] == [
+        *((n * 0.75, n * 0.75 + 1.5) for n in range(4)),
+        (3, 4),
+    ]
+
+
+def test_a_window_lasts_as_long_whatever_the_rate(
+    recognizer: Recognizer, video: Path, tmp_path: Path
+) -> None:
+    """24 and 12 pictures a second: each window has one GOP of its first, middle and last one."""
+    codec = CodecSettings(gop_size=3, quantizer=4, gop_seconds=1.0)
+    by_time = Recognizer(
+        recognizer.predictor, replace(recognizer.card, codec=codec, window_seconds=1.0)
+    )
+    path = tmp_path / "long.mp4"
+    write_video(path, pictures_of(video) * 2)
+    half = tmp_path / "half.mp4"
+    write_video(half, pictures_of(path)[::2], rate=12)
+    for source in (path, half):
+        found = by_time.predict(source)
+        assert [w.start_seconds for w in found] == [0, 0.5, 1]
+        assert [w.num_frames for w in found] == [1, 1, 1], "one residual, of the whole second"
+
+
+def test_a_part_of_a_video_is_predicted_alone(
+    recognizer: Recognizer, video: Path, other: Path, tmp_path: Path
+) -> None:
+    path, alone = tmp_path / "long.mp4", tmp_path / "alone"
+    write_video(path, pictures_of(other) + pictures_of(video) * 3)
+    alone.mkdir()
+    for number, picture in enumerate(pictures_of(path)[24:61]):
+        cv2.imwrite(str(alone / f"{number:03d}.png"), picture[..., ::-1])
+    (part,) = recognizer.predict(path, start_seconds=1, end_seconds=2.5)
+    assert (part.start_seconds, part.end_seconds) == (1, pytest.approx(61 / 24))
+    # All its GOPs together, of which the last one is a single I-frame.
+    assert part.num_frames == 3
+    (wanted,) = recognizer.predict(alone, start_seconds=0)
+    assert (part.probabilities, part.square) == (wanted.probabilities, wanted.square)
+    # What is longer is cut, and so is what was to be.
+    longer = recognizer.predict(path, start_seconds=1)
+    assert [w.start_seconds for w in longer] == [1, 1.5, 2, 2.5, 3]
+    halves = recognizer.predict(
+        path, start_seconds=1, end_seconds=1.99, window_seconds=0.5, step_seconds=0.5
+    )
+    assert [w.start_seconds for w in halves] == [1, 1.5]
+
+
+def test_a_part_of_a_clip_in_fixed_gops_is_the_gops_in_it(
+    recognizer: Recognizer, tmp_path: Path
+) -> None:
+    """GOPs of half a second, which windows follow without overlap."""
+    pictures = np.random.default_rng(0).integers(0, 256, (96, 64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "clip.mp4"
+    encode(pictures, CODEC, 24).save(path)
+    assert spans(recognizer.predict(path)) == [0, 1, 2, 3, 4]
+    assert spans(recognizer.predict(path, window_seconds=1.6)) == [0, 1.5, 3, 4]
+    (part,) = recognizer.predict(path, start_seconds=0.4, end_seconds=2.6)
+    assert (part.start_seconds, part.end_seconds, part.num_frames) == (0.5, 2.5, 4)
+    assert spans(recognizer.predict(path, start_seconds=1, end_seconds=4)) == [1, 2, 3, 4]
+    with pytest.raises(InputError, match=r"clip\.mp4: no whole GOP from 3\.6 s to 4 s"):
+        recognizer.predict(path, start_seconds=3.6)
+    by_time = replace(recognizer.card, window_seconds=2.0)
+    assert spans(Recognizer(recognizer.predictor, by_time).predict(path)) == [0, 2, 4]
+
+
 # ---- several faces, none -------------------------------------------------------------------------
 
 
@@ -229,9 +311,9 @@ def pictures_of(video: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def write_video(path: Path, pictures: list[np.ndarray]) -> None:
+def write_video(path: Path, pictures: list[np.ndarray], rate: int = 24) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=24, options={"crf": "4"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "4"})
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for picture in pictures:
@@ -247,7 +329,7 @@ def test_all_faces_keep_their_numbers(
     both = zip(pictures_of(video), pictures_of(other), strict=True)
     wide = [np.concatenate([cv2.resize(p, (128, 128)) for p in pair], axis=1) for pair in both]
     write_video(path, wide * 2)
-    windows = recognizer.predict(path, faces="all", window_gops=1)
+    windows = recognizer.predict(path, faces="all", window_seconds=0.5, step_seconds=0.5)
     assert len(windows) == 8
     by_face = {n: [w for w in windows if w.face == n] for n in (1, 2)}
     assert [len(found) for found in by_face.values()] == [4, 4]
@@ -255,7 +337,10 @@ def test_all_faces_keep_their_numbers(
         n: {(w.square.x + w.square.side / 2) // 128 for w in found} for n, found in by_face.items()
     }
     assert sorted(map(tuple, sides.values())) == [(0,), (1,)]
-    assert [w.face for w in recognizer.predict(path, window_gops=4)] == [1]
+    assert [w.face for w in recognizer.predict(path, window_seconds=2)] == [1]
+    overlapping = recognizer.predict(path, faces="all", window_seconds=0.5)
+    assert len(overlapping) == 14
+    assert [w for w in overlapping if w.start_seconds % 0.5 == 0] == windows
 
 
 def test_a_window_without_a_face_says_so(
@@ -265,11 +350,12 @@ def test_a_window_without_a_face_says_so(
     gray = [np.full((64, 64, 3), 90, np.uint8)] * 24
     write_video(path, pictures_of(video) + gray)
     assert run(["predict", str(path), "--model", model, "--csv", str(table)]) == 0
-    _, first, second = capsys.readouterr().out.splitlines()
+    _, first, between, second = capsys.readouterr().out.splitlines()
     assert first.split()[:3] == ["0.00s", "1.00s", "1"]
+    assert between.split()[:3] == ["0.50s", "1.50s", "1"], "it begins where there is a face"
     assert second.split() == ["1.00s", "2.00s", "-", "no", "face"]
     with table.open() as file:
-        there, gone = csv.DictReader(file)
+        there, _, gone = csv.DictReader(file)
     assert there["label"] in ("happiness", "surprise")
     assert (gone["face"], gone["label"], gone["surprise"]) == ("0", "", "")
 
@@ -295,6 +381,10 @@ def varying(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def seconds_of_12_frames(video: Path) -> float:
+    return float(12 / clips.open_pictures(video).mean_fps())
+
+
 def spans(windows: Iterable[Prediction]) -> list[float]:
     """Where windows begin, and where the last one ends."""
     windows = list(windows)
@@ -307,11 +397,13 @@ def test_windows_have_the_videos_own_times(
 ) -> None:
     """Of a video of varying rate: read as a file, as a stream, and as the clip that it becomes."""
     wanted = pytest.approx([0, 0.5, 1, 5, 9], abs=0.001)
-    assert spans(recognizer.predict(varying, window_gops=1)) == wanted
+    seconds = seconds_of_12_frames(varying)
+    how = {"window_seconds": seconds, "step_seconds": seconds}
+    assert spans(recognizer.predict(varying, **how)) == wanted
     clip = tmp_path / "clip.mp4"
     face_bitstream(varying, 64, CODEC).save(clip)
     assert recognizer.is_fixed_gop(Bitstream.open(clip))
-    assert spans(recognizer.predict(clip, window_gops=1)) == wanted
+    assert spans(recognizer.predict(clip, window_seconds=0.5)) == wanted
     stream = io.BytesIO()
     with av.open(str(varying)) as source, av.open(stream, "w", format="matroska") as sink:
         template = sink.add_stream_from_template(source.streams.video[0])
@@ -319,20 +411,27 @@ def test_windows_have_the_videos_own_times(
             if packet.size:
                 packet.stream = template
                 sink.mux(packet)
-    *begin, end = spans(recognizer.predict_stream(Pipe(stream.getvalue())))
-    assert begin == pytest.approx([0, 0.5, 1, 5], abs=0.001)
+    windows = list(recognizer.predict_stream(Pipe(stream.getvalue())))
+    wanted = pytest.approx([0, 0.25, 0.5, 0.75, 1, 3, 5], abs=0.001)
+    assert [w.start_seconds for w in windows] == wanted
+    assert [w.end_seconds for w in windows[:-1]] == pytest.approx(
+        [0.5, 0.75, 1, 3, 5, 7], abs=0.001
+    )
     # How long its last picture is shown, Matroska need not say.
-    assert 1 + 23 / 3 < end <= 9.001
+    assert 1 + 23 / 3 < windows[-1].end_seconds <= 9.001
 
 
 def test_times_go_from_the_video_through_the_shards(
     recognizer: Recognizer, varying: Path, detector: FaceDetector, tmp_path: Path
 ) -> None:
     """Of windows of a longer video, where only some frames are encoded."""
-    codec = replace(CODEC, gop_size=4, gop_span=12)
+    seconds = seconds_of_12_frames(varying)
+    codec = replace(CODEC, gop_size=4, gop_seconds=seconds)
     card = replace(recognizer.card, codec=codec)
     small = Recognizer(recognizer.predictor, card)
-    settings = ExtractionSettings(size=64, gop_size=4, gop_span=12, quantizer=4, window_gops=2)
+    settings = ExtractionSettings(
+        size=64, gop_size=4, gop_seconds=seconds, quantizer=4, window_gops=2
+    )
     clips, failures = extract_clip(Entry(str(varying), "a", "a.mp4"), settings, [], detector)
     assert failures == []
     assert [clip.clip_id for clip in clips] == ["a#0001", "a#0002"]
@@ -353,9 +452,9 @@ def test_times_go_from_the_video_through_the_shards(
         ),
     )
     assert verify(tmp_path) == []
-    of_shards = spans(small.predict_shards(tmp_path, window_gops=1))
+    of_shards = spans(small.predict_shards(tmp_path, window_seconds=0.5))
     assert of_shards == pytest.approx([0, 0.5, 1, 5, 9])
-    of_video = small.predict(varying, window_gops=1)
+    of_video = small.predict(varying, window_seconds=seconds, step_seconds=seconds)
     assert of_shards == pytest.approx(spans(of_video))
 
 
@@ -380,13 +479,17 @@ def test_a_stream_is_predicted_without_seeking_and_as_its_file(
 ) -> None:
     stream = as_mpegts(video, other, video)
     windows = list(recognizer.predict_stream(Pipe(stream), "a camera"))
-    assert [w.start_seconds for w in windows] == [0.5 * n for n in range(6)]
+    assert [w.start_seconds for w in windows] == [0.25 * n for n in range(11)]
     assert {w.source for w in windows} == {"a camera"}
     assert {w.face for w in windows} == {1}
     path = tmp_path / "whole.ts"
     path.write_bytes(stream)
-    wanted = [replace(w, source="a camera") for w in recognizer.predict(path, window_gops=1)]
+    wanted = [replace(w, source="a camera") for w in recognizer.predict(path, window_seconds=0.5)]
     assert windows == wanted
+    how = {"window_seconds": 0.7, "step_seconds": 0.3}
+    windows = list(recognizer.predict_stream(Pipe(stream), str(path), **how))
+    assert len(windows) == 9
+    assert windows == recognizer.predict(path, **how)
 
 
 class WritingClock:
@@ -431,8 +534,11 @@ def test_the_command_follows_a_file(
     assert run(arguments) == 0
     windows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     # Of a stream a window is one GOP, if nothing else is said.
+    assert [w["end_seconds"] for w in windows] == [0.5, 0.75, 1]
+    assert run([*arguments, "--step-seconds", "0.5"]) == 0
+    windows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [w["end_seconds"] for w in windows] == [0.5, 1]
-    assert run([*arguments, "--window-gops", "2"]) == 0
+    assert run([*arguments, "--window-seconds", "1"]) == 0
     (window,) = capsys.readouterr().out.splitlines()
     assert json.loads(window)["num_frames"] == 2
 
@@ -517,7 +623,7 @@ def test_what_is_left_out_of_a_folder_is_named(
 def test_shards_are_each_of_their_clips(
     model: str, drawn_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["predict", str(drawn_shards), "--model", model, "--window-gops", "1"]) == 0
+    assert run(["predict", str(drawn_shards), "--model", model, "--window-seconds", "0.5"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     named = [line for line in lines if line.endswith(":")]
     assert named == [f"{clip.clip_id}:" for clip in read_clips(drawn_shards)]
@@ -553,7 +659,7 @@ def test_a_face_is_encoded_for_prediction(
     video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "clip.mp4"
-    options = ["--size", "64", "--gop-size", "4", "--gop-span", "12", "--quantizer", "9"]
+    options = ["--size", "64", "--gop-size", "4", "--gop-seconds", "0.5", "--quantizer", "9"]
     assert run(["encode", str(video), str(path), *options]) == 0
     bitstream = Bitstream.open(path)
     assert bitstream.width == bitstream.height == 64
@@ -579,7 +685,15 @@ def test_a_face_is_encoded_for_prediction(
         ("predict text.mp4", "text.mp4: not a video"),
         ("predict gray.mp4", "gray.mp4: no face found"),
         ("predict clip.mp4 --model missing.safetensors", "missing.safetensors"),
-        ("predict clip.mp4 --window-gops 0", "--window-gops 0: give 1 or more"),
+        ("predict clip.mp4 --window-seconds 0", "--window-seconds 0: give 0 < seconds <= 86400"),
+        ("predict clip.mp4 --step-seconds nan", "--step-seconds nan: give 0 < seconds <= 86400"),
+        ("predict gray.mp4 --step-seconds 30", "--step-seconds 30: a window lasts 20 s"),
+        ("predict clip.mp4 --start -1", "--start -1: give seconds from 0"),
+        ("predict clip.mp4 --start 1 --end 0.5", "--end 0.5: give more than the start, 1"),
+        ("predict gray.mp4 --end 3", "gray.mp4: its span ends at 3 s, and the video at 0.250 s"),
+        ("predict gray.mp4 --start 0.2 --end 0.22", "gray.mp4: fewer than two pictures from 0.2 s"),
+        ("predict SHARDS --start 1", "--start, --end: of a video file or a folder of pictures"),
+        ("predict - --end 1", "--start, --end: of a video file or a folder of pictures"),
         ("predict clip.mp4 clip.mp4 --plot p.png", "--plot: of one video at a time"),
         ("predict - --annotate a.mp4", "--annotate: of one video at a time"),
         ("predict SHARDS --plot p.png", "--plot: of one video at a time"),

@@ -15,7 +15,7 @@ import pytest
 from cfer.cli import run
 from cfer.errors import InputError
 from cfer.predict.recognizer import Prediction
-from cfer.predict.timeline import annotate, as_json, colors, plot, write_csv
+from cfer.predict.timeline import annotate, as_json, colors, plot, without_overlap, write_csv
 from cfer.video.faces import Square
 from cfer.video.pictures import open_pictures
 
@@ -156,6 +156,21 @@ def test_plot_has_a_line_per_class(video):
     assert set(drawn) == set(CLASSES)
     assert float(np.max(drawn["joy"])) == pytest.approx(0.9)
     assert float(np.min(drawn["joy"])) == pytest.approx(0.2)
+
+
+def test_windows_that_overlap_are_shown_up_to_the_middle_of_what_they_share(video, tmp_path):
+    """And one window at a time is drawn into a picture."""
+    windows = [window(0, 0.5, 0.9, None), window(0.25, 0.75, 0.2, None), window(0.8, 1, 0.9, None)]
+    shown = [(w.start_seconds, w.end_seconds) for w in without_overlap(windows)]
+    assert shown == [(0, 0.375), (0.375, 0.75), (0.8, 1)]
+    axes = plot(video, windows, CLASSES).axes[1]
+    (line,) = (line for line in axes.get_lines() if line.get_label() == "joy")
+    assert np.array_equal(line.get_xdata(), [0, 0.375, 0.375, 0.75, 0.75, 0.8, 1], equal_nan=True)
+    apart = [window(0, 0.375, 0.9, None), window(0.375, 0.75, 0.2, None), windows[2]]
+    for name, given in (("one", windows), ("other", apart)):
+        annotate(video, given, tmp_path / f"{name}.mp4")
+    one, other = (list(open_pictures(tmp_path / f"{n}.mp4")) for n in ("one", "other"))
+    assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("count", [2, 7, 10, 20])

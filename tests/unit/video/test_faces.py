@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from videos import write_video
 
-from cfer.video.faces import LOOKS, MARGIN, Square, _Face, crop, face_clip, squares_of
-from cfer.video.pictures import ClipError, open_pictures
+from cfer.codec import CodecSettings
+from cfer.video.faces import LOOKS, MARGIN, FaceDetector, Square, _Face, crop, face_clip, squares_of
+from cfer.video.pictures import ClipError, open_pictures, windows
 from pipeline.datasets.drawing import DrawingSettings, draw_clip
 from pipeline.datasets.synthetic import clip_generator, identity_of
 
 SHAPE = (400, 600)
+EVERY_FRAME = CodecSettings()
 
 
 def face(x: float, y: float, width: float, height: float, probability: float = 0.99) -> _Face:
@@ -97,7 +99,8 @@ def test_the_square_follows_the_face_but_stands_still_in_a_clip(drawn_picture, d
         scene = np.full((height + 64, width + 64, 3), 128, np.uint8)
         scene[offset : offset + height, offset : offset + width] = picture
         write_video(tmp_path / f"{offset}.mp4", [scene] * 8)
-        (window,) = face_clip(tmp_path / f"{offset}.mp4", 96, detector)
+        pictures = open_pictures(tmp_path / f"{offset}.mp4")
+        (window,) = face_clip(pictures, 96, detector, EVERY_FRAME)
         assert len(window.pictures) == 8
         assert all(p.shape == (96, 96, 3) and p.dtype == np.uint8 for p in window.pictures)
         # One square for all frames: a still video stays still.
@@ -112,22 +115,62 @@ def test_a_window_without_a_face_is_no_end_of_the_clip(drawn_picture, detector, 
     picture = drawn_picture
     path = tmp_path / "clip.mp4"
     write_video(path, [picture] * 6 + [np.full_like(picture, 90)] * 6 + [picture] * 7)
-    windows = list(face_clip(path, 64, detector, window_frames=6))
-    assert [window.number for window in windows] == [1, 2, 3]
-    assert [len(window.pictures) for window in windows] == [6, 0, 7]
-    assert windows[1].error.stage == "face"
-    assert "frames 6 to 11" in windows[1].error.reason
+    found = list(face_clip(open_pictures(path), 64, detector, EVERY_FRAME, windows(range(19), 6)))
+    assert [window.number for window in found] == [1, 2, 3]
+    assert [len(window.pictures) for window in found] == [6, 0, 7]
+    assert found[1].error.stage == "face"
+    assert "frames 6 to 11" in found[1].error.reason
     # The pictures after the gap are the right ones, each in its own window's square.
     pictures = list(open_pictures(path))
-    for window in (windows[0], windows[2]):
+    for window in (found[0], found[2]):
         expected = [crop(pictures[number], window.square, 64) for number in window.frames]
+        assert np.array_equal(window.pictures, expected)
+
+
+class CountingDetector(FaceDetector):
+    """Keeps the pictures that it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[np.ndarray] = []
+
+    def find(self, pictures, every=False):
+        self.shown += pictures
+        return super().find(pictures, every)
+
+
+def test_windows_that_overlap_cost_no_look_and_have_the_square_of_the_one_looked_at(
+    drawn_picture, tmp_path
+):
+    """The face moves from the left to the right after six frames."""
+    height, width = drawn_picture.shape[:2]
+    left, right = (np.full((height, width + 128, 3), 128, np.uint8) for _ in range(2))
+    left[:, :width], right[:, 128:] = drawn_picture, drawn_picture
+    path = tmp_path / "clip.mp4"
+    write_video(path, [left] * 6 + [right] * 10)
+    alone, overlapping = CountingDetector(), CountingDetector()
+    codec = CodecSettings(gop_size=3, gop_span=6)
+    first, second, third = face_clip(open_pictures(path), 64, alone, codec, windows(range(16), 6))
+    found = list(face_clip(open_pictures(path), 64, overlapping, codec, windows(range(16), 6, 3)))
+    assert [window.frames for window in found] == [
+        *(range(6), range(3, 9), range(6, 12), range(9, 15), range(12, 16))
+    ]
+    assert [window.number for window in found] == [1, 2, 3, 4, 5]
+    assert np.array_equal(alone.shown, overlapping.shown)
+    assert second.square.x - first.square.x == pytest.approx(128, abs=10)
+    squares = [first.square, first.square, second.square, second.square, third.square]
+    assert [window.square for window in found] == squares
+    pictures = list(open_pictures(path))
+    for window in found:
+        taken = [window.frames[n] for n in codec.encoded_frames(len(window.frames))]
+        expected = [crop(pictures[number], window.square, 64) for number in taken]
         assert np.array_equal(window.pictures, expected)
 
 
 def test_one_frame_is_an_error(drawn_picture, detector, tmp_path):
     write_video(tmp_path / "one.mp4", [drawn_picture])
     with pytest.raises(ClipError, match="only one frame"):
-        list(face_clip(tmp_path / "one.mp4", 64, detector))
+        list(face_clip(open_pictures(tmp_path / "one.mp4"), 64, detector, EVERY_FRAME))
 
 
 def test_looking_for_large_faces_first_changes_no_square(drawn_picture, detector):
@@ -155,7 +198,8 @@ def test_no_face_in_noise(detector):
 def test_real_faces_are_found(faces_dir, detector):
     smallest = sorted(faces_dir.glob("*.mp4"), key=lambda file: file.stat().st_size)
     for file in smallest[:3]:
-        window = next(face_clip(file, 112, detector, window_frames=48))
+        spans = [range(48)]
+        window = next(face_clip(open_pictures(file), 112, detector, EVERY_FRAME, spans))
         assert window.error is None, file
         assert window.square.probability > 0.95
         # The crop's middle holds the face: the detector finds it there again.
@@ -164,7 +208,7 @@ def test_real_faces_are_found(faces_dir, detector):
 
 
 def test_the_face_in_turned_photographs_is_found(cases_dir, detector):
-    (window,) = face_clip(cases_dir / "exif6", 64, detector)
+    (window,) = face_clip(open_pictures(cases_dir / "exif6"), 64, detector, EVERY_FRAME)
     assert window.error is None
 
 

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import resource
 import struct
 from collections.abc import Sequence
@@ -507,18 +508,63 @@ def test_bad_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("num_frames", "window_frames", "expected"),
+    ("frames", "window_frames", "step_frames", "expected"),
     [
-        (10, None, [(0, 10)]),
-        (10, 10, [(0, 10)]),
-        (20, 10, [(0, 10), (10, 20)]),
-        (22, 10, [(0, 10), (10, 20), (20, 22)]),
-        (21, 10, [(0, 10), (10, 21)]),  # one frame left over is not lost
+        (range(10), 20, None, [(0, 10)]),
+        (range(10), 10, None, [(0, 10)]),
+        (range(20), 10, None, [(0, 10), (10, 20)]),
+        (range(22), 10, None, [(0, 10), (10, 20), (20, 22)]),
+        (range(21), 10, None, [(0, 10), (10, 21)]),  # one frame left over is not lost
+        (range(5, 27), 10, None, [(5, 15), (15, 25), (25, 27)]),
+        (range(10), 10, 5, [(0, 10)]),
+        (range(11), 10, 5, [(0, 10), (5, 11)]),
+        (range(20), 10, 5, [(0, 10), (5, 15), (10, 20)]),
+        (range(3, 24), 10, 4, [(3, 13), (7, 17), (11, 21), (15, 24)]),
     ],
 )
-def test_windows(num_frames, window_frames, expected):
-    cut_up = windows(num_frames, window_frames)
+def test_windows(frames, window_frames, step_frames, expected):
+    cut_up = windows(frames, window_frames, step_frames)
     assert [(span.start, span.stop) for span in cut_up] == expected
+
+
+def test_the_rate_is_that_of_the_times_whatever_the_file_says(tmp_path):
+    """As of a browser's recording: 25 pictures a second, and 1000 by its header."""
+    path = tmp_path / "browser.mkv"
+    times = [Fraction(n, 25) + Fraction(n % 3, 1000) for n in range(61)]
+    write_video(
+        path, gray_ramp(26, 32, 32)[:12] * 5 + gray_ramp(26, 32, 32)[:1], fps=1000, times=times
+    )
+    pictures = open_pictures(path)
+    assert pictures.fps == 1000
+    assert float(pictures.mean_fps()) == pytest.approx(25, rel=0.001)
+    assert open_pictures(path, Fraction(10)).mean_fps() == 10
+    with path.open("rb") as file:
+        stream = StreamPictures(file, "a pipe")
+        assert float(stream.mean_fps()) == pytest.approx(25, rel=0.01)
+        streamed = [seconds for _, seconds, _ in stream.timed()]
+    assert streamed == pictures.times()[:-1], "none was lost"
+
+
+def test_a_part_of_a_video_by_its_own_times(tmp_path):
+    """Pictures at 0, 0.02, … 0.98 s, and at 1, 1.1, … 1.9 s."""
+    path = tmp_path / "varying.mp4"
+    times = [Fraction(n, 50) for n in range(50)] + [1 + Fraction(n, 10) for n in range(10)]
+    write_video(path, gray_ramp(26, 32, 32)[:12] * 5, times=times)
+    pictures = open_pictures(path)
+    assert pictures.span() == range(60)
+    assert pictures.span(0.98) == range(49, 60)
+    assert pictures.span(0.981, 1.1) == range(50, 52)
+    assert pictures.span(None, 0.039) == range(2)
+    assert pictures.span(1.8, 1.94) == range(58, 60)
+    for part, reason in (
+        ((0, 2.2), "its span ends at 2.2 s, and the video at 1.940 s"),
+        ((1.01, 1.11), "fewer than two pictures from 1.01 s to 1.11 s"),
+        ((7, None), "fewer than two pictures from 7 s to 1.94 s"),
+        ((0.5, 0.2), "fewer than two pictures from 0.5 s to 0.2 s"),
+    ):
+        with pytest.raises(ClipError, match=re.escape(reason)) as error:
+            pictures.span(*part)
+        assert error.value.stage == "manifest"
 
 
 # ---- times ---------------------------------------------------------------------------------------
