@@ -145,8 +145,8 @@ def _with_probability(probabilities: Mapping[str, float]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    lines = [f"| {' | '.join(map(str, line))} |" for line in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def _each_clip(
@@ -223,7 +223,7 @@ class Windows:
             for label in f.unknown
         ]
         for model, f in figures.items():
-            said = sorted({name for row in f.confusion.values() for name in row})
+            said = sorted({name for row in f.confusion.values() for name in row} | {*f.confusion})
             cells = [
                 [label, *(row.get(name, 0) for name in said)] for label, row in f.confusion.items()
             ]
@@ -271,7 +271,10 @@ def read_marks(file: Path, videos: Path) -> list[Mark]:
             ) from error
         if not 0 <= onset < apex:
             raise InputError(f"{where}: from {onset} s to {apex} s; give an apex that is later")
-        marks.append(Mark(found[row["video"]], onset, apex, row["label"].strip(), confidence))
+        label = (row["label"] or "").strip()
+        if not label:
+            raise InputError(f"{where}: no label; say what the face does, or remove the line")
+        marks.append(Mark(found[row["video"]], onset, apex, label, confidence))
     return marks
 
 
@@ -283,22 +286,25 @@ def measure_windows(models: Models, detector: FaceDetector, marks: Sequence[Mark
         said = {name: says(model, detector, mark.video, *times) for name, model in models.items()}
         name = f"{mark.video.stem} {mark.onset_s:.2f}–{mark.apex_s:.2f}"
         clips.append(Clip(name, mark.label, said, mark.confidence))
-    labels = sorted({clip.label for clip in clips})
-    figures = {}
-    for name, model in models.items():
-        confusion = {
-            label: dict(Counter(c.label_of(name) for c in clips if c.label == label))
-            for label in labels
-        }
-        recalls = [row.get(label, 0) / sum(row.values()) for label, row in confusion.items()]
-        figures[name] = WindowFigures(
-            right=Share.count(clip.is_right(name) for clip in clips),
-            right_of_sure=Share.count(c.is_right(name) for c in clips if c.confidence >= SURE),
-            mean_recall=float(np.mean(recalls)),
-            confusion=confusion,
-            unknown=[label for label in labels if label not in model.card.classes],
-        )
+    figures = {m: window_figures(clips, m, model.card.classes) for m, model in models.items()}
     return Windows(clips, figures)
+
+
+def window_figures(clips: Sequence[Clip], model: str, classes: Sequence[str]) -> WindowFigures:
+    """What a model with these classes says of the windows, counted."""
+    labels = sorted({clip.label for clip in clips})
+    confusion = {
+        label: dict(Counter(clip.label_of(model) for clip in clips if clip.label == label))
+        for label in labels
+    }
+    recalls = [row.get(label, 0) / sum(row.values()) for label, row in confusion.items()]
+    return WindowFigures(
+        right=Share.count(clip.is_right(model) for clip in clips),
+        right_of_sure=Share.count(c.is_right(model) for c in clips if c.confidence >= SURE),
+        mean_recall=float(np.mean(recalls)),
+        confusion=confusion,
+        unknown=[label for label in labels if label not in classes],
+    )
 
 
 # ---- smiles from two photographs -----------------------------------------------------------------
@@ -449,10 +455,12 @@ def measure_smiles(models: Models, detector: FaceDetector, people: Sequence[Pers
         raise InputError(
             f"--photos: nobody with two photographs that show a face: {_and(left_out.values())}"
         )
-    return Smiles(clips, left_out, {name: _smile_figures(clips, name) for name in models})
+    return Smiles(clips, left_out, {name: smile_figures(clips, name) for name in models})
 
 
-def _smile_figures(clips: Mapping[str, Sequence[Clip]], model: str) -> SmileFigures:
+def smile_figures(clips: Mapping[str, Sequence[Clip]], model: str) -> SmileFigures:
+    """What a model says of the clips of each kind, counted."""
+
     def happy(some: Iterable[Clip]) -> Share:
         return Share.count(clip.label_of(model) == HAPPINESS for clip in some)
 

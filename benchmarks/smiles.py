@@ -27,7 +27,7 @@ from pipeline.datasets.drawing import sensor_noise, smooth_walk
 
 FPS, NUM_FRAMES, CRF = 25, 25, 23
 END_SECONDS = (NUM_FRAMES - 1) / FPS  # when the last frame is shown
-NOISE = 1.5  # standard deviation of a camera's, of 255
+NOISE = 2.5  # standard deviation of a camera's, of 255
 # At most: right and down, as shares of the face; turned, in degrees; larger, brighter.
 MOST_MOTION = np.array([0.03, 0.03, 3, 0.02, 0.05])
 SCALES = np.linspace(0.96, 1.04, 9)  # of one photograph to the other, after the eyes are aligned
