@@ -91,44 +91,41 @@ def aligned(smiling: Photograph, neutral: Photograph) -> np.ndarray:
     Psarakis, IEEE PAMI 2008).
     """
     shape = neutral.picture.shape[:2]
-    first = _similarity(neutral.points, smiling.points)
-    mask = _eyes_to_nose(neutral)
-    left, top, width, height = cv2.boundingRect(mask)
-    middle = left + width / 2, top + height / 2
+    left, top, width, height = _eyes_to_nose(neutral)
+    part = np.s_[top : top + height, left : left + width]
     wanted, given = (cv2.cvtColor(p.picture, cv2.COLOR_RGB2GRAY) for p in (neutral, smiling))
+    # From the part's pixels to the smiling photograph's.
+    first = _compose(_similarity(neutral.points, smiling.points), _move(left, top))
     best, transform = -1.0, first
     for scale in SCALES:
-        scaled = _compose(first, cv2.getRotationMatrix2D(middle, 0, scale))
-        start = np.eye(2, 3, dtype=np.float32)
+        resized = cv2.getRotationMatrix2D((width / 2, height / 2), 0, scale)
+        start = _compose(first, resized)
         try:
             found, moved = cv2.findTransformECC(
-                wanted,
-                _warped(given, scaled, shape),
-                start,
+                wanted[part],
+                _warped(given, start, (height, width)),
+                np.eye(2, 3, dtype=np.float32),
                 cv2.MOTION_EUCLIDEAN,
                 ECC_STEPS,
-                mask,
+                None,
                 5,
             )
         except cv2.error:  # it does not converge from here
             continue
         if found > best:
-            best, transform = found, _compose(scaled, moved)
+            best, transform = found, _compose(start, moved)
+    transform = _compose(transform, _move(-left, -top))
     laid = _warped(smiling.picture, transform, shape).astype(np.float32)
-    inside = mask > 0
-    return laid * (neutral.picture[inside].mean(0) / laid[inside].mean(0)).astype(np.float32)
+    light = neutral.picture[part].mean((0, 1)) / laid[part].mean((0, 1))
+    return laid * light.astype(np.float32)
 
 
-def _eyes_to_nose(photograph: Photograph) -> np.ndarray:
-    """uint8 (H, W), 255 there."""
+def _eyes_to_nose(photograph: Photograph) -> tuple[int, int, int, int]:
+    """Left, top, width and height of that part, in pixels; a face is wholly in its photograph."""
     (x0, y0), (x1, y1), (_, tip) = photograph.points
-    apart = np.hypot(x1 - x0, y1 - y0)
-    eyes = (y0 + y1) / 2
-    mask = np.zeros(photograph.picture.shape[:2], np.uint8)
-    top, bottom = round(eyes - 0.5 * apart), round(tip + 0.1 * apart)
-    left, right = round(min(x0, x1) - 0.4 * apart), round(max(x0, x1) + 0.4 * apart)
-    mask[max(top, 0) : bottom, max(left, 0) : right] = 255
-    return mask
+    apart = float(np.hypot(x1 - x0, y1 - y0))
+    left, top = max(round(x0 - 0.4 * apart), 0), max(round((y0 + y1) / 2 - 0.5 * apart), 0)
+    return left, top, round(x1 + 0.4 * apart) - left, round(tip + 0.1 * apart) - top
 
 
 def _similarity(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
@@ -136,6 +133,10 @@ def _similarity(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
     a, b = (p[:, 0] + 1j * p[:, 1] for p in (points, onto))
     (turn, move), *_ = np.linalg.lstsq(np.stack([a, np.ones_like(a)], 1), b, rcond=None)
     return np.array([[turn.real, -turn.imag, move.real], [turn.imag, turn.real, move.imag]])
+
+
+def _move(right: float, down: float) -> np.ndarray:
+    return np.array([[1, 0, right], [0, 1, down]], np.float64)
 
 
 def _compose(after: np.ndarray, before: np.ndarray) -> np.ndarray:
