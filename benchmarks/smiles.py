@@ -107,8 +107,6 @@ def aligned(smiling: Photograph, neutral: Photograph) -> np.ndarray:
                 np.eye(2, 3, dtype=np.float32),
                 cv2.MOTION_EUCLIDEAN,
                 ECC_STEPS,
-                None,
-                5,
             )
         except cv2.error:  # it does not converge from here
             continue
