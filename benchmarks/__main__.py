@@ -19,6 +19,7 @@ from cfer.options import parse_command
 # Each bench needs other packages, some of which take seconds to import.
 if TYPE_CHECKING:
     from benchmarks.measure import Measurement
+    from benchmarks.real import RealPeople
     from benchmarks.robustness import Robustness
 
 Rounds = Annotated[int, arg(help="How often each work is timed.")]
@@ -175,6 +176,53 @@ def robustness(videos: Videos, *, model: str = "default", json: Json = None) -> 
     return status
 
 
+def real(
+    *,
+    model: tuple[str, ...] = ("default",),
+    windows: Path | None = None,
+    videos: Path | None = None,
+    photos: Path | None = None,
+    people: str = "",
+    crema_d: Path | None = None,
+    robustness: tuple[Path, ...] = (),
+    details: bool = False,
+    json: Json = None,
+) -> int:
+    """What do models say of real people? Several models side by side, with exact intervals.
+
+    Args:
+        model: One or more, as for `cfer predict`.
+        windows: A CSV of windows that people have marked, from onset to apex: columns video,
+            onset_s, apex_s, label, confidence.
+        videos: The folder with the videos of --windows, each named as in its column video.
+        photos: Photographs of people, neutral and smiling, in the London set's layout:
+            neutral_front/, smiling_front/, london_info.csv. Smiles are made from them.
+        people: Only these people of --photos, separated by commas.
+        crema_d: CREMA-D's folder.
+        robustness: Videos with a face in view; as `cfer bench robustness`.
+        details: Also print what is said of each window and each person.
+    """
+    from benchmarks import real
+    from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
+
+    status = _report(
+        lambda: real.measure(
+            model,
+            windows=windows,
+            videos=videos,
+            photos=photos,
+            people=[name for name in people.split(",") if name],
+            crema_d=crema_d,
+            robust=robustness,
+            details=details,
+        ),
+        json,
+    )
+    if DEFAULT in model:
+        print(f"\n{DEFAULT_LIMITS}")
+    return status
+
+
 def compare(before: Positional[Path], after: Positional[Path]) -> int:
     """Two JSON files of a bench: has a ratio fallen by more than a third?
 
@@ -189,7 +237,7 @@ def compare(before: Positional[Path], after: Positional[Path]) -> int:
     return int(regressed)
 
 
-def _report(measure: Callable[[], Measurement | Robustness], file: Path | None) -> int:
+def _report(measure: Callable[[], Measurement | RealPeople | Robustness], file: Path | None) -> int:
     import json
     from dataclasses import asdict
 
@@ -205,7 +253,7 @@ def _report(measure: Callable[[], Measurement | Robustness], file: Path | None) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    benches = (codec, extract, train, predict, scale, robustness, compare)
+    benches = (codec, extract, train, predict, scale, robustness, real, compare)
     commands = {bench.__name__: bench for bench in benches}
     return parse_command(commands, "cfer bench", __doc__ or "", argv)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from cfer.errors import InputError
 from cfer.predict.recognizer import Recognizer
 from cfer.video.faces import FaceDetector, FaceWindow, Square, crop, face_clip
 from cfer.video.pictures import Pictures, open_pictures, windows
+from pipeline.datasets.made import write_video
 
 H264_CRF = 35  # coarse, as a messenger sends a video
 
@@ -238,19 +238,5 @@ def _probabilities(recognizer: Recognizer, bitstream: Bitstream) -> np.ndarray:
 def _compressed(pictures: Pictures, folder: Path) -> Pictures:
     """The same pictures after H.264."""
     path = folder / "video.mp4"
-    rate = pictures.fps.limit_denominator(1001)
-    with open(path, "wb") as file, av.open(file, "w", format="mp4") as container:
-        options = {"crf": str(H264_CRF), "preset": "veryfast"}
-        stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1
-        for number, picture in enumerate(pictures):
-            # 4:2:0 has even sides.
-            even = np.ascontiguousarray(
-                picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
-            )
-            if number == 0:
-                stream.height, stream.width = even.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-        container.mux(stream.encode(None))
+    write_video(path, pictures, pictures.fps.limit_denominator(1001), H264_CRF)
     return open_pictures(path)

@@ -36,7 +36,7 @@ ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 20, 23, 25, 26, 27)
 INDEX = {unit: i for i, unit in enumerate(ACTION_UNITS)}
 FPS = 24
 # Part of the settings' digest: raise it when the same settings draw other pixels.
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 
 # Emotion prototypes of EMFACS (Ekman & Friesen), as strengths of the units at the apex. Each has
 # variants, of which a clip shows one: the units that may join the core.

@@ -155,11 +155,11 @@ class Stage:
         if self.smile is not None and now[OWN] > 1e-3:
             texture = texture + now[OWN] * self.smile
         at = places * np.float32(self.pixels) - np.float32(0.5)
-        picture = cv2.remap(texture, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        alpha = cv2.remap(self.matte, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        picture = _at(texture, at)
+        alpha = _at(self.matte, at)
         at = places * np.float32(SHADE) - np.float32(0.5)
         shade = self._shade(now)
-        brightness = cv2.remap(shade, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        brightness = _at(shade, at)
         picture *= brightness[..., None]
         if gap.size and gap.max() > 0.1:
             light = brightness[rows]
@@ -198,9 +198,7 @@ class Stage:
         field = (weights @ fields).reshape(GRID, GRID, 2) * np.float32(GRID / EXTENT)
         places = seen
         for _ in range(STEPS):
-            places = seen - cv2.remap(
-                field, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-            )
+            places = seen - _at(field, places)
         return self._places(places)
 
     def _places(self, coarse: np.ndarray) -> np.ndarray:
@@ -312,6 +310,12 @@ class Stage:
         mouth = hollow * (1 - teeth) + tooth * seams[..., None] * teeth
         mouth = mouth * (shadow * np.clip(brightness[part], 0.6, 1.1))[..., None]
         picture[part] += (mouth - picture[part]) * gap[part][..., None]
+
+
+def _at(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """What a picture shows at each of some places, float32 (H, W, 2): column and row."""
+    nothing = np.empty(0, np.float32)  # both are in one map
+    return cv2.remap(picture, places, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _units(places: np.ndarray) -> np.ndarray:
