@@ -3,8 +3,8 @@
     cfer puppets --photos DIR --out DIR
     cfer extract --dataset puppets --root PHOTOS          # the same, into puppets/ beside the shards
 
-Writes `DIR/videos/001/anger_1.mp4` …, `DIR/manifest.csv` with the spans to be learned (several of a
-video), and `DIR/spans.csv` with the intensity of each. How a face moves is in `pipeline.puppets`.
+Writes `DIR/videos/001/anger_1.mp4` …, `DIR/manifest.csv` with the spans to be learned (several of
+a video), and `DIR/spans.csv` with the intensity of each. How a face moves: `pipeline.puppets`.
 """
 
 from __future__ import annotations
@@ -59,15 +59,11 @@ class Task(NamedTuple):
         """Below the set's folder."""
         return f"videos/{self.photograph.person}/{self.label}_{self.repetition + 1}.mp4"
 
-    def generator(self, settings: PuppetSettings) -> np.random.Generator:
-        """The randomness of this clip, whatever else is in the set."""
-        words = self.photograph.person, self.label, str(self.repetition), str(settings.seed)
-        return generator_of(*words)
-
     def plan(self, settings: PuppetSettings) -> tuple[Clip, np.random.Generator]:
-        """The clip, and the rest of its randomness."""
-        generator = self.generator(settings)
-        return plan(_style(self.photograph.person), self.label, generator), generator
+        """The clip, and the rest of its randomness: the same, whatever else is in the set."""
+        person = self.photograph.person
+        generator = generator_of(person, self.label, str(self.repetition), str(settings.seed))
+        return plan(_style(person), self.label, generator), generator
 
 
 @lru_cache(maxsize=4)
@@ -81,7 +77,7 @@ def _style(person: str) -> Style:
 
 
 def stage(task: Task, settings: PuppetSettings) -> tuple[Clip, Stage, np.random.Generator]:
-    """A clip, and where its pictures come from.
+    """A clip, where its pictures come from, and what is left of its randomness.
 
     Raises:
         InputError: the photograph or its landmarks aren't right.
@@ -95,7 +91,7 @@ def stage(task: Task, settings: PuppetSettings) -> tuple[Clip, Stage, np.random.
 def _animate(task: Task, directory: Path, settings: PuppetSettings) -> int:
     clip, shown, generator = stage(task, settings)
     crf = int(generator.integers(FINEST, COARSEST + 1))
-    pictures = (shown.frame(number) for number in range(len(clip.curves["26"])))
+    pictures = (shown.frame(number) for number in range(clip.num_frames))
     return write_video(directory / task.path(), pictures, clip.fps, crf)
 
 
@@ -161,7 +157,7 @@ def _write_manifest(directory: Path, tasks: Sequence[Task], settings: PuppetSett
 def apex_frame(clip: Clip) -> int:
     """The frame at which a clip's expression is at its strongest; of a neutral one, its middle."""
     shown = [span for span in clip.spans if span.label != "neutral"]
-    last = len(clip.curves["26"]) - 1
+    last = clip.num_frames - 1
     return min(round(shown[0].end * clip.fps), last) if shown else last // 2
 
 
@@ -187,10 +183,14 @@ def contact_sheet(photographs: Sequence[Photograph], settings: PuppetSettings) -
 def film_strip(photograph: Photograph, label: str, settings: PuppetSettings) -> np.ndarray:
     """A clip's frames, evenly spaced, in two rows: RGB, uint8."""
     clip, shown, _ = stage(Task(photograph, label, 0), settings)
-    last = len(clip.curves["26"]) - 1
+    last = clip.num_frames - 1
     frames = [shown.frame(n) for n in np.linspace(0, last, FILM_FRAMES).round().astype(int)]
     half = FILM_FRAMES // 2
     return np.vstack([np.hstack(frames[:half]), np.hstack(frames[half:])])
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
 
 def puppets(
@@ -228,12 +228,10 @@ def puppets(
     if sheet or film:
         shown = photographs_below(photos)[:people]
         some = shown[:: max(len(shown) // SHEET_PEOPLE, 1)][:SHEET_PEOPLE]
-        for path, image in (
-            (sheet, sheet and contact_sheet(some, settings)),
-            (film, film and film_strip(some[0], "happiness", settings)),
-        ):
-            if path is not None:
-                cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if sheet is not None:
+            _write_picture(sheet, contact_sheet(some, settings))
+        if film is not None:
+            _write_picture(film, film_strip(some[0], "happiness", settings))
     if out is not None:
         animate(photos, out, settings, people, clips_per_class, workers)
     return 0

@@ -11,14 +11,13 @@ import cv2
 import numpy as np
 
 from pipeline.puppets.acting import Clip, Style
-from pipeline.puppets.photos import EXTENT, LEFT, TEXTURE, TOP
+from pipeline.puppets.photos import CHIN, EXTENT, LEFT, TEXTURE, TOP
 from pipeline.puppets.rig import GRID, JAW_DROP, SHADE, Rig
 
 COARSE = 64  # points to a side of the grid on which displacements are inverted
 STEPS = 10
 TOOTH = np.array([232, 224, 210], np.float32)
 DARK, TONGUE = np.array([46, 20, 20], np.float32), np.array([135, 66, 64], np.float32)
-REPLICATE = {"borderMode": cv2.BORDER_REPLICATE}
 
 
 class Stage:
@@ -80,7 +79,7 @@ class Stage:
 
     def _dressed(self, lit: np.ndarray, texture: np.ndarray) -> np.ndarray:
         """White shirts in other colors: a hundred people in white would be a class of their own."""
-        chin = self.rig.face.points[129, 1]
+        chin = self.rig.face.points[CHIN, 1]
         y = TOP + (np.arange(len(lit)) + 0.5) / len(lit) * EXTENT
         darkest = texture.min(axis=-1).astype(np.float32)
         colorful = texture.max(axis=-1) - darkest
@@ -143,21 +142,14 @@ class Stage:
             inside = np.minimum(side[..., 0] - left, right - side[..., 0])
             gap = gap * np.clip(inside * self.unit - 0.5, 0, 1)
         self._lids(places, now)
-        at_x, at_y = (places[..., 0] - LEFT), (places[..., 1] - TOP)
-        k = self.pixels
-        picture = cv2.remap(
-            self.texture, at_x * k - 0.5, at_y * k - 0.5, cv2.INTER_LINEAR, **REPLICATE
-        )
-        shade = self._shade(now)
-        brightness = cv2.remap(
-            shade, at_x * SHADE - 0.5, at_y * SHADE - 0.5, cv2.INTER_LINEAR, **REPLICATE
-        )
+        picture = _sampled(self.texture, places, self.pixels)
+        brightness = _sampled(self._shade(now), places, SHADE)
         picture *= brightness[..., None]
         if gap.max() > 0.1:
             self._mouth(picture, gap, above, seen, now, brightness)
-        alpha = cv2.remap(self.matte, at_x * k - 0.5, at_y * k - 0.5, cv2.INTER_LINEAR, **REPLICATE)
+        alpha = _sampled(self.matte, places, self.pixels)
         dx, dy = (
-            int(round(16 - np.clip(now[n] * self.unit, -15, 15)))
+            round(16 - float(np.clip(now[n] * self.unit, -15, 15)))
             for n in ("camera right", "camera down")
         )
         behind = self.background[dy : dy + size, dx : dx + size]
@@ -187,14 +179,9 @@ class Stage:
             weights[self.where[name]] = np.sin(now[name])
             weights[self.where[name + "2"]] = 1 - np.cos(now[name])
         field = (weights @ fields).reshape(GRID, GRID, 2)
-        k = GRID / EXTENT
         places = seen
         for _ in range(STEPS):
-            moved = cv2.remap(
-                field, (places[..., 0] - LEFT) * k - 0.5, (places[..., 1] - TOP) * k - 0.5,
-                cv2.INTER_LINEAR, **REPLICATE,
-            )  # fmt: skip
-            places = seen - moved
+            places = seen - _sampled(field, places, GRID / EXTENT)
         return cv2.resize(places, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
 
     def _lids(self, places: np.ndarray, now: dict[str, float]) -> None:
@@ -301,3 +288,9 @@ class Stage:
         mouth = hollow * (1 - teeth) + tooth * seams[..., None] * teeth
         mouth = mouth * (shadow * np.clip(brightness[part], 0.6, 1.1))[..., None]
         picture[part] += (mouth - picture[part]) * gap[part][..., None]
+
+
+def _sampled(values: np.ndarray, places: np.ndarray, unit: float) -> np.ndarray:
+    """What a map of the face frame, `unit` points to the unit, has at the places (H, W, 2)."""
+    column, row = (places[..., 0] - LEFT) * unit - 0.5, (places[..., 1] - TOP) * unit - 0.5
+    return cv2.remap(values, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -10,8 +10,8 @@ most in how much of it they do. What is stored is this field at the strength of 
 the change of brightness that goes along with it outside the eyes and the mouth. Both are made
 symmetric.
 
-Every fifth person is left out, and so are those whom the model that ships holds out for its card:
-nothing of their smiles is in what it has learned (`is_held_out`).
+Every fifth person is left out (`is_held_out`): the model that ships holds out the same people for
+its card, and nothing of their smiles is in what it has learned.
 """
 
 from __future__ import annotations
@@ -34,14 +34,10 @@ from pipeline.puppets.photos import (
     read_landmarks,
     read_picture,
 )
-from pipeline.puppets.rig import SMILE
+from pipeline.puppets.rig import MEAN_HALF, MEAN_MOUTH, MEASURED_CORNER, MEASURED_SIDE, SMILE
 
 log = logging.getLogger("puppets.smile")
 UNIT = 64  # pixels
-SIDE = 4.0  # of the square that is compared, in units; its corner is (-2, -1.6)
-CORNER = (-2.0, -1.6)
-# The mean face's mouth: half its width, and how far below the eyes.
-HALF, MOUTH = 0.4, 1.1
 FIELD, SHADE = 48, 96  # points to a side of what is stored
 CLEAR = 75  # percentile of the people's smiles that counts as strength 1
 
@@ -72,7 +68,7 @@ def measure(photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
     measured = [_pair(pair, network) for pair in tqdm(pairs, "smiles", unit="person", disable=None)]
     flows = np.stack([flow for flow, _ in measured])
     flows = np.concatenate([flows, flows[:, :, ::-1] * (-1, 1)])
-    x, y = np.meshgrid(*(np.linspace(c, c + SIDE, FIELD) for c in CORNER))
+    x, y = np.meshgrid(*(np.linspace(c, c + MEASURED_SIDE, FIELD) for c in MEASURED_CORNER))
     weight = np.exp(-0.5 * x**4 - 0.5 * ((y - 0.7) / 1.05) ** 4)
     flat = (flows * weight[..., None]).reshape(len(flows), -1)
     _, _, vectors = np.linalg.svd(flat, full_matrices=False)
@@ -85,7 +81,7 @@ def measure(photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
     changes = np.concatenate([changes, changes[:, :, ::-1]])
     # Least squares: how brightness changes with strength.
     shade = np.tensordot(strength, changes, 1) / np.square(strength).sum() * clear
-    x, y = np.meshgrid(*(np.linspace(c, c + SIDE, SHADE) for c in CORNER))
+    x, y = np.meshgrid(*(np.linspace(c, c + MEASURED_SIDE, SHADE) for c in MEASURED_CORNER))
     face = np.exp(-0.5 * (x / 0.75) ** 4 - 0.5 * ((y - 0.8) / 0.62) ** 4)
     mouth = np.exp(-0.5 * (x / 0.36) ** 6 - 0.5 * ((y - 1.12) / 0.16) ** 6)
     eyes = np.exp(-0.5 * ((np.abs(x) - 0.5) / 0.3) ** 6 - 0.5 * (y / 0.2) ** 6)
@@ -100,7 +96,7 @@ def _pair(photograph: Photograph, network: object) -> tuple[np.ndarray, np.ndarr
     neutral, smiling = read_picture(photograph.picture), read_picture(photograph.smile)
     points = read_landmarks(photograph.landmarks)
     frame = FaceFrame.of(points)
-    corner = frame.scale @ np.array(CORNER) + frame.origin
+    corner = frame.scale @ np.array(MEASURED_CORNER) + frame.origin
     view = np.column_stack([frame.scale / UNIT, corner])
     found = []
     for path, picture in ((photograph.picture, neutral), (photograph.smile, smiling)):
@@ -113,7 +109,9 @@ def _pair(photograph: Photograph, network: object) -> tuple[np.ndarray, np.ndarr
     a, b = _view(neutral, view), _view(smiling, whole)
     b = _aligned(a, b)
     gray_a, gray_b = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b))
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(gray_a, gray_b, None)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(
+        gray_a, gray_b, np.zeros((*gray_a.shape, 2), np.float32)
+    )
     column, row = np.meshgrid(np.arange(a.shape[1]), np.arange(a.shape[0]))
     back = cv2.remap(
         b,
@@ -132,7 +130,7 @@ def _pair(photograph: Photograph, network: object) -> tuple[np.ndarray, np.ndarr
 
 
 def _view(photo: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    side = round(SIDE * UNIT)
+    side = round(MEASURED_SIDE * UNIT)
     flags = cv2.INTER_AREA | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(photo, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
@@ -140,13 +138,13 @@ def _view(photo: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def _aligned(neutral: np.ndarray, smiling: np.ndarray) -> np.ndarray:
     """The smiling face where the eyes and the nose of the neutral one are, and as bright."""
     upper = np.zeros(neutral.shape[:2], np.uint8)
-    rows = [round((y - CORNER[1]) * UNIT) for y in (-0.55, 0.55)]
-    columns = [round((x - CORNER[0]) * UNIT) for x in (-1, 1)]
+    rows = [round((y - MEASURED_CORNER[1]) * UNIT) for y in (-0.55, 0.55)]
+    columns = [round((x - MEASURED_CORNER[0]) * UNIT) for x in (-1, 1)]
     upper[rows[0] : rows[1], columns[0] : columns[1]] = 255
-    grays = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (neutral, smiling)]
+    a, b = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (neutral, smiling))
     start = np.eye(2, 3, dtype=np.float32)
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 80, 1e-5)
-    _, warp = cv2.findTransformECC(*grays, start, cv2.MOTION_EUCLIDEAN, stop, upper, 5)
+    _, warp = cv2.findTransformECC(a, b, start, cv2.MOTION_EUCLIDEAN, stop, upper, 5)
     size = (neutral.shape[1], neutral.shape[0])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(smiling, warp, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -158,13 +156,13 @@ def _laid_over(values: np.ndarray, points: np.ndarray, size: int) -> np.ndarray:
     """What was measured of one face, at the places of the mean face."""
     left, right = points[MOUTH_CORNERS[0]], points[MOUTH_CORNERS[1]]
     middle, half = (left + right) / 2, (right[0] - left[0]) / 2
-    x, y = np.meshgrid(*(np.linspace(c, c + SIDE, size) for c in CORNER))
-    own_x = x * half / HALF + middle[0] * np.clip(y / MOUTH, 0, 1)
-    own_y = y * middle[1] / MOUTH
+    x, y = np.meshgrid(*(np.linspace(c, c + MEASURED_SIDE, size) for c in MEASURED_CORNER))
+    own_x = x * half / MEAN_HALF + middle[0] * np.clip(y / MEAN_MOUTH, 0, 1)
+    own_y = y * middle[1] / MEAN_MOUTH
     return cv2.remap(
         values,
-        ((own_x - CORNER[0]) * UNIT).astype(np.float32),
-        ((own_y - CORNER[1]) * UNIT).astype(np.float32),
+        ((own_x - MEASURED_CORNER[0]) * UNIT).astype(np.float32),
+        ((own_y - MEASURED_CORNER[1]) * UNIT).astype(np.float32),
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
@@ -172,7 +170,8 @@ def _laid_over(values: np.ndarray, points: np.ndarray, size: int) -> np.ndarray:
 
 def _corner(field: np.ndarray) -> str:
     column, row = (
-        round((v - c) / SIDE * (FIELD - 1)) for v, c in zip((HALF, MOUTH), CORNER, strict=True)
+        round((v - c) / MEASURED_SIDE * (FIELD - 1))
+        for v, c in zip((MEAN_HALF, MEAN_MOUTH), MEASURED_CORNER, strict=True)
     )
     right, down = field[row, column]
     return f"{right:+.3f} {down:+.3f}"
