@@ -57,6 +57,10 @@ def painted(unit: float = 90, dots: Mapping[int, tuple[int, int, int]] | None = 
         fill(p[iris].mean(axis=0) + 0.45 * (p[iris] - p[iris].mean(axis=0)), (16, 14, 14))
         share = white[..., None] / 255
         picture[:] = np.round(picture * share + behind * (1 - share)).astype(np.uint8)
+        for lid in (eye[:5], [eye[0], *eye[:4:-1], eye[4]]):  # lashes
+            pixels = np.round((p[lid] - (LEFT, TOP)) * unit * 256).astype(np.int32)
+            thick = max(round(0.03 * unit), 1)
+            cv2.polylines(picture, [pixels], False, (60, 40, 34), thick, cv2.LINE_AA, 8)
     for lip in (UPPER_LIP, LOWER_LIP):
         fill(p[lip], LIPS)
     for number, color in (dots or {}).items():
