@@ -1,7 +1,8 @@
-"""From a data set to the table of methods: draw or unpack, extract, train every fold, report.
+"""From a data set to the table of methods: make or unpack, extract, train every fold, report.
 
     cfer benchmark --dataset synthetic --out bench            # the whole table
     cfer benchmark --dataset synthetic --out quick --quick    # the same, in minutes
+    cfer benchmark --dataset puppets --root PHOTOS --out bench
     cfer benchmark --dataset ravdess --root ARCHIVES --out bench
 
 Every method (`cfer.train.config.METHODS`) is trained on the same clips, folds, epochs and seeds;
@@ -29,27 +30,31 @@ from cfer.train.config import METHODS, TrainConfig, config_of
 if TYPE_CHECKING:
     from cfer.data.folds import ClipIndex
 
-SYNTHETIC = "synthetic"
+SYNTHETIC, PUPPETS = "synthetic", "puppets"
 NUM_SUBJECTS = 60
 QUICK_SUBJECTS = 12
 QUICK: dict[str, Any] = {"folds": "2", "seeds": "0", "epochs": 4}
 SEARCH_PROTOCOL: dict[str, Any] = {"folds": "5"}
 
 
-DatasetName = Literal["synthetic", "ck+", "mmi", "afew", "oulu-casia", "ravdess", "crema-d"]
+DatasetName = Literal[
+    "synthetic", "puppets", "ck+", "mmi", "afew", "oulu-casia", "ravdess", "crema-d"
+]
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """From a data set to the table of methods: draw or unpack, extract, train all folds, report."""
+    """From a data set to the table of methods: make or unpack, extract, train all folds, report."""
 
     dataset: DatasetName
     out: Path  # folder to work in
-    root: Path | None = None  # the data set's folder, or one with its ZIP archives
+    root: Path | None = (
+        None  # the data set's folder, or one with its ZIP archives; of puppets, photos
+    )
     quick: bool = False  # few people, folds and epochs
     search: bool = False  # the rows of the recipe search, not the methods
     rows: str | None = None  # only these rows of the table, commas between
-    subjects: int | None = None  # people to draw; not given: 60, and 12 with --quick
+    subjects: int | None = None  # people to draw (60) or animate (all); 12 with --quick
     seeds: str | None = None  # commas between; not given: those of the data set's protocol
     epochs: int | None = None  # of each run; not given: those of the protocol
     identity: str = "auto"  # frozen face network
@@ -245,6 +250,12 @@ def _source(options: BenchmarkOptions) -> list[str]:
         return ["--videos", str(videos / "manifest.csv")]
     if options.root is None:
         raise InputError(f"--dataset {options.dataset}: give --root, the folder with its files")
+    if options.dataset == PUPPETS:
+        from pipeline.datasets import puppets
+
+        people = options.subjects or (QUICK_SUBJECTS if options.quick else None)
+        puppets.puppets(photos=options.root, out=options.out / "videos", people=people)
+        return ["--videos", str(options.out / "videos" / "manifest.csv")]
     return [
         *("--dataset", options.dataset),
         *("--root", str(unpacked(options.root, options.out / "unpacked"))),

@@ -3,6 +3,7 @@
     python pipeline/extract.py                             # the built-in people → shards/
     cfer extract --videos DIR|GLOB|MANIFEST.csv --out DIR
     cfer extract --dataset ck+ --root TREE --out DIR
+    cfer extract --dataset puppets --root PHOTOS --out DIR
     ray job submit --working-dir . -- python pipeline/extract.py --videos … --out …
 
 Per clip: find the face, cut one fixed square, encode it at a fixed GOP, and embed an I-frame of the
@@ -61,7 +62,7 @@ class ExtractOptions:
     settings: ExtractionSettings
     videos: str | None = None  # a folder or a CSV (path or s3://…), or a glob pattern
     dataset: DatasetName | None = None  # in its owners' layout, below --root
-    root: Path | None = None  # where --dataset was unpacked; of csv, the file
+    root: Path | None = None  # where --dataset was unpacked; of csv, the file; of puppets, photos
     out: str = "shards"  # folder or URI (s3://…) to write
     preset: Literal["paper"] | None = None  # GOPs of 12, every frame, 224 × 224
     identity_weights: Path | None = None  # file of FaceNet's weights
@@ -97,11 +98,9 @@ def options_of(argv: Sequence[str] | None) -> ExtractOptions:
     if options.videos is not None and options.dataset is not None:
         raise InputError("--videos, --dataset: give one of them")
     if options.root is not None and options.dataset in (None, "synthetic"):
-        raise InputError(f"--root {options.root}: only for a --dataset that was unpacked there")
+        raise InputError(f"--root {options.root}: only for a --dataset whose files are there")
     if options.root is None and options.dataset not in (None, "synthetic"):
-        raise InputError(
-            f"--dataset {options.dataset}: needs --root, the folder that it was unpacked in"
-        )
+        raise InputError(f"--dataset {options.dataset}: needs --root, the folder with its files")
     if options.actors is not None and options.actors < 1:
         raise InputError(f"--actors {options.actors}: give 1 or more")
     return replace(options, settings=settings.checked())

@@ -143,6 +143,16 @@ def cases_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def photos_dir() -> Path:
+    """Photographs with landmarks, where there are some: ../shared/photos, or the folder in
+    CFER_PHOTOS."""
+    folder = Path(os.environ.get("CFER_PHOTOS", REPOSITORY.parent / "shared" / "photos"))
+    if not any(folder.rglob("*.tem")):
+        pytest.skip(f"no photographs in {folder} (name a folder of them in CFER_PHOTOS)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def detector() -> FaceDetector:
     from cfer.video.faces import FaceDetector
 

@@ -107,7 +107,7 @@ def make_missing(
             log.info("%s: %d of %d clips", verb, done, len(missing))
     seconds = max(time.monotonic() - start, 1e-9)
     log.info(
-        "%s: %d clips, of %d frames made now in %.0f s (%.0f frames/s)",
+        "%s: %d clips, %d frames made now in %.0f s (%.0f frames/s)",
         directory,
         len(tasks),
         frames,

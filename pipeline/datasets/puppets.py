@@ -1,10 +1,10 @@
 """A data set of photo puppets: photographs with landmarks → labeled video of eight expressions.
 
     cfer puppets --photos DIR --out DIR
-    cfer extract --dataset puppets --root PHOTOS          # the same, into puppets/ beside the shards
+    cfer extract --dataset puppets --root PHOTOS        # the same, into puppets/ beside the shards
 
-Writes `DIR/videos/001/anger_1.mp4` …, `DIR/manifest.csv` with the spans to be learned (several of a
-video), and `DIR/spans.csv` with the intensity of each. How a face moves is in `pipeline.puppets`.
+Writes `DIR/videos/001/anger_1.mp4` …, `DIR/manifest.csv` with the spans to be learned (several of
+a video), and `DIR/spans.csv` with the intensity of each. How a face moves: `pipeline.puppets`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def stage(task: Task, settings: PuppetSettings) -> tuple[Clip, Stage, np.random.
 def _animate(task: Task, directory: Path, settings: PuppetSettings) -> int:
     clip, shown, generator = stage(task, settings)
     crf = int(generator.integers(FINEST, COARSEST + 1))
-    pictures = (shown.frame(number) for number in range(len(clip.curves["26"])))
+    pictures = (shown.frame(number) for number in range(clip.num_frames))
     return write_video(directory / task.path(), pictures, clip.fps, crf)
 
 
@@ -169,7 +169,7 @@ def _write_manifest(directory: Path, tasks: Sequence[Task], settings: PuppetSett
 def apex_frame(clip: Clip) -> int:
     """The frame at which a clip's expression is at its strongest; of a neutral one, its middle."""
     shown = [span for span in clip.spans if span.label != "neutral"]
-    last = len(clip.curves["26"]) - 1
+    last = clip.num_frames - 1
     return min(round(shown[0].end * clip.fps), last) if shown else last // 2
 
 
@@ -195,10 +195,14 @@ def contact_sheet(photographs: Sequence[Photograph], settings: PuppetSettings) -
 def film_strip(photograph: Photograph, label: str, settings: PuppetSettings) -> np.ndarray:
     """A clip's frames, evenly spaced, in two rows: RGB, uint8."""
     clip, shown, _ = stage(Task(photograph, label, 0), settings)
-    last = len(clip.curves["26"]) - 1
+    last = clip.num_frames - 1
     frames = [shown.frame(n) for n in np.linspace(0, last, FILM_FRAMES).round().astype(int)]
     half = FILM_FRAMES // 2
     return np.vstack([np.hstack(frames[:half]), np.hstack(frames[half:])])
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
 
 def puppets(
@@ -236,12 +240,10 @@ def puppets(
     if sheet or film:
         shown = photographs_below(photos)[:people]
         some = shown[:: max(len(shown) // SHEET_PEOPLE, 1)][:SHEET_PEOPLE]
-        for path, image in (
-            (sheet, sheet and contact_sheet(some, settings)),
-            (film, film and film_strip(some[0], "happiness", settings)),
-        ):
-            if path is not None:
-                cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if sheet is not None:
+            _write_picture(sheet, contact_sheet(some, settings))
+        if film is not None:
+            _write_picture(film, film_strip(some[0], "happiness", settings))
     if out is not None:
         animate(photos, out, settings, people, clips_per_class, workers)
     return 0

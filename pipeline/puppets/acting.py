@@ -22,7 +22,6 @@ CLASSES = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadn
 FRAME_RATES = (15, 24, 25, 30, 50, 60)
 RATE_SHARES = (0.08, 0.26, 0.26, 0.32, 0.04, 0.04)
 EYES = ("upper lid", "lower lid", "blink", "look right", "look down")
-LIGHT = ("gain", "light right", "light down")
 CAMERA = ("camera right", "camera down", "camera roll", "camera zoom")
 MOST = 1.3  # of any action unit: beyond it, a face would fold over itself
 LEAST_RISE = 0.6  # share of an expression's rise that a span with its label holds
@@ -90,8 +89,9 @@ class Clip:
 
     Attributes:
         seconds, fps: how long, and frames per second.
-        curves: at each frame, float64 (frames,): action units ("1L", "26", …), `EYES`, `LIGHT`,
-            `CAMERA` and the head's.
+        curves: at each frame, float64 (frames,): action units ("1L", "26", …), `EYES`, the light's
+            "gain", "light right" and "light down", `CAMERA`, and the head's: "yaw", "pitch" and
+            "roll" in radians, "right" and "down" in units, and the share "nearer".
         spans: what can be learned from it.
     """
 
@@ -99,6 +99,10 @@ class Clip:
     fps: int
     curves: dict[str, Curve]
     spans: list[Span] = field(repr=False)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.curves["26"])
 
 
 def prototype(label: str, style: Style, r: np.random.Generator) -> Strengths:

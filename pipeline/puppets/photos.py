@@ -54,7 +54,7 @@ def photographs_below(root: Path) -> list[Photograph]:
     `smiling_front/001_08.jpg` that person's smile.
 
     Raises:
-        InputError: there is none, or two are of one person.
+        InputError: there is none, two are of one person, or one has landmarks and no picture.
     """
     found: dict[str, Photograph] = {}
     for landmarks in sorted(root.rglob("*.tem")):
@@ -76,8 +76,8 @@ def photographs_below(root: Path) -> list[Photograph]:
         found[person] = Photograph(person, picture, landmarks, smile)
     if not found:
         raise InputError(
-            f"--root {root}: no photograph with landmarks in it; give the folder of photographs, "
-            "with a .tem file beside each (docs/data.md says where to get some)"
+            f"{root}: no photograph with landmarks in it; give the folder of photographs, with a "
+            ".tem file beside each (docs/data.md says where to get some)"
         )
     return [found[person] for person in sorted(found)]
 
@@ -183,8 +183,8 @@ class Face:
         face = points[list(JAW)]
         if (face < 0).any() or (face >= (width, height)).any() or np.ptp(face[:, 0]) < 32:
             raise InputError(
-                f"{photograph.landmarks}: its face does not lie in {photograph.picture.name}, which "
-                f"has {width} × {height} pixels; give the picture in the size of its template"
+                f"{photograph.landmarks}: its face does not lie in {photograph.picture.name}, "
+                f"which has {width} × {height} pixels; give the picture in the size of its template"
             )
         frame = FaceFrame.of(points)
         texture = frame.view(photo, TEXTURE, cv2.BORDER_REPLICATE)
@@ -233,7 +233,8 @@ def cut_out(
     labels[shoulders] = cv2.GC_FGD
     labels[outside] = cv2.GC_BGD
     cv2.setRNGSeed(0)
-    cv2.grabCut(small, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 2, cv2.GC_INIT_WITH_MASK)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, labels, (0, 0, 0, 0), *models, 2, cv2.GC_INIT_WITH_MASK)
     sure = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     # One piece without holes.
     _, pieces = cv2.connectedComponents(sure)

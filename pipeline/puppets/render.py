@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from pipeline.puppets.acting import Clip, Style
-from pipeline.puppets.photos import EXTENT, LEFT, TEXTURE, TOP
+from pipeline.puppets.photos import CHIN, EXTENT, LEFT, TEXTURE, TOP
 from pipeline.puppets.rig import GRID, JAW_DROP, OWN, SHADE, Rig
 
 COARSE = 64  # points to a side of the grid on which displacements are inverted
@@ -83,7 +83,7 @@ class Stage:
 
     def _dressed(self, lit: np.ndarray, texture: np.ndarray) -> np.ndarray:
         """White shirts in other colors: a hundred people in white would be a class of their own."""
-        chin = self.rig.face.points[129, 1]
+        chin = self.rig.face.points[CHIN, 1]
         y = TOP + (np.arange(len(lit)) + 0.5) / len(lit) * EXTENT
         darkest = texture.min(axis=-1).astype(np.float32)
         colorful = texture.max(axis=-1) - darkest

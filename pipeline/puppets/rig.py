@@ -6,7 +6,7 @@ units of the face frame, at strength 1. What a face does at one moment is the we
 are a seam: above it one sum holds, below it another, and where they part is the mouth.
 
 What changes in brightness goes along: folds, and light from the side. Strengths add up, and a face
-that did everything at once would fold over itself: `cfer`'s actors keep them below about 1.3.
+that did everything at once would fold over itself: `acting` keeps each below 1.3.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ GRID = 80  # points to a side of the fields
 SHADE = MATTE  # pixels to the unit of the maps of brightness
 # Action units of one side each, named 12L, 12R (the picture's left and right), and of both.
 PAIRED = ("1", "2", "4", "6", "9", "10", "12", "14", "15", "18", "20")
-OWN = "own smile"
 SINGLE = ("16", "17", "24", "25", "26", "puff")
-# Of the head: turns in radians, moves in units, growth as a share.
+OWN = "own smile"  # from a photograph, where there is one
 JAW_DROP = 0.48  # units, at strength 1
-HEAD = ("yaw", "pitch", "roll", "right", "down", "nearer")
 UPPER_INNER_LIP = (87, 94, 95, 96, 97, 98, 93)
 LOWER_INNER_LIP = (87, 99, 100, 101, 102, 103, 93)
 UPPER_LIDS = ((18, 19, 20, 21, 22), (23, 24, 25, 26, 27))

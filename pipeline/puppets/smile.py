@@ -149,8 +149,9 @@ class _Pair(NamedTuple):
 
     def flow(self) -> np.ndarray:
         """Where each point of the neutral face went, smooth, float32 (S, S, 2) in pixels."""
-        grays = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (self.neutral, self.smiling)]
-        moved = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grays, None)
+        a, b = (cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (self.neutral, self.smiling))
+        dense = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        moved = dense.calc(a, b, np.zeros((*a.shape, 2), np.float32))
         return cv2.GaussianBlur(moved, (0, 0), 1.5)
 
 
@@ -173,8 +174,8 @@ class OwnSmile(NamedTuple):
     Attributes:
         field: where each point of the face goes, float32 (S, S, 2) in units, over the square of the
             face frame that is kept of a photograph.
-        texture: the smiling face's color, brought back to where the neutral face has it: RGB, uint8,
-            of the neutral texture's size.
+        texture: the smiling face's color, brought back to where the neutral face has it: RGB,
+            uint8, of the neutral texture's size.
         share: where it is to be used, float32 in [0, 1], likewise: the face, not the hair.
     """
 

@@ -19,7 +19,7 @@ def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:
         *("--classes", "happiness,surprise"),
     )
     assert done.returncode == 0, done.stderr
-    assert "4 clips of 2 subjects, 96 frames drawn now" in done.stderr
+    assert "4 clips, 96 frames made now" in done.stderr
     one, two = (
         {str(f.relative_to(tmp_path / n)): f.read_bytes() for f in (tmp_path / n).rglob("*.*")}
         for n in ("one", "two")

@@ -91,7 +91,7 @@ def test_a_demo_whose_step_fails_stops_there(
     handlers, level = logging.root.handlers[:], logging.root.level
     assert run(["demo", "--out", "work", "--subjects", "4"]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("error: --out videos: was drawn with other settings")
+    assert printed.err.startswith("error: --out videos: was made with other settings")
     *_, command, end = printed.out.splitlines()
     assert command == "$ cfer draw --out videos --subjects 4"
     assert end == "cfer demo: stopped, since the command above ended with 2"

@@ -39,7 +39,8 @@ from cfer.predict.models import default_path
 from cfer.predict.recognizer import Recognizer
 from cfer.video.pictures import open_pictures
 from pipeline.datasets import cremad
-from pipeline.datasets.drawing import DrawingSettings
+from pipeline.datasets.drawing import FPS, DrawingSettings
+from pipeline.datasets.made import write_video
 from pipeline.datasets.synthetic import draw_dataset
 
 

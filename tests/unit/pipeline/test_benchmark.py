@@ -27,14 +27,14 @@ from pipeline.datasets.readers import NAMES
 
 @pytest.mark.parametrize("more", [[], ["--quick"], ["--search"]])
 def test_every_data_set_has_settings_that_can_be_trained(more: list[str]) -> None:
-    names = ["synthetic", *(name for name in NAMES if name in PROTOCOLS)]
+    names = ["synthetic", "puppets", *(name for name in NAMES if name in PROTOCOLS)]
     experiments = set()
     for name in names:
         options = parse(BenchmarkOptions, "", ["--dataset", name, "--out", "x", *more])
         settings, seeds = settings_of(options)
         config = config_of({**settings, "data": "x"})
         assert bool(config.folds) != (config.split == "column")
-        of_protocol = "--quick" not in more and name in ("synthetic", "afew")
+        of_protocol = "--quick" not in more and name in ("synthetic", "puppets", "afew")
         assert seeds == ([0, 1, 2] if of_protocol else [0])
         experiments.add(experiment_of(options))
     assert len(experiments) == len(names), "two data sets in one table"

@@ -29,7 +29,7 @@ from cfer.video.faces import face_clip
 from cfer.video.pictures import open_pictures
 from pipeline.actors import extract_clip
 from pipeline.datasets import readers
-from pipeline.extract import DatasetName, drawn_beside, main, options_of
+from pipeline.extract import DatasetName, made_beside, main, options_of
 from pipeline.manifest import Entry, read_manifest
 from pipeline.plan import check_same_plan, plan_shards, read_plan, read_source
 from pipeline.settings import ExtractionSettings, FaceNetwork
@@ -306,6 +306,7 @@ def test_bit_rate_takes_the_quantizers_place():
         ("--videos v --root r", "--root r: only for a --dataset"),
         ("--dataset synthetic --root r", "--root r: only for a --dataset"),
         ("--dataset ck+", "--dataset ck+: needs --root"),
+        ("--dataset puppets", "--dataset puppets: needs --root"),
         ("--bit-rate 9000 --quantizer 4", "--quantizer, --bit-rate: give one of them"),
         ("--size 33", "--size 33: give an even number"),
         ("--gop-size 1", "--gop-size 1: give 2 or more"),
@@ -319,11 +320,11 @@ def test_options_that_cannot_be(words, message):
         options_of(words.split())
 
 
-def test_people_are_drawn_where_the_shards_can_see_them(tmp_path):
-    assert drawn_beside("shards") == Path("drawn")
-    assert drawn_beside(str(tmp_path / "shards")) == tmp_path / "drawn"
-    with pytest.raises(InputError, match="draw them by `cfer draw --out DIR`"):
-        drawn_beside("s3://bucket/shards")
+def test_videos_are_made_beside_the_shards(tmp_path):
+    assert made_beside("shards", "drawn") == Path("drawn")
+    assert made_beside(str(tmp_path / "shards"), "puppets") == tmp_path / "puppets"
+    with pytest.raises(InputError, match="make them by `cfer draw` or `cfer puppets`"):
+        made_beside("s3://bucket/shards", "drawn")
 
 
 def test_what_an_earlier_cfer_has_extracted_is_not_gone_on_with():
@@ -340,7 +341,7 @@ def test_what_an_earlier_cfer_has_extracted_is_not_gone_on_with():
 
 
 def test_the_names_on_the_command_line_are_those_of_the_readers_and_networks():
-    assert set(get_args(DatasetName)) == {*readers.NAMES, "synthetic"}
+    assert set(get_args(DatasetName)) == {*readers.NAMES, "synthetic", "puppets"}
     assert get_args(FaceNetwork) == face_embedder.NAMES
 
 
