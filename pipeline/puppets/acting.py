@@ -20,7 +20,7 @@ from pipeline.puppets.rig import OWN, PAIRED, SINGLE, generator_of
 
 CLASSES = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 FRAME_RATES = (15, 24, 25, 30, 50, 60)
-RATE_SHARES = (0.08, 0.26, 0.26, 0.32, 0.04, 0.04)
+RATE_SHARES = (0.10, 0.27, 0.27, 0.32, 0.02, 0.02)
 EYES = ("upper lid", "lower lid", "blink", "look right", "look down")
 CAMERA = ("camera right", "camera down", "camera roll", "camera zoom")
 MOST = 1.3  # of any action unit: beyond it, a face would fold over itself
@@ -228,7 +228,7 @@ def plan(style: Style, label: str, r: np.random.Generator, has_own_smile: bool =
     """
     # When what happens does not depend on how it looks.
     timing = np.random.default_rng(r.integers(1 << 62))
-    seconds = float(np.clip(timing.gamma(3.2, 0.62) + 0.5, 1.0, 5.0))
+    seconds = float(np.clip(timing.gamma(2.4, 0.5) + 0.8, 1.0, 5.0))
     fps = int(timing.choice(FRAME_RATES, p=RATE_SHARES))
     t = np.arange(max(round(seconds * fps), 8)) / fps
     curves = {name + side: np.zeros_like(t) for name in PAIRED for side in "LR"}
@@ -236,7 +236,7 @@ def plan(style: Style, label: str, r: np.random.Generator, has_own_smile: bool =
     event = None if label == "neutral" else _event(seconds, timing)
     intensity = 0.0
     if event is not None:
-        intensity = float(timing.uniform(0.5, 1.15))
+        intensity = float(timing.uniform(0.6, 1.2))
         units = prototype(label, style, r)
         if label == "happiness" and r.random() < 0.5 and has_own_smile:
             units = {OWN: r.uniform(0.8, 1.1), "6": r.uniform(0, 0.3)}

@@ -145,8 +145,8 @@ class FaceFrame:
         shrink = min(1.0, 1.5 * unit / self.unit)
         if shrink < 1:  # sampled as it is, a much larger photograph would flicker
             photo = cv2.resize(photo, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        corner = self.scale @ np.array([LEFT, TOP]) + self.origin
-        matrix = shrink * np.column_stack([self.scale / unit, corner])
+        corner = self.scale @ (np.array([LEFT, TOP]) + 0.5 / unit) + self.origin
+        matrix = np.column_stack([shrink * self.scale / unit, shrink * corner - 0.5])
         side = round(EXTENT * unit)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(photo, matrix, (side, side), flags=flags, borderMode=border)

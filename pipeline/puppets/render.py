@@ -16,7 +16,7 @@ from pipeline.puppets.rig import GRID, JAW_DROP, OWN, SHADE, Rig
 
 COARSE = 64  # points to a side of the grid on which displacements are inverted
 STEPS = 10
-TOOTH = np.array([232, 224, 210], np.float32)
+TOOTH = np.array([222, 212, 196], np.float32)
 DARK, TONGUE = np.array([46, 20, 20], np.float32), np.array([135, 66, 64], np.float32)
 
 
@@ -95,7 +95,7 @@ class Stage:
         over = np.unique(pieces[-1, [len(lit) // 8, -len(lit) // 8]])
         cloth[~np.isin(pieces, over[over > 0])] = 0
         cloth = cv2.GaussianBlur(cloth, (0, 0), 1)
-        dye = np.clip(self.r.uniform(0.12, 1.0) * (1 + self.r.normal(0, 0.15, 3)), 0.08, 1)
+        dye = np.clip(self.r.uniform(0.12, 1.0) * (1 + self.r.normal(0, 0.10, 3)), 0.08, 1)
         share = (cloth.astype(np.float32) / 255)[..., None]
         return (lit * (1 - share * (1 - dye))).astype(np.float32)
 
@@ -142,7 +142,7 @@ class Stage:
         lip = rig.lip_line
         above = upper_lip[..., 1] - np.interp(upper_lip[..., 0], *lip).astype(np.float32)
         below = lower_lip[..., 1] - np.interp(lower_lip[..., 0], *lip).astype(np.float32)
-        gap = np.clip(np.minimum(above, -below) * self.unit + 0.35, 0, 1)
+        gap = np.clip(np.minimum(above, -below) * self.unit, 0, 1)
         for part in (upper_lip, lower_lip):
             inside = np.minimum(part[..., 0] - lip[0, 1], lip[0, -2] - part[..., 0])
             gap *= np.clip(inside * self.unit - 0.5, 0, 1)
@@ -226,7 +226,7 @@ class Stage:
             height = np.maximum(bottom - top, 0)
             ends = np.clip(height / 0.06, 0, 1)
             low = bottom - np.clip(tight, 0, 1.2) * 0.3 * height
-            high = np.minimum(top + 0.97 * closed * height - wide * ends, low - 0.01 * height)
+            high = np.minimum(top + closed * height - wide * ends, low - 0.01 * height)
             brow, cheek = top - 0.17, bottom + 0.2
             moved = y.copy()
             skin = (y > brow) & (y <= high)
@@ -299,7 +299,7 @@ class Stage:
             (y - (style.teeth + 0.02 + 0.95 * jaw + 0.02 * arch**2)) * sharp + 0.5, 0, 1
         )
         apart = np.abs((x / width) % 1 - 0.5)
-        seams = 1 - 0.16 * np.exp(-0.5 * ((apart - 0.5) / 0.07) ** 2)
+        seams = 1 - 0.10 * np.exp(-0.5 * ((apart - 0.5) / 0.07) ** 2)
         seams *= np.clip(1.06 - 0.55 * arch**2, 0.3, 1)
         light = self.gain * self.tint.astype(np.float32)
         tooth = TOOTH * white * light

@@ -80,7 +80,7 @@ def measure(photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
     measured = [_measured(pair) for pair in tqdm(pairs, "smiles", unit="person", disable=None)]
     flows = np.stack([flow for flow, _ in measured])
     flows = np.concatenate([flows, flows[:, :, ::-1] * (-1, 1)])
-    x, y = np.meshgrid(*(np.linspace(c, c + SIDE, FIELD) for c in CORNER))
+    x, y = _places(FIELD, CORNER, SIDE)
     weight = np.exp(-0.5 * x**4 - 0.5 * ((y - 0.7) / 1.05) ** 4)
     flat = (flows * weight[..., None]).reshape(len(flows), -1)
     _, _, vectors = np.linalg.svd(flat, full_matrices=False)
@@ -93,7 +93,7 @@ def measure(photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
     changes = np.concatenate([changes, changes[:, :, ::-1]])
     # Least squares: how brightness changes with strength.
     shade = np.tensordot(strength, changes, 1) / np.square(strength).sum() * clear
-    x, y = np.meshgrid(*(np.linspace(c, c + SIDE, SHADE) for c in CORNER))
+    x, y = _places(SHADE, CORNER, SIDE)
     face = np.exp(-0.5 * (x / 0.75) ** 4 - 0.5 * ((y - 0.8) / 0.62) ** 4)
     mouth = np.exp(-0.5 * (x / 0.36) ** 6 - 0.5 * ((y - 1.12) / 0.16) ** 6)
     eyes = np.exp(-0.5 * ((np.abs(x) - 0.5) / 0.3) ** 6 - 0.5 * (y / 0.2) ** 6)
@@ -131,7 +131,8 @@ class _Pair(NamedTuple):
         neutral, smiling = read_picture(photograph.picture), read_picture(photograph.smile)
         points = read_landmarks(photograph.landmarks)
         frame = FaceFrame.of(points)
-        view = np.column_stack([frame.scale / UNIT, frame.scale @ CORNER + frame.origin])
+        corner = frame.scale @ (np.array(CORNER) + 0.5 / UNIT) + frame.origin
+        view = np.column_stack([frame.scale / UNIT, corner - 0.5])
         found = []
         for path, picture in ((photograph.picture, neutral), (photograph.smile, smiling)):
             _, _, landmarks = _landmark_network().detect(picture, landmarks=True)
@@ -151,7 +152,7 @@ class _Pair(NamedTuple):
         """Where each point of the neutral face went, smooth, float32 (S, S, 2) in pixels."""
         a, b = (cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (self.neutral, self.smiling))
         dense = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        moved = dense.calc(a, b, np.zeros((*a.shape, 2), np.float32))
+        moved = dense.calc(a, b, None)  # type: ignore[call-overload]  # zeros are another start
         return cv2.GaussianBlur(moved, (0, 0), 1.5)
 
 
@@ -277,15 +278,15 @@ def _laid_over(values: np.ndarray, points: np.ndarray, size: int) -> np.ndarray:
     """What was measured of one face, at the places of the mean face."""
     left, right = points[MOUTH_CORNERS[0]], points[MOUTH_CORNERS[1]]
     middle, half = (left + right) / 2, (right[0] - left[0]) / 2
-    x, y = np.meshgrid(*(np.linspace(c, c + SIDE, size) for c in CORNER))
+    x, y = _places(size, CORNER, SIDE)
     own_x = x * half / HALF + middle[0] * np.clip(y / MOUTH, 0, 1)
     own_y = y * middle[1] / MOUTH
-    return _sampled(values, (own_x - CORNER[0]) * UNIT, (own_y - CORNER[1]) * UNIT)
+    return _sampled(values, (own_x - CORNER[0]) * UNIT - 0.5, (own_y - CORNER[1]) * UNIT - 0.5)
 
 
 def _corner(field: np.ndarray) -> str:
     column, row = (
-        round((v - c) / SIDE * (FIELD - 1)) for v, c in zip((HALF, MOUTH), CORNER, strict=True)
+        round((v - c) / SIDE * FIELD - 0.5) for v, c in zip((HALF, MOUTH), CORNER, strict=True)
     )
     right, down = field[row, column]
     return f"{right:+.3f} {down:+.3f}"
