@@ -314,8 +314,8 @@ class Stage:
 
 def _at(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
     """What a picture shows at each of some places, float32 (H, W, 2): column and row."""
-    nothing = np.empty(0, np.float32)  # both are in one map
-    return cv2.remap(picture, places, nothing, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    column, row = places[..., 0], places[..., 1]
+    return cv2.remap(picture, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _units(places: np.ndarray) -> np.ndarray:
