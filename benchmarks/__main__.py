@@ -69,7 +69,7 @@ def train(
     *,
     clips: int = 320,
     size: int = 112,
-    batch_size: int = 16,
+    batch_size: int = 32,
     device: Literal["cpu", "cuda"] = "cpu",
     data: str | None = None,
     workers: int = 2,

@@ -1,7 +1,8 @@
 """A clip's file → its label, by residuals and by decoded pictures.
 
-Both ways end in the same network, that of the model that ships, and look at the same frames: the
-last one of each GOP. The decoded way takes the difference to the first picture, which is the best
+Both ways end in a network of the same shape, that of the model that ships, and look at the same
+frames: the last one of each GOP. The network for pictures has not been trained: only its cost is
+looked at. The decoded way takes the difference to the first picture, which is the best
 decoded input that was measured (docs/results.md). For orientation, the cost of a usual
 decoded-image network stands beside them: ResNet-18 on 16 RGB pictures of 224 × 224, of the same
 file; it was not trained. All begin with clips in the fixed-GOP form. The cost of bringing a video
@@ -14,6 +15,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -29,10 +31,12 @@ from av.video.reformatter import VideoReformatter
 from benchmarks.measure import Measurement, Ratio, Spread, Work, side_by_side
 from cfer.codec import GRAY, Bitstream, encode
 from cfer.data.inputs import Input, to_planes
+from cfer.model.network import Predictor
 from cfer.predict.recognizer import Recognizer
 
 FPS = Fraction(25)  # of the clips
 RESNET_FRAMES, RESNET_SIZE = 16, 224
+DECODED = Input("difference")
 RESIDUALS, PICTURES = "residuals", "decoded pictures"
 BYTES = "bytes decoded: pictures / residuals"
 RESNET = f"ResNet-18, {RESNET_FRAMES} pictures of {RESNET_SIZE}"
@@ -55,13 +59,14 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
         streams = [Bitstream.open(path) for path in paths]
         for stream, path in zip(streams, paths, strict=True):
             theirs = decoded_planes(path, _last_frames(stream))
-            ours = Input("difference").read(stream, range(len(stream.gops)))
+            ours = DECODED.read(stream, range(len(stream.gops)))
             if not np.array_equal(theirs, ours):
                 raise AssertionError(
                     f"{path}: decoding alone gives other planes than cfer.data.inputs"
                 )
 
         last = {path: _last_frames(s) for path, s in zip(paths, streams, strict=True)}
+        for_pictures = _for_pictures(recognizer)
         read = [card.what.read(s, range(len(s.gops))) for s in streams]
 
         def only_read(path: Path) -> None:
@@ -70,7 +75,7 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
 
         ways: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
             RESIDUALS: (partial(_by_residuals, recognizer), paths, 5),
-            PICTURES: (lambda path: _by_pictures(recognizer, path, last[path]), paths, 5),
+            PICTURES: (lambda path: _by_pictures(for_pictures, path, last[path]), paths, 5),
             RESNET: (partial(_by_resnet, resnet), paths, 1),
             "residuals: read alone": (only_read, paths, 5),
             "residuals: network alone": (lambda p: recognizer.probabilities(p[None]), read, 5),
@@ -114,6 +119,13 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
 def _by_residuals(recognizer: Recognizer, path: Path) -> None:
     stream = Bitstream.open(path)
     list(recognizer.predict_bitstream(stream, window_gops=len(stream.gops)))
+
+
+def _for_pictures(recognizer: Recognizer) -> Recognizer:
+    """A network of the same shape with random weights, for the planes of decoded pictures."""
+    card = recognizer.card
+    network = replace(card.network, num_planes=DECODED.num_planes, gain=DECODED.gain)
+    return Recognizer(Predictor(network).eval(), replace(card, what=DECODED, network=network))
 
 
 def _by_pictures(recognizer: Recognizer, path: Path, last: Sequence[int]) -> None:
@@ -173,7 +185,8 @@ def _label_one(way: str, path: Path) -> float:
     elif way == RESIDUALS:
         _by_residuals(Recognizer.from_pretrained(), path)
     else:
-        _by_pictures(Recognizer.from_pretrained(), path, _last_frames(Bitstream.open(path)))
+        recognizer = _for_pictures(Recognizer.from_pretrained())
+        _by_pictures(recognizer, path, _last_frames(Bitstream.open(path)))
     return _peak() - imported
 
 

@@ -1,7 +1,7 @@
 """Shards → the frames that a run trains on: a lazy Ray Data set.
 
 The clips of a data set are few and, once their frames are chosen, small (the planes of a 112 × 112
-frame are 19 kB): Ray Data reads the shards once and decodes and chooses the frames where a shard is
+frame are 25 kB): Ray Data reads the shards once and decodes and chooses the frames where a shard is
 read, and each training worker keeps its share in memory (`cfer.train.batches`). Ray's reading
 processes import this module, so it must not import PyTorch.
 """

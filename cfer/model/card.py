@@ -23,7 +23,13 @@ import torch
 from cfer.codec import CodecSettings, spelled_as_now
 from cfer.data.inputs import Input
 from cfer.errors import InputError, NotFinite
-from cfer.model.network import MOST, ModelConfig, Predictor, not_finite
+from cfer.model.network import (
+    EARLIER_STEM_STRIDE,
+    MOST,
+    ModelConfig,
+    Predictor,
+    not_finite,
+)
 
 SUFFIX = ".safetensors"
 CARD_NAME = "cfer"  # of the card in the file's header
@@ -132,6 +138,8 @@ class ModelCard:
                 )
             if isinstance(values.get("codec"), dict):
                 values["codec"] = spelled_as_now(values["codec"])
+            if isinstance(values.get("network"), dict):
+                values["network"].setdefault("stem_stride", EARLIER_STEM_STRIDE)
             card = _CARD.validate_json(json.dumps(values), strict=True)
         except pydantic.ValidationError as error:
             (first, *_) = error.errors()

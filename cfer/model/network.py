@@ -21,7 +21,9 @@ from cfer.errors import InputError
 
 MOST = 4096  # channels, classes, … of a network: a card with more is damaged
 NORM_GROUPS = 4
+STEM = 5  # samples along one side of the stem's filter: a longer stride would leave some out
 POOLINGS = ("mean", "max")
+EARLIER_STEM_STRIDE = 2  # of all networks before the stride was stored with them
 GRID = 4  # a crop is aligned with the face, so where something moves matters: in a 4 × 4 grid
 
 
@@ -35,6 +37,7 @@ class ModelConfig:
         num_planes, gain: of the input, `cfer.data.inputs.Input`.
         width: channels of the stem and of the first of three stages, a multiple of `NORM_GROUPS`;
             each later stage has twice as many.
+        stem_stride: of the stem, in samples of the planes.
         code_dim: dimension of the expression code z_R.
         pooling: over a clip's frames, "mean" or "max".
         dropout: share of z_R that is zeroed before the classifier in training, in [0, 1).
@@ -48,14 +51,16 @@ class ModelConfig:
     num_planes: int = 6
     gain: float = 8.0
     width: int = 16
+    stem_stride: int = 4
     code_dim: int = 64
     pooling: str = "mean"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "identity_dim", "num_planes", "width", "code_dim"):
-            if not 1 <= getattr(self, name) <= MOST:
-                raise InputError(f"{name} {getattr(self, name)} is not between 1 and {MOST}")
+        sizes = ("num_classes", "identity_dim", "num_planes", "width", "code_dim")
+        for name, most in {**dict.fromkeys(sizes, MOST), "stem_stride": STEM}.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(f"{name} {getattr(self, name)} is not between 1 and {most}")
         if self.width % NORM_GROUPS:
             raise InputError(f"width {self.width}: give a multiple of {NORM_GROUPS}")
         if self.pooling not in POOLINGS:
@@ -96,7 +101,7 @@ class Encoder(nn.Module):
         self.gain = config.gain
         self.pooling = config.pooling
         # Strided, since a first stage at full size would take most of the time.
-        self.stem = nn.Conv2d(config.num_planes, width, 5, 2, 2)
+        self.stem = nn.Conv2d(config.num_planes, width, STEM, config.stem_stride, STEM // 2)
         self.stages = nn.Sequential(
             _Block(width, width, 1),
             _Block(width, 2 * width, 2),

@@ -20,9 +20,6 @@ from cfer.model.card import ModelCard
 from cfer.model.network import Predictor, scale_planes
 
 NUM_RESIDUALS = 4  # of each kind that are drawn, at most
-# From one cell of the encoder's last stage to the next, pixels of the picture: a plane has half of
-# its sides, and the stem and two of the stages halve it again.
-CELL = 16
 
 EMPTY, INTER, INTER_PARTS, INTRA = range(4)
 
@@ -143,14 +140,16 @@ def class_activation(predictor: Predictor, planes: np.ndarray) -> ClassActivatio
     return ClassActivation(target, probabilities.numpy(), contributions.numpy())
 
 
-def activation_picture(contributions: np.ndarray, size: int) -> np.ndarray:
+def activation_picture(contributions: np.ndarray, size: int, stem_stride: int) -> np.ndarray:
     """One frame's contributions, float32 (rows, columns), over its picture: float32 (size, size).
 
     Interpolated, so what it shows is a place, and not a quantity that sums to anything.
     """
-    # The strides sample every second place from the first one on: a cell looks around the pixel
-    # CELL · n, and not around the middle of the n-th tile of CELL pixels.
-    at = ((np.arange(size) - 0.5) / CELL).astype(np.float32)
+    # A plane has half of the picture's sides, and two of the stages halve it again.
+    cell = 8 * stem_stride
+    # The strides sample from the first place on: a cell looks around the pixel cell · n, and not
+    # around the middle of the n-th tile of so many pixels.
+    at = ((np.arange(size) - 0.5) / cell).astype(np.float32)
     columns, rows = np.meshgrid(at, at)
     cells = np.ascontiguousarray(contributions, np.float32)
     return cv2.remap(cells, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)

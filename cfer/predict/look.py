@@ -410,7 +410,8 @@ def _draw_activation(axes: Axes, shown: Shown, activation: ClassActivation) -> N
     else:
         size = np.abs(shown.luma_residual(kind, position))
         _picture(axes, size, cmap="Greys", vmin=0, vmax=1.2 * shown.limit(kind))
-    heat = activation_picture(activation.contributions[place], shown.bitstream.width)
+    contributions, stride = activation.contributions[place], shown.card.network.stem_stride
+    heat = activation_picture(contributions, shown.bitstream.width, stride)
     axes.imshow(heat, cmap=HOT, vmin=0, vmax=max(float(heat.max()), 1e-6))
     rows, columns = activation.contributions.shape[1:]
     several = f" (of {len(shown.given)} frames given)" if len(shown.given) > 1 else ""

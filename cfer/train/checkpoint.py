@@ -20,7 +20,7 @@ from cfer.data.shards import Description
 from cfer.data.storage import Folder
 from cfer.errors import InputError, NotFinite
 from cfer.evaluate.table import check_classes
-from cfer.model.network import not_finite
+from cfer.model.network import EARLIER_STEM_STRIDE, ModelConfig, not_finite
 from cfer.train.config import OPERATIONAL, TrainConfig, flag
 
 RECORD_NAME = "run.json"
@@ -85,6 +85,7 @@ def write_record(
         "config": asdict(config),
         "classes": description.classes,
         "data_digest": description.digest,
+        "stem_stride": ModelConfig.stem_stride,
         **noted,
         "mlflow_run_id": mlflow_run_id,
     }
@@ -108,8 +109,16 @@ def read_record(
     if record is None:
         return None
     check_classes(f"run {config.run}", record["classes"], config.data, description.classes)
-    given = {**asdict(config), "data set (SHA-256)": description.digest}
-    known = {**record["config"], "data set (SHA-256)": record["data_digest"]}
+    given = {
+        **asdict(config),
+        "data set (SHA-256)": description.digest,
+        "stem stride": ModelConfig.stem_stride,
+    }
+    known = {
+        **record["config"],
+        "data set (SHA-256)": record["data_digest"],
+        "stem stride": record.get("stem_stride", EARLIER_STEM_STRIDE),
+    }
     for setting, value in given.items():
         # A method is short for other settings, which are compared themselves.
         if setting not in (*OPERATIONAL, "method") and known.get(setting) != value:

@@ -30,8 +30,8 @@ METHODS: dict[str, dict[str, Any]] = {
     # One direct residual is the change of one frame: a clip takes several.
     "direct": {"input": "direct", "frames": "4", "identity_weight": 0.0},
     "direct+min-min": {"input": "direct", "frames": "4"},
+    "residual": {"input": "accumulated", "identity_weight": 0.0},
     "motion": {"input": "motion", "identity_weight": 0.0},
-    "residual+motion": {"input": "accumulated+motion", "identity_weight": 0.0},
     "stills-apex": {"input": "pictures", "identity_weight": 0.0},
     "stills-sampled": {"input": "pictures", "frames": "4", "identity_weight": 0.0},
     "stills-apex+min-min": {"input": "pictures"},
@@ -46,8 +46,8 @@ Method = Literal[
     "gradient-reversal",
     "direct",
     "direct+min-min",
+    "residual",
     "motion",
-    "residual+motion",
     "stills-apex",
     "stills-sampled",
     "stills-apex+min-min",
@@ -86,8 +86,8 @@ class TrainConfig:
     experiment: str = "cfer"  # MLflow experiment
     method: Method = "min-min"  # sets --game, --lambda, --mu, --input, --frames; those given win
     epochs: int = 90  # passes over the training clips
-    batch_size: int = 16  # clips per step, over all workers, who take equal parts of it
-    lr: float = 2e-3  # player 2's highest learning rate (AdamW: 5 % warm-up, then cosine to 0)
+    batch_size: int = 32  # clips per step, over all workers, who take equal parts of it
+    lr: float = 3e-3  # player 2's highest learning rate (AdamW: 5 % warm-up, then cosine to 0)
     estimator_lr: float = 2e-3  # player 1's learning rate
     estimator_steps: int = 2  # player 1's steps per turn
     weight_decay: float = 0.02  # player 2's
@@ -95,7 +95,7 @@ class TrainConfig:
     identity_weight: Lambda = 1.0  # λ: weight of the identity term; 0: cross-entropy alone
     apex_weight: Mu = 0.0  # μ: weight of rebuilding the annotated apex picture
     label_smoothing: float = 0.1  # share of the target spread over all classes, in [0, 1)
-    input: Kind = "accumulated"  # what the recognizer sees (see cfer.data.inputs)
+    input: Kind = "accumulated+motion"  # what the recognizer sees (see cfer.data.inputs)
     planes: Planes = "yuv"  # of the input: all three, or luma alone
     frames: str = "last"  # `last` P-frame of each GOP, or a number of P-frames per clip
     width: int = 16  # channels of the encoder's first stage

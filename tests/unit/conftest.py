@@ -10,7 +10,8 @@ from cfer.data.inputs import Input
 from cfer.model.card import ModelCard
 from cfer.model.network import ModelConfig, Predictor
 
-NETWORK = ModelConfig(num_classes=3, identity_dim=128, width=8, code_dim=16)
+WHAT = Input("accumulated+motion")
+NETWORK = ModelConfig(3, identity_dim=128, num_planes=WHAT.num_planes, width=8, code_dim=16)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def card() -> ModelCard:
         size=64,
         codec=CodecSettings(gop_size=12, quantizer=4, motion_search=False),
         window_gops=2,
-        what=Input("accumulated"),
+        what=WHAT,
         network=NETWORK,
         origin={"data_set": "drawn"},
         figures={"held_out/accuracy": 0.5},

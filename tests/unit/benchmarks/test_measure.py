@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -18,10 +19,12 @@ from benchmarks.__main__ import main
 from benchmarks.codec import coviar_residuals
 from benchmarks.material import clips_of, moving_texture
 from benchmarks.measure import Measurement, Ratio, Spread, Work, side_by_side
-from benchmarks.predict import _resnet_input, decoded_planes
+from benchmarks.predict import _for_pictures, _resnet_input, decoded_planes
 from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.data.inputs import Input
 from cfer.errors import InputError
+from cfer.model.network import Predictor
+from cfer.predict.recognizer import Recognizer
 
 *BENCHES, COMPARE = commands("How fast", "docs/speed.md")
 DOCUMENTED = REPOSITORY / "docs" / "bench"
@@ -85,7 +88,7 @@ def test_the_bench_of_training_without_runs(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(InputError, match="--clips 3: give at least a batch, 4"):
         main(["train", "--clips", "3", "--batch-size", "4"])
     with pytest.raises(
-        InputError, match="--batch-size 16 --workers 3: so many clips can't be deal"
+        InputError, match="--batch-size 32 --workers 3: so many clips can't be deal"
     ):
         main(["train", "--data", "x", "--workers", "3"])
 
@@ -102,6 +105,12 @@ def test_decoding_alone_gives_the_planes_that_the_network_sees(tmp_path: Path):
     stream.save(tmp_path / "a.mp4")
     ours = Input("difference").read(stream, range(3))
     assert np.array_equal(decoded_planes(tmp_path / "a.mp4", [2, 5, 8]), ours)
+    # Whatever the model that ships sees.
+    recognizer = Recognizer.from_pretrained()
+    motion = replace(recognizer.card.network, num_planes=8)
+    card = replace(recognizer.card, what=Input("accumulated+motion"), network=motion)
+    for model in (recognizer, Recognizer(Predictor(motion), card)):
+        assert _for_pictures(model).probabilities(ours[None]).shape == (1, len(card.classes))
     pictures = _resnet_input(tmp_path / "a.mp4")
     assert pictures.shape == (16, 3, 224, 224)
     assert 0 <= pictures.min() < pictures.max() <= 1

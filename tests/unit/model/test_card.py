@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,11 @@ from cfer.errors import InputError
 from cfer.model.card import CARD_NAME, ModelCard, calibration_line, read_model, write_model
 from cfer.model.network import ModelConfig, Predictor
 
-NETWORK = ModelConfig(num_classes=3, identity_dim=128, width=8, code_dim=16)
+NETWORK = ModelConfig(num_classes=3, identity_dim=128, num_planes=8, width=8, code_dim=16)
 
 
 def planes(clips: int, frames: int) -> torch.Tensor:
-    return torch.randint(0, 256, (clips, frames, 6, 32, 32), dtype=torch.uint8)
+    return torch.randint(0, 256, (clips, frames, 8, 32, 32), dtype=torch.uint8)
 
 
 def of_group(card: dict[str, Any], counts: list[float]) -> dict[str, Any]:
@@ -67,6 +68,8 @@ def test_a_window_is_the_cards_seconds_or_an_earlier_cards_gops(card):
         ),
         (lambda card: card | {"network": card["network"] | {"width": 4095}}, "width 4095: give a"),
         (lambda card: card | {"network": card["network"] | {"width": "16"}}, "network.width"),
+        (lambda card: card | {"network": card["network"] | {"stem_stride": 0}}, "stem_stride 0 is"),
+        (lambda card: card | {"network": card["network"] | {"stem_stride": 6}}, "between 1 and 5"),
         (lambda card: card | {"network": card["network"] | {"pooling": "sum"}}, "pooling sum"),
         (lambda card: card | {"network": card["network"] | {"gain": "x"}}, "network.gain"),
         (lambda card: card | {"network": card["network"] | {"gain": math.nan}}, "gain nan"),
@@ -118,6 +121,26 @@ def test_a_card_of_before_temperatures_and_groups_is_read(card: ModelCard) -> No
     read = ModelCard.from_json(json.dumps(values))
     assert read == card
     assert (read.temperature, read.recall_by_group) == (1.0, {})
+
+
+def test_a_card_of_before_stem_strides_is_of_a_stem_of_stride_2(
+    tmp_path: Path, predictor: Predictor, card: ModelCard
+) -> None:
+    """The weights have the same shapes, whatever the stride: nothing else would show it."""
+    assert card.network.stem_stride == 4
+    earlier = Predictor(replace(NETWORK, stem_stride=2))
+    earlier.load_state_dict(predictor.state_dict())
+    values = json.loads(card.to_json())
+    del values["network"]["stem_stride"]
+    tensors = {name: value.contiguous() for name, value in earlier.state_dict().items()}
+    path = tmp_path / "earlier.safetensors"
+    safetensors.torch.save_file(tensors, str(path), metadata={CARD_NAME: json.dumps(values)})
+    read, read_card = read_model(path)
+    assert read_card == replace(card, network=replace(card.network, stem_stride=2))
+    given = planes(2, 3)
+    with torch.inference_mode():
+        torch.testing.assert_close(read(given), earlier(given))
+        assert not torch.allclose(read(given), predictor(given), atol=1e-4)
 
 
 def test_what_is_said_of_the_probabilities() -> None:

@@ -15,11 +15,11 @@ from cfer.model.card import ModelCard
 from cfer.model.export import EXPORTS, export
 from cfer.model.network import ModelConfig, Predictor
 
-NETWORK = ModelConfig(num_classes=3, identity_dim=128, width=8, code_dim=16)
+NETWORK = ModelConfig(num_classes=3, identity_dim=128, num_planes=8, width=8, code_dim=16)
 
 
 def planes(clips: int, frames: int) -> torch.Tensor:
-    return torch.randint(0, 256, (clips, frames, 6, 32, 32), dtype=torch.uint8)
+    return torch.randint(0, 256, (clips, frames, 8, 32, 32), dtype=torch.uint8)
 
 
 def test_an_export_without_a_form_of_that_name(tmp_path, predictor, card):

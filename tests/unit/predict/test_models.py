@@ -41,7 +41,7 @@ def test_the_card_is_shown_for_people(
     assert shown == {
         "model": path,
         "classes": "joy, fear, surprise",
-        "sees": "accumulated residuals, yuv, frames: last",
+        "sees": "accumulated+motion, yuv, frames: last",
         "of": "a 64 × 64 crop of the face, GOPs of 12 frames in 12 frames of the video, "
         "quantizer 4, no motion search, windows of 2 GOPs",
         "calibrated": "temperature 1.000, not fitted: that takes clips of two held-out people",

@@ -46,13 +46,14 @@ CODEC = CodecSettings(gop_size=12, quantizer=4)
 @pytest.fixture(scope="module")
 def recognizer() -> Recognizer:
     torch.manual_seed(0)
-    network = ModelConfig(num_classes=2, identity_dim=128, width=8, code_dim=16)
+    what = Input("accumulated+motion")
+    network = ModelConfig(2, identity_dim=128, num_planes=what.num_planes, width=8, code_dim=16)
     card = ModelCard(
         classes=("happiness", "surprise"),
         size=64,
         codec=CODEC,
         window_gops=2,
-        what=Input(),
+        what=what,
         network=network,
     )
     return Recognizer(Predictor(network), card)

@@ -56,6 +56,11 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, tmp_path:
                 read(config, config=other)
     with pytest.raises(InputError, match=r"started with data set \(SHA-256\) 0f, and now data set"):
         read(config, data_digest="0f")
+    # The weights of an earlier cfer's network would fit, and mean something else.
+    del record["stem_stride"]
+    with pytest.raises(InputError, match="started with stem stride 2, and now stem stride is 4"):
+        read(config)
+    record["stem_stride"] = 4
     with pytest.raises(InputError, match=r"happiness.* was trained on joy"):
         read(config, classes=["joy", "surprise"])
 

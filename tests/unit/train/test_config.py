@@ -116,6 +116,8 @@ def test_a_method_sets_what_is_not_given_beside_it() -> None:
         return options_of(["--data", "x", *arguments]).config
 
     assert parsed("--method", "cross-entropy").identity_weight == 0
+    assert parsed("--method", "cross-entropy").what == Input("accumulated+motion")
+    assert parsed("--method", "residual").what == Input("accumulated")
     game = parsed("--method", "min-min+apex", "--mu", "3")
     assert game.identity_weight > 0
     assert game.apex_weight == 3

@@ -52,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             ["--workers", "16"],
             r"--workers 16: more than there are training clips \(8\); give fewer",
         ),
-        (["--workers", "7"], "--batch-size 14 or 21, or --workers 4 or 8$"),
+        (["--workers", "7"], "--batch-size 28 or 35, or --workers 4 or 8$"),
         (["--folds", "2", "--fold", "2"], "--fold 2: there are 2 folds, numbered from 0"),
         (["--split", "column"], "--split column: clip S001_happiness_1 has the split None"),
         (["--val-subjects", "S001,me"], "--val-subjects: me: not in the data set; its subjects"),
