@@ -101,7 +101,7 @@ def test_the_game_learns_and_is_tracked(
     # 5 % of the 24 steps warm up; the cosine has almost ended in the last.
     rates = [metric.value for metric in client.get_metric_history(run_id, "time/learning_rate")]
     assert rates[0] == max(rates) > 0.0029
-    assert 0 < rates[-1] < 1e-5
+    assert 0 < rates[-1] < rates[0] / 100
 
     folder = Path(client.download_artifacts(run_id, ""))
     for name in ("confusion.png", "curves.png", "embedding.png", "reliability.png"):

@@ -54,10 +54,11 @@ def test_the_card_is_shown_for_people(
         window_seconds=2.0,
         codec=CodecSettings(gop_size=3, quantizer=None, bit_rate=9000, gop_seconds=1.5),
     )
-    write_model(path, predictor, replace(rate, what=Input("difference", frames=2)))
+    direct = replace(rate, what=Input("direct", frames=2), network=NETWORK)
+    write_model(path, Predictor(NETWORK), direct)
     assert run(["models", "show", path]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert shown["sees"] == "difference, yuv, frames: 2"
+    assert shown["sees"] == "direct residuals, yuv, frames: 2"
     assert "GOPs of 3 frames in 1.5 s of the video, 9000 bit/s, windows of 2 s" in shown["of"]
 
 
