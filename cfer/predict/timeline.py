@@ -127,7 +127,7 @@ def summary(predictions: Sequence[Prediction]) -> list[str]:
     for face in faces:
         windows = _of_face(predictions, face)
         said = [
-            f"{e.label}: onset {e.onset_seconds:.1f} s, apex {e.apex_seconds:.1f} s, "
+            f"{e.label}: onset {e.onset_seconds:.2f} s, apex {e.apex_seconds:.2f} s, "
             f"{e.probability:.2f}"
             for e in events(predictions)
             if e.face == face
@@ -260,7 +260,7 @@ def _draw_probabilities(axes: Any, windows: Sequence[Prediction], classes: Seque
 
 def _draw_events(axes: Any, found: Sequence[Event], classes: Sequence[str]) -> None:
     palette = colors(classes)
-    until = 0.0
+    until = -math.inf
     for e in found:
         axes.axvspan(
             e.onset_seconds, e.apex_seconds, color=palette[e.label], alpha=0.2, linewidth=0
@@ -293,9 +293,7 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
     classes = next((list(p.probabilities) for p in predictions if p.label), [])
     table = colors(classes).items()
     palette = {name: tuple(round(255 * part) for part in color) for name, color in table}
-    seen = [
-        w for face in _faces(predictions) for w in without_overlap(_of_face(predictions, face))
-    ]
+    seen = [w for face in _faces(predictions) for w in without_overlap(_of_face(predictions, face))]
     pictures = open_pictures(source)
     times = pictures.times()
     rate = Fraction(pictures.fps).limit_denominator(1001)

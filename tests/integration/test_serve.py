@@ -37,7 +37,7 @@ from cfer.errors import InputError
 from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
 from cfer.predict.serve import MOST_REQUESTS
-from cfer.predict.timeline import as_json
+from cfer.predict.timeline import as_json, event_as_json, events
 from cfer.predict.uploads import Workers, look, predict, why_ended
 
 MEGABYTES = 4
@@ -94,14 +94,19 @@ def test_the_answer_is_the_recognizers(port: int, video: Path) -> None:
     assert status == 200, body
     told = json.loads(body)
     recognizer = Recognizer.from_pretrained()
-    wanted = [
-        as_json(p) | {"source": "upload"} for p in recognizer.predict(video, window_seconds=0.5)
-    ]
+    predictions = recognizer.predict(video, window_seconds=0.5)
+    wanted = [as_json(p) | {"source": "upload"} for p in predictions]
     assert len(told["windows"]) == len(wanted)
     for one, other in zip(told["windows"], wanted, strict=True):
         # A batch of another size sums in another order.
         assert one.pop("probabilities") == pytest.approx(other.pop("probabilities"), abs=1e-4)
         assert one == other
+    happened = [
+        event_as_json(e) | {"probability": pytest.approx(e.probability, abs=1e-4)}
+        for e in events(predictions)
+    ]
+    assert happened
+    assert told["events"] == happened
     assert told["model"] == "default"
     assert told["classes"] == list(recognizer.card.classes)
     assert "drawn faces" in told["limits"]
