@@ -306,14 +306,14 @@ def test_work_is_ended_at_its_deadline_or_as_its_process_dies(video: Path, endle
                 process.kill()
         with pytest.raises(pebble.ProcessExpired):
             waiting.result()
-        assert running.submit(SMALL, video).result()[0]["label"]
+        assert running.submit(SMALL, video).result()["events"]
         # And at rest, as where the machine's memory ends.
         for process in own():
             process.kill()
         psutil.wait_procs(own())
         with suppress(BrokenProcessPool):
             running.submit(SMALL, video).result()
-        assert running.submit(SMALL, video).result()[0]["label"]
+        assert running.submit(SMALL, video).result()["events"]
 
 
 def test_work_has_so_much_memory_and_a_gop_of_any_length_needs_little(
@@ -325,7 +325,7 @@ def test_work_has_so_much_memory_and_a_gop_of_any_length_needs_little(
         with pytest.raises(pebble.ProcessExpired) as ended:
             running.submit(LOOK, path).result()
         assert "more than 100 MB of memory" in why_ended(ended.value, Limits(memory_megabytes=100))
-        assert running.submit(SMALL, video).result()[0]["label"]
+        assert running.submit(SMALL, video).result()["events"]
     with workers(memory_megabytes=600, work_seconds=MOST_SECONDS) as running:
         assert (
             running.submit(partial(look, gop=0, model_name="default"), path)

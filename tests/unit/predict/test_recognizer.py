@@ -351,10 +351,12 @@ def test_a_window_without_a_face_says_so(
     gray = [np.full((64, 64, 3), 90, np.uint8)] * 24
     write_video(path, pictures_of(video) + gray)
     assert run(["predict", str(path), "--model", model, "--csv", str(table)]) == 0
-    _, first, between, second = capsys.readouterr().out.splitlines()
+    _, first, between, second, *happened = capsys.readouterr().out.splitlines()
     assert first.split()[:3] == ["0.00s", "1.00s", "1"]
     assert between.split()[:3] == ["0.50s", "1.50s", "1"], "it begins where there is a face"
     assert second.split() == ["1.00s", "2.00s", "-", "no", "face"]
+    assert happened
+    assert all(": onset " in line for line in happened)
     with table.open() as file:
         there, _, gone = csv.DictReader(file)
     assert there["label"] in ("happiness", "surprise")
