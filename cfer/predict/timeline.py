@@ -123,13 +123,13 @@ def _of_face(predictions: Sequence[Prediction], face: int) -> list[Prediction]:
 def summary(predictions: Sequence[Prediction]) -> list[str]:
     """A line per event of a video, for people; or that a face is neutral throughout, and with
     which mean probability."""
-    faces, lines = _faces(predictions), []
+    faces, found, lines = _faces(predictions), events(predictions), []
     for face in faces:
         windows = _of_face(predictions, face)
         said = [
             f"{e.label}: onset {e.onset_seconds:.2f} s, apex {e.apex_seconds:.2f} s, "
             f"{e.probability:.2f}"
-            for e in events(predictions)
+            for e in found
             if e.face == face
         ] or [f"{NEUTRAL} throughout, {fmean(p.probabilities[NEUTRAL] for p in windows):.2f}"]
         lines += [f"face {face}: {line}" if len(faces) > 1 else line for line in said]
