@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cfer.codec import Bitstream, Gop, Residual, encode, read_gops, residuals
     from cfer.data.torch_dataset import ClipDataset, open_dataset
     from cfer.predict.recognizer import Prediction, Recognizer
+    from cfer.predict.timeline import Event, events
 
 # Ray's switch for systems on which it makes no clusters: the processes of a Ray that is started for
 # this machine alone then listen at loopback. Ray reads it as it is imported; a cluster that is
@@ -25,11 +26,13 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _HOMES = {
     "Bitstream": "cfer.codec",
     "ClipDataset": "cfer.data.torch_dataset",
+    "Event": "cfer.predict.timeline",
     "Gop": "cfer.codec",
     "Prediction": "cfer.predict.recognizer",
     "Recognizer": "cfer.predict.recognizer",
     "Residual": "cfer.codec",
     "encode": "cfer.codec",
+    "events": "cfer.predict.timeline",
     "open_dataset": "cfer.data.torch_dataset",
     "read_gops": "cfer.codec",
     "residuals": "cfer.codec",
@@ -37,11 +40,13 @@ _HOMES = {
 __all__ = [
     "Bitstream",
     "ClipDataset",
+    "Event",
     "Gop",
     "Prediction",
     "Recognizer",
     "Residual",
     "encode",
+    "events",
     "open_dataset",
     "read_gops",
     "residuals",

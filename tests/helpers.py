@@ -292,6 +292,11 @@ def as_mpegts(*videos: Path) -> bytes:
     return file.getvalue()
 
 
+def windows_of(printed: str | bytes) -> list[dict[str, Any]]:
+    """Of what `cfer predict --json` prints, the windows; the rest are events."""
+    return [told for told in map(json.loads, printed.splitlines()) if "event" not in told]
+
+
 @dataclass(frozen=True)
 class Trained:
     """A finished run of the whole game, on two workers.

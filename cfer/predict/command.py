@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -49,8 +51,9 @@ def predict(
     plot: Path | None = None,
     annotate: Path | None = None,
 ) -> int:
-    """The expressions of videos: a line for each window of time. A file in the fixed-GOP form that
-    the model wants is read as it is; of any other video the face is found, cropped and encoded.
+    """The expressions of videos: a line for each window of time, then one for each expression that
+    rises, with its onset and its apex. A file in the fixed-GOP form that the model wants is read as
+    it is; of any other video the face is found, cropped and encoded.
 
     Args:
         sources: videos; folders of numbered pictures, videos or shards; `-`: a piped MPEG-TS or MKV
@@ -60,9 +63,9 @@ def predict(
         start: predict on a part of the video alone, from here; if it is short, in one window.
         end: and to here.
         follow: the video is still being written: wait until nothing came for so long.
-        json: print a JSON object a line, for each window.
-        csv: also write a row for each window into this file.
-        plot: draw the probabilities over time into this PNG; of one video.
+        json: print a JSON object a line, for each window; then {"event": …} for each expression.
+        csv: also write a row for each window into this file; events are not in it.
+        plot: draw the probabilities and events over time into this PNG; of one video.
         annotate: write the video with labels and bars in it, an MP4; of one video.
     """
     from cfer.predict import timeline
@@ -83,15 +86,20 @@ def predict(
         print(f"note: {DEFAULT_LIMITS}", file=sys.stderr)
     classes = recognizer.card.classes
     show: Callable[[Prediction], None] = print_json if json else TablePrinter(classes, expanded)
+    show_events = print_json_events if json else print_summary
     how = {"faces": faces, "window_seconds": window_seconds, "step_seconds": step_seconds}
     part: dict[str, Any] = {"start_seconds": start, "end_seconds": end}
     found: list[Prediction] = []
     num_failed = 0
     for source in expanded:
         try:
-            for prediction in _predictions(recognizer, source, how, part, follow):
-                show(prediction)
-                found.append(prediction)
+            windows = _predictions(recognizer, source, how, part, follow)
+            for _, of_video in groupby(windows, attrgetter("source")):
+                start_of_video = len(found)
+                for prediction in of_video:
+                    show(prediction)
+                    found.append(prediction)
+                show_events(found[start_of_video:])
         except InputError as error:
             if len(expanded) == 1:
                 raise
@@ -202,6 +210,21 @@ def print_json(prediction: Prediction) -> None:
     from cfer.predict.timeline import as_json
 
     print(json.dumps(as_json(prediction)), flush=True)
+
+
+def print_summary(windows: Sequence[Prediction]) -> None:
+    from cfer.predict.timeline import summary
+
+    for line in summary(windows):
+        print(line, flush=True)
+
+
+def print_json_events(windows: Sequence[Prediction]) -> None:
+    from cfer.predict.timeline import event_as_json, events
+
+    for event in events(windows):
+        told = {"source": windows[0].source, "event": event_as_json(event)}
+        print(json.dumps(told), flush=True)
 
 
 def look(

@@ -222,9 +222,10 @@ def create_app(
         faces: Annotated[str, Query(pattern="^(one|all)$")] = "one",
         window_seconds: Annotated[float | None, Query(gt=0, le=MOST_SECONDS)] = None,
     ) -> dict[str, Any]:
-        """Expressions of a video: one entry per window of time, and per face."""
+        """Expressions of a video: one entry per window of time, and per face; and its events, from
+        onset to apex."""
         work = partial(predict, source=link or "upload", faces=faces, window_seconds=window_seconds)
-        return {**about, "windows": await _answer(workers, request, link, work)}
+        return {**about, **await _answer(workers, request, link, work)}
 
     @app.post(
         "/look",

@@ -1,4 +1,4 @@
-"""Predictions over time, for people and for programs: JSON, CSV, a plot, the video with labels.
+"""Predictions over time: when an expression rises; JSON, CSV, a plot, the video with labels.
 
 cfer predict VIDEO --json --csv windows.csv --plot timeline.png --annotate labeled.mp4
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -29,9 +30,13 @@ from cfer.video.pictures import Pictures, open_pictures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NEUTRAL = "neutral"  # the class of a window in which no expression rises
+GRAY = (127 / 255,) * 3
+
 STRIP_ASPECT = 7.4  # width by height of the frames above a plot
 STRIP_HEIGHT, STRIP_GAP = 160, 3  # pixels
 MOST_STILLS = 40  # in that strip, where the pictures are very tall
+LETTER = 0.009  # of a label above a plot: its width as a share of the plot's
 # Of an annotated video, pixels; another one is scaled, so that its labels are readable.
 LONGEST_SIDE = 1280
 SHORTEST_SIDE = 480
@@ -40,6 +45,95 @@ MOST_SIDE = 4096
 
 Palette = dict[str, tuple[int, ...]]
 Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Event:
+    """The rise of one expression in one face.
+
+    Attributes:
+        label: a class other than `neutral`.
+        onset_seconds, apex_seconds: when it begins to rise, and when it is strongest, as `events`
+            estimates it.
+        probability: the highest that one of its windows gives the label.
+        face: the face's number.
+    """
+
+    label: str
+    onset_seconds: float
+    apex_seconds: float
+    probability: float
+    face: int
+
+
+def events(predictions: Sequence[Prediction]) -> list[Event]:
+    """The expressions that rise in a video, by face, in order.
+
+    An event is a run of consecutive windows of one face that all say the same class, not
+    `neutral`; a window without the face ends it. To a model without a class of this name,
+    something always rises.
+
+    A window says an expression if it holds most of its rise. So the rise is taken to be in the
+    middle of what a run's first and last window share, and to last half a window: the onset is a
+    quarter of a window before that middle, the apex as much after it. Where the two share nothing,
+    the face changes for longer: from a quarter of a window before the first one's end to a quarter
+    after the last one's beginning. No time is known more finely than the step from one window to
+    the next.
+
+    Args:
+        predictions: all windows of one video.
+    """
+    starts = sorted({p.start_seconds for p in predictions})
+    places = {start: place for place, start in enumerate(starts)}
+    found = []
+    for face in _faces(predictions):
+        windows = sorted(_of_face(predictions, face), key=lambda p: p.start_seconds)
+        # Places rise as numbers do until a window of the video lacks the face.
+        keys = [(p.label, places[p.start_seconds] - number) for number, p in enumerate(windows)]
+        for (label, _), run in groupby(zip(keys, windows, strict=True), key=lambda pair: pair[0]):
+            if label not in (None, NEUTRAL):
+                found.append(_event([window for _, window in run], str(label)))
+    return found
+
+
+def _event(run: Sequence[Prediction], label: str) -> Event:
+    first, last = run[0], run[-1]
+    middle = (first.end_seconds + last.start_seconds) / 2
+    return Event(
+        label=label,
+        onset_seconds=min(middle, first.end_seconds) - _seconds(first) / 4,
+        apex_seconds=max(middle, last.start_seconds) + _seconds(last) / 4,
+        probability=max(p.probabilities[label] for p in run),
+        face=first.face,
+    )
+
+
+def _seconds(window: Prediction) -> float:
+    return window.end_seconds - window.start_seconds
+
+
+def _faces(predictions: Sequence[Prediction]) -> list[int]:
+    return sorted({p.face for p in predictions if p.label})
+
+
+def _of_face(predictions: Sequence[Prediction], face: int) -> list[Prediction]:
+    return [p for p in predictions if p.face == face]
+
+
+def summary(predictions: Sequence[Prediction]) -> list[str]:
+    """A line per event of a video, for people; or that a face is neutral throughout, and with
+    which mean probability."""
+    faces, found, lines = _faces(predictions), events(predictions), []
+    for face in faces:
+        windows = _of_face(predictions, face)
+        said = [
+            f"{e.label}: onset {e.onset_seconds:.2f} s, apex {e.apex_seconds:.2f} s, "
+            f"{e.probability:.2f}"
+            for e in found
+            if e.face == face
+        ] or [f"{NEUTRAL} throughout, {fmean(p.probabilities[NEUTRAL] for p in windows):.2f}"]
+        lines += [f"face {face}: {line}" if len(faces) > 1 else line for line in said]
+    return lines
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
@@ -57,6 +151,15 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     }
 
 
+def event_as_json(event: Event) -> dict[str, Any]:
+    """What `--json` and the server give for an event; seconds."""
+    return asdict(event) | {
+        "onset_seconds": round(event.onset_seconds, 3),
+        "apex_seconds": round(event.apex_seconds, 3),
+        "probability": round(event.probability, 6),
+    }
+
+
 def write_csv(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
     """A row per window: source, start_seconds, end_seconds, face, label, and a column per class."""
     head = ["source", "start_seconds", "end_seconds", "face", "label"]
@@ -70,11 +173,14 @@ def write_csv(path: Path, predictions: Sequence[Prediction], classes: Sequence[s
 
 
 def colors(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A color for each class, RGB in [0, 1]; the same in every picture."""
+    """A color for each class, RGB in [0, 1]; the same in every picture, and gray for neutral."""
     import matplotlib
 
     table = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    return {name: table[number % len(table)] for number, name in enumerate(classes)}
+    table = sorted(table, key=lambda color: max(color) == min(color))  # grays last
+    others = [name for name in classes if name != NEUTRAL]
+    given = {name: table[number % len(table)] for number, name in enumerate(others)}
+    return {name: given.get(name, GRAY) for name in classes}
 
 
 def without_overlap(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -97,13 +203,15 @@ def without_overlap(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> Figure:
-    """Frames of the video above, and each face's probabilities below them, on one axis of time."""
+    """Frames of the video above, and each face's probabilities below them, on one axis of time. An
+    event is a band from its onset to its apex, with its label where there is room for it."""
     from matplotlib.figure import Figure
 
     pictures = open_pictures(source)
     times = pictures.times()
     stills = _strip(pictures, times)
-    faces = sorted({p.face for p in predictions if p.face}) or [0]
+    faces = _faces(predictions) or [0]
+    found = events(predictions)
     figure = Figure(figsize=(12, 2 + 2.4 * len(faces)), layout="constrained")
     ratios = [1.3, *([2] * len(faces))]
     strip, *rows = figure.subplots(1 + len(faces), 1, height_ratios=ratios)
@@ -111,9 +219,10 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
     strip.set_axis_off()
     strip.set_title(source.name, fontsize=10, loc="left")
     for face, axes in zip(faces, rows, strict=True):
-        windows = without_overlap([p for p in predictions if p.face == face and p.label])
+        windows = without_overlap([p for p in _of_face(predictions, face) if p.label])
         _draw_probabilities(axes, windows, classes)
         axes.set(xlim=(0, times[-1]), ylim=(0, 1))
+        _draw_events(axes, [e for e in found if e.face == face], classes)
         axes.set_ylabel("probability" if len(faces) == 1 else f"face {face}")
     rows[0].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     rows[-1].set_xlabel("seconds")
@@ -149,6 +258,22 @@ def _draw_probabilities(axes: Any, windows: Sequence[Prediction], classes: Seque
         axes.plot(times, values, color=color, label=name, linewidth=2)
 
 
+def _draw_events(axes: Any, found: Sequence[Event], classes: Sequence[str]) -> None:
+    palette = colors(classes)
+    until = -math.inf
+    for e in found:
+        axes.axvspan(
+            e.onset_seconds, e.apex_seconds, color=palette[e.label], alpha=0.2, linewidth=0
+        )
+        half = LETTER * len(e.label) * axes.get_xlim()[1] / 2
+        middle = (e.onset_seconds + e.apex_seconds) / 2
+        if middle - half < until:
+            continue
+        until = middle + half
+        place = axes.get_xaxis_transform()
+        axes.text(middle, 1.02, e.label, ha="center", va="bottom", fontsize=9, transform=place)
+
+
 # ---- annotated video -----------------------------------------------------------------------------
 
 
@@ -168,10 +293,7 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
     classes = next((list(p.probabilities) for p in predictions if p.label), [])
     table = colors(classes).items()
     palette = {name: tuple(round(255 * part) for part in color) for name, color in table}
-    faces = dict.fromkeys(p.face for p in predictions if p.label)
-    seen = [
-        w for face in faces for w in without_overlap([p for p in predictions if p.face == face])
-    ]
+    seen = [w for face in _faces(predictions) for w in without_overlap(_of_face(predictions, face))]
     pictures = open_pictures(source)
     times = pictures.times()
     rate = Fraction(pictures.fps).limit_denominator(1001)

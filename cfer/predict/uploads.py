@@ -31,7 +31,7 @@ from cfer.data.storage import Folder
 from cfer.errors import InputError, is_full
 from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
-from cfer.predict.timeline import as_json
+from cfer.predict.timeline import as_json, event_as_json, events
 
 # FFmpeg's demuxers of files that hold a video. A playlist (HLS, concat, …) would make it open other
 # files, or other servers.
@@ -179,10 +179,13 @@ def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> 
 
 def predict(
     recognizer: Recognizer, path: Path, source: str, faces: str, window_seconds: float | None
-) -> list[dict[str, Any]]:
-    """Each window of a video and each face in it, as an answer reports it."""
-    found = recognizer.predict_windows(path, faces=faces, window_seconds=window_seconds)
-    return [{**as_json(window), "source": source} for window in found]
+) -> dict[str, list[dict[str, Any]]]:
+    """Each window of a video and each face in it, and the events, as an answer reports them."""
+    found = recognizer.predict(path, faces=faces, window_seconds=window_seconds)
+    return {
+        "windows": [{**as_json(window), "source": source} for window in found],
+        "events": [event_as_json(event) for event in events(found)],
+    }
 
 
 def look(recognizer: Recognizer, path: Path, gop: int, model_name: str) -> bytes:

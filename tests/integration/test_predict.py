@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import as_mpegts
+from helpers import as_mpegts, windows_of
 
 from cfer.cli import run
 from cfer.errors import InputError
@@ -24,7 +24,7 @@ def test_a_runs_model_is_found_by_its_name_and_by_its_id(
     name = in_trained_store.name
     folder = drawn_videos / "videos" / "S003"
     assert run(["predict", str(folder), "--model", name, "--json"]) == 0
-    windows = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    windows = windows_of(capsys.readouterr().out)
     assert [Path(w["source"]).stem for w in windows] == ["happiness_1", "surprise_1"]
     recognizer = Recognizer.from_pretrained(find_run(name).info.run_id)
     assert recognizer.card.classes == ("happiness", "surprise")
@@ -58,7 +58,7 @@ def test_a_pipe_is_predicted_while_it_comes(drawn_videos: Path) -> None:
         assert process.poll() is None, "printed while the pipe was open"
         rest, errors = process.communicate(stream[first_part:])
     assert process.returncode == 0, errors.decode()
-    windows = [first, *map(json.loads, rest.splitlines())]
+    windows = [first, *windows_of(rest)]
     assert [w["start_seconds"] for w in windows] == [0, 0.5, 1, 1.5, 2]
     assert {w["source"] for w in windows} == {"standard input"}
     assert {w["face"] for w in windows} == {1}

@@ -37,7 +37,7 @@ from cfer.errors import InputError
 from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
 from cfer.predict.serve import MOST_REQUESTS
-from cfer.predict.timeline import as_json
+from cfer.predict.timeline import as_json, event_as_json, events
 from cfer.predict.uploads import Workers, look, predict, why_ended
 
 MEGABYTES = 4
@@ -94,14 +94,19 @@ def test_the_answer_is_the_recognizers(port: int, video: Path) -> None:
     assert status == 200, body
     told = json.loads(body)
     recognizer = Recognizer.from_pretrained()
-    wanted = [
-        as_json(p) | {"source": "upload"} for p in recognizer.predict(video, window_seconds=0.5)
-    ]
+    predictions = recognizer.predict(video, window_seconds=0.5)
+    wanted = [as_json(p) | {"source": "upload"} for p in predictions]
     assert len(told["windows"]) == len(wanted)
     for one, other in zip(told["windows"], wanted, strict=True):
         # A batch of another size sums in another order.
         assert one.pop("probabilities") == pytest.approx(other.pop("probabilities"), abs=1e-4)
         assert one == other
+    happened = [
+        event_as_json(e) | {"probability": pytest.approx(e.probability, abs=1e-4)}
+        for e in events(predictions)
+    ]
+    assert happened
+    assert told["events"] == happened
     assert told["model"] == "default"
     assert told["classes"] == list(recognizer.card.classes)
     assert "drawn faces" in told["limits"]
@@ -301,14 +306,14 @@ def test_work_is_ended_at_its_deadline_or_as_its_process_dies(video: Path, endle
                 process.kill()
         with pytest.raises(pebble.ProcessExpired):
             waiting.result()
-        assert running.submit(SMALL, video).result()[0]["label"]
+        assert running.submit(SMALL, video).result()["events"]
         # And at rest, as where the machine's memory ends.
         for process in own():
             process.kill()
         psutil.wait_procs(own())
         with suppress(BrokenProcessPool):
             running.submit(SMALL, video).result()
-        assert running.submit(SMALL, video).result()[0]["label"]
+        assert running.submit(SMALL, video).result()["events"]
 
 
 def test_work_has_so_much_memory_and_a_gop_of_any_length_needs_little(
@@ -320,7 +325,7 @@ def test_work_has_so_much_memory_and_a_gop_of_any_length_needs_little(
         with pytest.raises(pebble.ProcessExpired) as ended:
             running.submit(LOOK, path).result()
         assert "more than 100 MB of memory" in why_ended(ended.value, Limits(memory_megabytes=100))
-        assert running.submit(SMALL, video).result()[0]["label"]
+        assert running.submit(SMALL, video).result()["events"]
     with workers(memory_megabytes=600, work_seconds=MOST_SECONDS) as running:
         assert (
             running.submit(partial(look, gop=0, model_name="default"), path)

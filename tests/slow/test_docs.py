@@ -109,7 +109,8 @@ def test_the_way_from_videos_to_a_model(tmp_path: Path, drawn_videos: Path) -> N
         printed[command] = done.stdout
     assert (tmp_path / "report" / "report.html").exists()
     assert (tmp_path / "first.safetensors").exists()
-    head, window = printed["cfer predict video.mp4 --model first"].splitlines()
+    head, window, event = printed["cfer predict video.mp4 --model first"].splitlines()
     assert head.split()[-2:] == ["happiness", "surprise"]
     assert window.split()[3] in ("happiness", "surprise")
+    assert event.startswith(f"{window.split()[3]}: onset ")
     assert set(commands("Your own videos", "README.md")) <= set(given_here)

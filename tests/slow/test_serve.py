@@ -17,6 +17,7 @@ from helpers import ask, serving, wait_for
 
 from cfer.codec import CodecSettings
 from cfer.predict.recognizer import Recognizer, face_bitstream
+from cfer.predict.timeline import summary
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,9 @@ def test_the_page_in_a_browser(
         wait_for(lambda: shown("status") == "surprise_1.mp4: done")
         assert shown("error") == ""
         assert len(browser.find_elements(By.CSS_SELECTOR, "svg.timeline path")) == 7
+        listed = [item.text for item in browser.find_elements(By.CSS_SELECTOR, ".events li")]
+        windows = Recognizer.from_pretrained().predict(video, faces="all", window_seconds=1)
+        assert listed == summary(windows)
         classes = Recognizer.from_pretrained().card.classes
         assert shown("legend").split() == list(classes)
         look = browser.find_element(By.ID, "look")

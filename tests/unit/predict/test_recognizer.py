@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import as_mpegts
+from helpers import as_mpegts, windows_of
 
 from cfer.cli import run
 from cfer.codec import Bitstream, CodecError, CodecSettings, encode
@@ -33,6 +33,7 @@ from cfer.model.card import ModelCard, write_model
 from cfer.model.network import ModelConfig, Predictor
 from cfer.predict.models import DEFAULT_LIMITS
 from cfer.predict.recognizer import Prediction, Recognizer, face_bitstream
+from cfer.predict.timeline import event_as_json, events, summary
 from cfer.video import pictures as clips
 from cfer.video.faces import FaceDetector
 from cfer.video.pictures import GrowingFile
@@ -351,10 +352,12 @@ def test_a_window_without_a_face_says_so(
     gray = [np.full((64, 64, 3), 90, np.uint8)] * 24
     write_video(path, pictures_of(video) + gray)
     assert run(["predict", str(path), "--model", model, "--csv", str(table)]) == 0
-    _, first, between, second = capsys.readouterr().out.splitlines()
+    _, first, between, second, *happened = capsys.readouterr().out.splitlines()
     assert first.split()[:3] == ["0.00s", "1.00s", "1"]
     assert between.split()[:3] == ["0.50s", "1.50s", "1"], "it begins where there is a face"
     assert second.split() == ["1.00s", "2.00s", "-", "no", "face"]
+    assert happened
+    assert all(": onset " in line for line in happened)
     with table.open() as file:
         there, _, gone = csv.DictReader(file)
     assert there["label"] in ("happiness", "surprise")
@@ -533,15 +536,15 @@ def test_the_command_follows_a_file(
     path.write_bytes(as_mpegts(video))
     arguments = ["predict", str(path), "--model", model, "--follow", "0.01", "--json"]
     assert run(arguments) == 0
-    windows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    windows = windows_of(capsys.readouterr().out)
     # Of a stream a window is one GOP, if nothing else is said.
     assert [w["end_seconds"] for w in windows] == [0.5, 0.75, 1]
     assert run([*arguments, "--step-seconds", "0.5"]) == 0
-    windows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    windows = windows_of(capsys.readouterr().out)
     assert [w["end_seconds"] for w in windows] == [0.5, 1]
     assert run([*arguments, "--window-seconds", "1"]) == 0
-    (window,) = capsys.readouterr().out.splitlines()
-    assert json.loads(window)["num_frames"] == 2
+    (window,) = windows_of(capsys.readouterr().out)
+    assert window["num_frames"] == 2
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -553,7 +556,8 @@ def test_the_command_prints_a_table(
     assert run(["predict", str(clip), "--model", model]) == 0
     printed = capsys.readouterr()
     (wanted,) = recognizer.predict(clip)
-    head, row = printed.out.splitlines()
+    head, row, event = printed.out.splitlines()
+    assert [event] == summary([wanted])
     assert head.split() == ["from", "to", "face", "label", *recognizer.card.classes]
     start, end, face, label, *columns = row.split()
     assert (start, end, face, label) == ("0.00s", "1.00s", "1", wanted.label)
@@ -574,7 +578,7 @@ def test_a_window_is_out_as_soon_as_it_is_known(
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
     assert run(["predict", str(clip), "--model", model, *options]) == 0
-    last = written.getvalue().splitlines()[-1]
+    *_, last, _ = written.getvalue().splitlines()
     assert b"0.00s    1.00s" in last or json.loads(last)["end_seconds"] == 1
 
 
@@ -585,7 +589,9 @@ def test_the_shipped_model_is_used_and_says_what_it_is(
     printed = capsys.readouterr()
     recognizer = Recognizer.from_pretrained()
     (wanted,) = recognizer.predict(video)
-    told = json.loads(printed.out)
+    told, last = map(json.loads, printed.out.splitlines())
+    (event,) = events([wanted])
+    assert last == {"source": str(video), "event": event_as_json(event)}
     assert list(told["probabilities"]) == list(recognizer.card.classes)
     assert list(told["probabilities"].values()) == pytest.approx(
         list(wanted.probabilities.values()), abs=1e-6
@@ -605,8 +611,9 @@ def test_a_folder_is_each_of_its_videos(
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[0] == "from"
     # Each under its name.
-    assert lines[0::2] == [f"{name}:" for name in names]
-    assert all(line.split()[0] == "0.00s" for line in lines[1::2])
+    assert lines[0::3] == [f"{name}:" for name in names]
+    assert all(line.split()[0] == "0.00s" for line in lines[1::3])
+    assert all(": onset 0.25 s" in line for line in lines[2::3])
 
 
 def test_what_is_left_out_of_a_folder_is_named(
@@ -626,6 +633,7 @@ def test_shards_are_each_of_their_clips(
 ) -> None:
     assert run(["predict", str(drawn_shards), "--model", model, "--window-seconds", "0.5"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
+    lines = [line for line in lines if ": onset " not in line]
     named = [line for line in lines if line.endswith(":")]
     assert named == [f"{clip.clip_id}:" for clip in read_clips(drawn_shards)]
     assert len(lines) == 10 * 3, "a name and two GOPs of each"
@@ -637,8 +645,8 @@ def test_a_folder_of_pictures_is_one_video(
     for number, picture in enumerate(pictures_of(video)):
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture[..., ::-1])
     assert run(["predict", str(tmp_path), "--model", model, "--json"]) == 0
-    (window,) = capsys.readouterr().out.splitlines()
-    assert json.loads(window)["source"] == str(tmp_path)
+    (window,) = windows_of(capsys.readouterr().out)
+    assert window["source"] == str(tmp_path)
 
 
 def test_a_source_that_fails_does_not_stop_the_others(
@@ -649,7 +657,8 @@ def test_a_source_that_fails_does_not_stop_the_others(
     sources = [str(broken), str(clip)]
     assert run(["predict", *sources, "--model", model, "--json", "--csv", str(table)]) == 1
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["source"] == str(clip)
+    (window,) = windows_of(printed.out)
+    assert window["source"] == str(clip)
     error, summary = printed.err.splitlines()
     assert error.startswith(f"error: {broken}: not a video")
     assert summary == "1 of 2 sources failed"

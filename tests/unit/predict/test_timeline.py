@@ -1,4 +1,4 @@
-"""Predictions as a CSV, as a picture over time, and drawn on the video."""
+"""When expressions rise; predictions as a CSV, as a picture over time, and drawn on the video."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ import pytest
 from cfer.cli import run
 from cfer.errors import InputError
 from cfer.predict.recognizer import Prediction
-from cfer.predict.timeline import annotate, as_json, colors, plot, without_overlap, write_csv
+from cfer.predict.timeline import (
+    NEUTRAL,
+    Event,
+    annotate,
+    as_json,
+    colors,
+    event_as_json,
+    events,
+    plot,
+    summary,
+    without_overlap,
+    write_csv,
+)
 from cfer.video.faces import Square
 from cfer.video.pictures import open_pictures
 
@@ -51,6 +63,103 @@ def video(tmp_path) -> Path:
     """One second, gray, 25 pictures of 640 × 960."""
     gray = np.full((640, 960, 3), 128, np.uint8)
     return write_video(tmp_path / "v.mp4", [gray] * 25, at_25_per_second(25))
+
+
+# ---- events --------------------------------------------------------------------------------------
+
+
+def said(start: float, label: str | None, face: int = 1, p: float = 0.75, seconds: float = 1.0):
+    """A window that says one of three classes, or has no face."""
+    others = {NEUTRAL, "joy", "fear"} - {label}
+    probabilities = dict.fromkeys(others, (1 - p) / 2) | {label: p} if label else {}
+    return Prediction("v.mp4", start, start + seconds, probabilities, 2, face if label else 0)
+
+
+def every_half_second(*labels: str | None, face: int = 1) -> list[Prediction]:
+    return [said(number / 2, label, face) for number, label in enumerate(labels)]
+
+
+def spans(found: Sequence[Event]) -> list[tuple[str, float, float]]:
+    return [(e.label, e.onset_seconds, e.apex_seconds) for e in found]
+
+
+@pytest.mark.parametrize("step", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("onset", [1.0, 1.15, 1.3, 1.45, 1.6, 1.75, 1.9])
+@pytest.mark.parametrize("rise", [0.3, 0.5, 0.7])
+def test_an_expression_is_found_when_it_rises(step: float, onset: float, rise: float):
+    """By windows that say so where they hold most of the rise. Between two windows' beginnings
+    nothing more can be known."""
+    predictions = []
+    for start in np.arange(0, 4, step):
+        seen = min(start + 1, onset + rise) - max(start, onset)
+        predictions.append(said(float(start), "joy" if seen >= 0.4 * rise else NEUTRAL))
+    (event,) = events(predictions)
+    assert event.label == "joy"
+    most = max(step, 0.1) / 2 + abs(rise - 0.5) / 2 + 0.01
+    assert event.onset_seconds == pytest.approx(onset, abs=most)
+    assert event.apex_seconds == pytest.approx(onset + rise, abs=most)
+
+
+def test_a_run_of_windows_is_one_event():
+    windows = [said(0, NEUTRAL), said(0.5, "joy", p=0.6), said(1, "joy", p=0.9), said(1.5, "fear")]
+    joy, fear = events(windows[::-1])
+    assert joy == Event("joy", 1.0, 1.5, 0.9, 1)
+    assert (fear.label, fear.onset_seconds, fear.apex_seconds) == ("fear", 1.75, 2.25)
+    assert event_as_json(joy) == {
+        "label": "joy",
+        "onset_seconds": 1.0,
+        "apex_seconds": 1.5,
+        "probability": 0.9,
+        "face": 1,
+    }
+
+
+def test_a_change_that_no_window_holds_lasts_longer():
+    windows = every_half_second(NEUTRAL, *["joy"] * 5, NEUTRAL)
+    assert spans(events(windows)) == [("joy", 1.25, 2.75)]
+
+
+def test_neutral_is_no_event_and_every_other_class_is():
+    assert events(every_half_second(*[NEUTRAL] * 4)) == []
+    assert [e.label for e in events(every_half_second("fear", "joy", "joy", "fear"))] == [
+        "fear",
+        "joy",
+        "fear",
+    ]
+
+
+def test_a_window_without_the_face_ends_an_event():
+    """Also where the windows on its two sides touch, and where it shows another face."""
+    wanted = [("joy", 0.25, 0.75), ("joy", 1.25, 1.75)]
+    assert spans(events(every_half_second("joy", None, "joy"))) == wanted
+    left = [said(0, "joy"), said(1, "joy")]
+    assert spans(events(left)) == [("joy", 0.75, 1.25)], "one after the other"
+    other = every_half_second(NEUTRAL, NEUTRAL, NEUTRAL, face=2)
+    assert spans(events([*left, *other])) == wanted
+
+
+def test_each_face_has_its_events():
+    one, two = (
+        every_half_second("joy", "joy", NEUTRAL),
+        every_half_second(NEUTRAL, "joy", "joy", face=2),
+    )
+    found = events([window for pair in zip(two, one, strict=True) for window in pair])
+    assert [(e.face, e.onset_seconds) for e in found] == [(1, 0.5), (2, 1.0)]
+
+
+def test_the_summary_says_what_happened_or_that_nothing_did():
+    windows = [said(0, NEUTRAL), said(0.5, "joy", p=0.93), said(1, NEUTRAL)]
+    assert summary(windows) == ["joy: onset 0.75 s, apex 1.25 s, 0.93"]
+    still = [said(0, NEUTRAL, 2, 0.8), said(0.5, None), said(1, NEUTRAL, 2, 0.9)]
+    assert summary(still) == ["neutral throughout, 0.85"]
+    assert summary([*windows, *still]) == [
+        "face 1: joy: onset 0.75 s, apex 1.25 s, 0.93",
+        "face 2: neutral throughout, 0.85",
+    ]
+    assert summary([said(0, None), said(0.5, None)]) == []
+
+
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def test_csv_has_a_row_per_window_and_face(tmp_path):
@@ -158,6 +267,20 @@ def test_plot_has_a_line_per_class(video):
     assert float(np.min(drawn["joy"])) == pytest.approx(0.2)
 
 
+def test_a_plot_marks_events_from_onset_to_apex(video):
+    """Each face's own, in the color of the class; labels that would overlap are left out."""
+    classes = (NEUTRAL, "joy", "fear")
+    one = [said(n / 10, label, 1, seconds=0.2) for n, label in enumerate([NEUTRAL, "joy", "joy"])]
+    two = [said(0.7, "fear", 2, seconds=0.2), said(0.71, "joy", 2, seconds=0.2)]
+    _, first, second = plot(video, [*one, *two], classes).axes
+    (band,) = first.patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((0.2, 0.3))
+    assert band.get_facecolor()[:3] == pytest.approx(colors(classes)["joy"])
+    assert [text.get_text() for text in first.texts] == ["joy"]
+    assert len(second.patches) == 2
+    assert [text.get_text() for text in second.texts] == ["fear"]
+
+
 def test_windows_that_overlap_are_shown_up_to_the_middle_of_what_they_share(video, tmp_path):
     """And one window at a time is drawn into a picture."""
     windows = [window(0, 0.5, 0.9, None), window(0.25, 0.75, 0.2, None), window(0.8, 1, 0.9, None)]
@@ -179,6 +302,16 @@ def test_each_class_has_a_color_of_its_own(count):
     given = colors(names)
     assert list(given) == names
     assert len(set(given.values())) == count
+
+
+@pytest.mark.parametrize("count", [2, 8, 10, 19])
+def test_neutral_alone_is_gray(count):
+    names = [f"class {number}" for number in range(count - 1)]
+    given = colors([*names[:1], NEUTRAL, *names[1:]])
+    assert len(set(given.values())) == count
+    assert [name for name, color in given.items() if np.ptp(color) == 0] == [NEUTRAL]
+    if count <= 10:
+        assert {name: given[name] for name in names} == colors(names), "the others keep theirs"
 
 
 @pytest.mark.parametrize(("height", "width"), [(640, 960), (960, 480), (160, 160)])
@@ -209,9 +342,11 @@ def test_one_command_writes_all_three(drawn_videos, tmp_path, capsys):
     files = {name: tmp_path / f"out.{name}" for name in ("csv", "png", "mp4")}
     arguments = ["predict", str(video), "--csv", str(files["csv"]), "--plot", str(files["png"])]
     assert run([*arguments, "--annotate", str(files["mp4"])]) == 0
-    said = capsys.readouterr()
-    assert "drawn faces" in said.err
+    printed = capsys.readouterr()
+    assert "drawn faces" in printed.err
     assert files["png"].read_bytes().startswith(b"\x89PNG")
-    assert len(files["csv"].read_text().splitlines()) == len(said.out.splitlines())
+    *table, event = printed.out.splitlines()
+    assert event.startswith("surprise: onset 0.25 s, apex 0.75 s, 0.")
+    assert len(files["csv"].read_text().splitlines()) == len(table), "events are not in it"
     with av.open(str(files["mp4"])) as container:
         assert len(list(container.decode(video=0))) == 24
