@@ -1,7 +1,7 @@
 """A recognizer's input: which frames of a clip's bitstream, as which planes.
 
-The method's own input is `accumulated` (or `direct`) residuals. The others, which it is compared
-with, are read from the same bitstream:
+The recommended input is `accumulated+motion`. The others, which it is compared with, are read from
+the same bitstream:
 
     accumulated          change since the GOP's I-frame, less what motion explains
     direct               the residual that each P-frame transmits
