@@ -109,9 +109,8 @@ def _pair(photograph: Photograph, network: object) -> tuple[np.ndarray, np.ndarr
     a, b = _view(neutral, view), _view(smiling, whole)
     b = _aligned(a, b)
     gray_a, gray_b = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b))
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(
-        gray_a, gray_b, np.zeros((*gray_a.shape, 2), np.float32)
-    )
+    optical_flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow = optical_flow.calc(gray_a, gray_b, None)  # type: ignore[call-overload]
     column, row = np.meshgrid(np.arange(a.shape[1]), np.arange(a.shape[0]))
     back = cv2.remap(
         b,
