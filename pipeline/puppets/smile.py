@@ -53,6 +53,8 @@ SMILE = Path(__file__).with_name("smile.npz")
 MEASURED_CORNER, MEASURED_SIDE, UNIT = (-2.0, -1.6), 4.0, 64
 # The mean face's mouth: half its width, and how far below the eyes.
 MEAN_HALF, MEAN_MOUTH = 0.4, 1.1
+BETWEEN_EYES = tuple(-corner * UNIT - 0.5 for corner in MEASURED_CORNER)  # pixels of a view
+ECC_STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 80, 1e-5)
 FIELD, SHADE = 48, 96  # points to a side of what is stored
 CLEAR = 75  # percentile of the people's smiles that counts as strength 1
 LEAST_SMILE = 0.4  # of a clear smile
@@ -149,33 +151,43 @@ class Pair(NamedTuple):
 
     @classmethod
     def of(
-        cls, neutral: np.ndarray, smiling: np.ndarray, frame: FaceFrame,
+        cls,
+        neutral: np.ndarray,
+        smiling: np.ndarray,
+        frame: FaceFrame,
         points: tuple[np.ndarray, np.ndarray],
-    ) -> Pair | None:  # fmt: skip
+        scales: Sequence[float],
+    ) -> Pair | None:
         """Aligned by eyes and nose, then by the picture of the upper face, where a smile changes
-        least: by the small turn and move that correlates best (ECC). None if there is none.
+        least: by the small turn, move and scale that correlates best (ECC). None if there is none.
 
         Args:
             neutral, smiling: photographs, RGB, uint8 (H, W, 3).
             frame: of the neutral face.
             points: eyes and nose of both (`FoundFace.points`).
+            scales: those tried, of the one to the other after eyes and nose are aligned.
         """
         corner = frame.scale @ (np.array(MEASURED_CORNER) + 0.5 / UNIT) + frame.origin
         to_neutral = np.column_stack([frame.scale / UNIT, corner - 0.5])
         between, _ = cv2.estimateAffinePartial2D(*points)
-        to_smiling = compose(between, to_neutral)
-        a, b = _view(neutral, to_neutral), _view(smiling, to_smiling)
-        before, after = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (a, b))
-        upper = _upper(a)
-        start = np.eye(2, 3, dtype=np.float32)
-        stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 80, 1e-5)
-        try:
-            _, warp = cv2.findTransformECC(
-                before, after, start, cv2.MOTION_EUCLIDEAN, stop, upper, 5
-            )
-        except cv2.error:  # it does not converge
+        by_points = compose(between, to_neutral)
+        a = _view(neutral, to_neutral)
+        before, upper = cv2.cvtColor(a, cv2.COLOR_RGB2GRAY), _upper(a)
+        best, to_smiling = -1.0, None
+        for scale in scales:
+            scaled = compose(by_points, cv2.getRotationMatrix2D(BETWEEN_EYES, 0, scale))
+            after = cv2.cvtColor(_view(smiling, scaled), cv2.COLOR_RGB2GRAY)
+            start = np.eye(2, 3, dtype=np.float32)
+            try:
+                found, warp = cv2.findTransformECC(
+                    before, after, start, cv2.MOTION_EUCLIDEAN, ECC_STEPS, upper, 5
+                )
+            except cv2.error:  # it does not converge from here
+                continue
+            if found > best:
+                best, to_smiling = found, compose(scaled, warp)
+        if to_smiling is None:
             return None
-        to_smiling = compose(to_smiling, warp)
         b = _view(smiling, to_smiling)
         gain = a[upper > 0].mean(axis=0) / np.maximum(b[upper > 0].mean(axis=0), 1)
         return cls(a, np.clip(b * gain, 0, 255).astype(np.uint8), to_neutral, to_smiling, gain)
@@ -211,7 +223,9 @@ def _read(photograph: Photograph) -> tuple[Pair | None, np.ndarray, np.ndarray]:
     neutral, smiling = pictures
     points = read_landmarks(photograph.landmarks)
     frame = FaceFrame.of(points)
-    return Pair.of(neutral, smiling, frame, (found[0], found[1])), smiling, frame.units(points)
+    # As landmarks have it; another scale would change the sets of puppets that there are.
+    pair = Pair.of(neutral, smiling, frame, (found[0], found[1]), scales=(1.0,))
+    return pair, smiling, frame.units(points)
 
 
 def _measured(photograph: Photograph) -> tuple[np.ndarray, np.ndarray]:
