@@ -271,7 +271,7 @@ def test_smiles_and_movers(models, photos):
     assert {c.label for c in found.clips[MOVER]} == {"neutral"}
     for first, second in ((STILL, MOVING), (MOVING, MOVER)):
         for one, other in zip(found.clips[first], found.clips[second], strict=True):
-            assert one.said["default"] != pytest.approx(other.said["default"], abs=0.01)
+            assert one.said["default"] != pytest.approx(other.said["default"], abs=1e-4)
     assert found.figures["default"].happiness[STILL].hits == 2
     assert found.figures["default"].groups["gender male"][STILL].of == 1
     text = found.table(details=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -100,6 +101,13 @@ def test_a_photograph_without_a_face_and_none_at_all(tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(InputError, match=r"text\.jpg: is not a picture that can be read"):
         read_photograph(tmp_path / "text.jpg")
+
+
+def test_two_photographs_that_do_not_fit(drawn, tmp_path):
+    neutral = read_photograph(saved(tmp_path / "a.png", drawn[0]))
+    gray = replace(neutral, picture=np.full_like(neutral.picture, 128))
+    with pytest.raises(Unusable, match="can't be laid over one another"):
+        aligned(gray, neutral)
 
 
 def test_a_photograph_is_turned_as_its_camera_says(drawn, tmp_path):
