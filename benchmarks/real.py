@@ -20,7 +20,14 @@ from tqdm import tqdm
 
 from benchmarks import robustness
 from benchmarks.robustness import Robustness
-from benchmarks.smiles import END_SECONDS, NoFace, PhotographReader, aligned, faded, write_clip
+from benchmarks.smiles import (
+    END_SECONDS,
+    Unusable,
+    aligned,
+    faded,
+    read_photograph,
+    write_clip,
+)
 from cfer.errors import InputError
 from cfer.predict.recognizer import Recognizer
 from cfer.video.files import PICTURE_SUFFIXES, is_video
@@ -410,7 +417,6 @@ def _groups(row: Mapping[str, str]) -> dict[str, str]:
 
 def measure_smiles(models: Models, people: Sequence[Person]) -> Smiles:
     """Raises InputError: a photograph that cannot be read, or nobody with two that show a face."""
-    reader = PhotographReader()
     clips: dict[str, list[Clip]] = {STILL: [], MOVING: [], MOVER: []}
     left_out = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -420,11 +426,11 @@ def measure_smiles(models: Models, people: Sequence[Person]) -> Smiles:
                 left_out[person.name] = f"no photograph in {side}"
                 continue
             try:
-                neutral, smiling = reader.read(person.neutral), reader.read(person.smiling)
-            except NoFace as error:
+                neutral = read_photograph(person.neutral)
+                smile = faded(neutral, aligned(read_photograph(person.smiling), neutral))
+            except Unusable as error:
                 left_out[person.name] = str(error)
                 continue
-            smile = faded(neutral, aligned(smiling, neutral))
             rest = smile[:1] * len(smile)
             for kind, pictures in ((STILL, smile), (MOVING, smile), (MOVER, rest)):
                 video = Path(folder, "clip.mp4")

@@ -22,6 +22,9 @@ BROWS = ([71, 72, 73, 74, 75, 76, 84, 83], [77, 78, 79, 80, 81, 82, 86, 85])
 EYES = ([18, 19, 20, 21, 22, 30, 29, 28], [23, 24, 25, 26, 27, 33, 32, 31])
 IRISES = (range(2, 10), range(10, 18))
 NOSE = [53, 54, 61, 62, 63, 64, 55, 69, 68, 67, 66, 60, 59]
+CORNERS = (87, 93)  # of the mouth
+RIGHT, DOWN = 0.05, -0.06  # where a smile takes them
+FULL = 1.6  # strength of a broad smile
 NOSTRILS = ([65, 64, 179], [70, 69, 182])
 
 
@@ -73,6 +76,38 @@ def painted(unit: float = 90, dots: Mapping[int, tuple[int, int, int]] | None = 
     return np.clip(picture + 4 * grain * person, 0, 255).astype(np.uint8)
 
 
+def freckled(picture: np.ndarray, seed: int = 1, contrast: float = 60) -> np.ndarray:
+    """With a pattern: what optical flow sees."""
+    freckles = np.random.default_rng(seed).normal(0, contrast, picture.shape).astype(np.float32)
+    return np.clip(picture + cv2.GaussianBlur(freckles, (0, 0), 1.5), 0, 255).astype(np.uint8)
+
+
+def smiling(picture: np.ndarray, strength: float) -> np.ndarray:
+    """The corners of the mouth, and what is around them, to the sides and up."""
+    side = len(picture)
+    steps = (np.arange(side) + 0.5) / side * EXTENT
+    x, y = np.meshgrid(LEFT + steps, TOP + steps)
+
+    def move(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        right, down = np.zeros_like(x), np.zeros_like(x)
+        for corner, out in zip(CORNERS, (-1, 1), strict=True):
+            distance = np.hypot(x - LANDMARKS[corner, 0], y - LANDMARKS[corner, 1])
+            hill = strength * np.exp(-0.5 * (distance / 0.3) ** 2)
+            right, down = right + hill * RIGHT * out, down + hill * DOWN
+        return right, down
+
+    from_x, from_y = x, y
+    for _ in range(20):
+        right, down = move(from_x, from_y)
+        from_x, from_y = x - right, y - down
+    k = side / EXTENT
+    columns, rows = ((from_x - LEFT) * k - 0.5, (from_y - TOP) * k - 0.5)
+    return cv2.remap(
+        picture, columns.astype(np.float32), rows.astype(np.float32), cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
+
+
 def template(points: np.ndarray) -> str:
     """The text of a `.tem` file with these points, in pixels."""
     lines = [str(len(points)), *(f"{x:.3f}\t{y:.3f}" for x, y in points), "0", ""]
@@ -86,3 +121,10 @@ def write_person(picture: np.ndarray, path: Path) -> Path:
     points = (LANDMARKS - (LEFT, TOP)) * (len(picture) / EXTENT)
     path.with_suffix(".tem").write_text(template(points))
     return path
+
+
+def write_pair(neutral: np.ndarray, smile: np.ndarray, folder: Path, person: str) -> None:
+    """Write a neutral and a smiling photograph where they belong."""
+    write_person(neutral, folder / "neutral_front" / f"{person}_03.png")
+    path = write_person(smile, folder / "smiling_front" / f"{person}_08.png")
+    path.with_suffix(".tem").unlink()

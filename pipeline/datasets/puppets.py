@@ -1,6 +1,6 @@
 """A data set of photo puppets: photographs with landmarks → labeled video of eight expressions.
 
-    cfer puppets --photos DIR --out DIR
+    cfer puppets --photos PHOTOS --out DIR
     cfer extract --dataset puppets --root PHOTOS        # the same, into puppets/ beside the shards
 
 Writes `DIR/videos/001/anger_1.mp4` …, `DIR/manifest.csv` with the spans to be learned (several of

@@ -51,13 +51,13 @@ def photographs_below(root: Path) -> list[Photograph]:
     """Every photograph below a folder that has landmarks, sorted by person.
 
     A person's name is the file's up to its first underscore: `neutral_front/001_03.jpg` is 001, and
-    `smiling_front/001_08.jpg` that person's smile.
+    `smiling_front/001_08.jpg` that person's smile. Hidden files (`._001_03.tem`) are not looked at.
 
     Raises:
         InputError: there is none, two are of one person, or one has landmarks and no picture.
     """
     found: dict[str, Photograph] = {}
-    for landmarks in sorted(root.rglob("*.tem")):
+    for landmarks in sorted(root.rglob("[!.]*.tem")):
         pictures = [landmarks.with_suffix(suffix) for suffix in PICTURES]
         picture = next((path for path in pictures if path.exists()), None)
         if picture is None:

@@ -18,7 +18,14 @@ import cv2
 import numpy as np
 
 from pipeline.puppets.photos import CHIN, EXTENT, LEFT, MATTE, MOUTH_CORNERS, TOP, Face
-from pipeline.puppets.smile import SMILE, OwnSmile
+from pipeline.puppets.smile import (
+    MEAN_HALF,
+    MEAN_MOUTH,
+    MEASURED_CORNER,
+    MEASURED_SIDE,
+    SMILE,
+    OwnSmile,
+)
 
 GRID = 80  # points to a side of the fields
 SHADE = MATTE  # pixels to the unit of the maps of brightness
@@ -118,6 +125,8 @@ class _Builder:
         self.fields: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.shades: dict[str, np.ndarray] = {}
         self.generator = generator_of(face.name, "folds")
+        with np.load(SMILE) as measured:
+            self.smile_field, self.smile_shade = measured["field"], measured["shade"]
         steps = (np.arange(GRID) + 0.5) / GRID * EXTENT
         self.x, self.y = np.meshgrid(LEFT + steps, TOP + steps)
         left, right = p[MOUTH_CORNERS[0]], p[MOUTH_CORNERS[1]]
@@ -196,12 +205,11 @@ class _Builder:
         x, below = self.x, self.below
         middle = (self.mouth_x, self.mouth_y)
         chin = self.p[CHIN]
-        measured = np.load(SMILE)
         for s in self.sides:
             out, corner = s.sign, s.corner
             # The half of the face on this side, with a soft edge.
             half = 1 / (1 + np.exp(-out * (x - self.mouth_x) / 0.10))
-            smile = self.measured(measured["field"]) * half[..., None]
+            smile = self.laid_over(self.smile_field, x, self.y) * half[..., None]
             at = np.abs(x - corner[0]) + np.abs(self.y - corner[1])
             rest = np.array([0.115 * out, -0.145]) - smile.reshape(-1, 2)[at.argmin()]
             self.add("12" + s.name, smile, self.bump(corner, 0.20, 0.20, 0.18)[..., None] * rest)
@@ -257,9 +265,21 @@ class _Builder:
         ]
         self.add("puff", *puff)
 
-    def measured(self, field: np.ndarray) -> np.ndarray:
-        """A field of the mean face (`smile.py`), float (S, S, 2), laid over this face."""
-        return _laid_over(field, self.x, self.y, self.mouth_x, self.half, self.mouth_y)
+    def laid_over(self, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """What was measured on the mean face, (S, S) or (S, S, 2), at places of this face."""
+        size = len(values)
+        lean = np.clip(y / self.mouth_y, 0, 1)
+        places = (
+            (x - self.mouth_x * lean) * MEAN_HALF / self.half,
+            y * MEAN_MOUTH / self.mouth_y,
+        )
+        column, row = (
+            ((place - corner) / MEASURED_SIDE * size - 0.5).astype(np.float32)
+            for place, corner in zip(places, MEASURED_CORNER, strict=True)
+        )
+        return cv2.remap(
+            values.astype(np.float32), column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+        )
 
     def head(self) -> None:
         x, y = self.x, self.y
@@ -312,7 +332,7 @@ class _Builder:
             shades["dimple" + s.name] = _crease(
                 [[dent + (-0.02 * out, -0.08), dent, dent + (-0.02 * out, 0.08)]], 0.035
             )
-            smile = _laid_over(np.load(SMILE)["shade"], x, y, self.mouth_x, self.half, self.mouth_y)
+            smile = self.laid_over(self.smile_shade, x, y)
             shades["smile" + s.name] = smile / (1 + np.exp(-out * (x - self.mouth_x) / 0.1))
         top, brow_y = p[[137, 138, 139, 140, 141], 1].mean(), p[[74, 79], 1].mean()
         across = np.linspace(-0.42, 0.42, 12)
@@ -349,24 +369,6 @@ def _hill(
 
 def _move(weight: np.ndarray, right: float, down: float) -> np.ndarray:
     return np.stack([weight * right, weight * down], axis=-1)
-
-
-def _laid_over(
-    field: np.ndarray, x: np.ndarray, y: np.ndarray, mouth_x: float, half: float, mouth_y: float
-) -> np.ndarray:
-    """What was measured on the mean face, at the same places of a face with such a mouth.
-
-    The mean face has its mouth's corners at x = ±0.4, y = 1.1; `field` covers x from -2 to 2 and y
-    from -1.6 to 2.4.
-    """
-    size = len(field)
-    lean = np.clip(y / mouth_y, 0, 1)
-    column = ((x - mouth_x * lean) * 0.4 / half + 2) / 4 * size - 0.5
-    row = (y * 1.1 / mouth_y + 1.6) / 4 * size - 0.5
-    return cv2.remap(
-        field.astype(np.float32), column.astype(np.float32), row.astype(np.float32),
-        cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT,
-    )  # fmt: skip
 
 
 def _crease(paths: list, width: float, bright: float = 0.5) -> np.ndarray:

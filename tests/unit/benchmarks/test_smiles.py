@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,10 +15,10 @@ from benchmarks.smiles import (
     FPS,
     MOST_MOTION,
     NUM_FRAMES,
-    NoFace,
-    PhotographReader,
+    Unusable,
     aligned,
     faded,
+    read_photograph,
     write_clip,
 )
 from cfer.errors import InputError
@@ -25,11 +26,6 @@ from cfer.video.pictures import open_pictures
 from pipeline.datasets.drawing import DrawingSettings, Identity, draw_clip
 
 assert (FPS, NUM_FRAMES, CRF) == (25, 25, 23)
-
-
-@pytest.fixture(scope="module")
-def reader() -> PhotographReader:
-    return PhotographReader()
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +48,11 @@ def turned(picture: np.ndarray, degrees: float, scale: float, right: float) -> n
 
 
 @pytest.mark.parametrize(("degrees", "scale", "right"), [(4, 1.05, 12), (-6, 0.93, -20)])
-def test_one_photograph_is_laid_on_the_other(reader, drawn, tmp_path, degrees, scale, right):
+def test_one_photograph_is_laid_on_the_other(drawn, tmp_path, degrees, scale, right):
     """The same face, turned, scaled, moved and darker: once laid on itself, it is itself."""
     other = (turned(drawn[0], degrees, scale, right) * [0.8, 0.7, 0.9]).astype(np.uint8)
-    neutral = reader.read(saved(tmp_path / "a.png", drawn[0]))
-    moved = reader.read(saved(tmp_path / "b.png", other))
+    neutral = read_photograph(saved(tmp_path / "a.png", drawn[0]))
+    moved = read_photograph(saved(tmp_path / "b.png", other))
     x0, y0, x1, y1 = neutral.box.round().astype(int)
     inside = np.s_[y0:y1, x0:x1]
 
@@ -71,10 +67,10 @@ def test_one_photograph_is_laid_on_the_other(reader, drawn, tmp_path, degrees, s
     assert difference(laid) < max(difference(half), 4)
 
 
-def test_photographs_of_different_sizes(reader, drawn, tmp_path):
-    neutral = reader.read(saved(tmp_path / "a.png", drawn[0]))
+def test_photographs_of_different_sizes(drawn, tmp_path):
+    neutral = read_photograph(saved(tmp_path / "a.png", drawn[0]))
     wide = cv2.copyMakeBorder(drawn[0], 0, 0, 61, 60, cv2.BORDER_REPLICATE)
-    large = reader.read(saved(tmp_path / "b.png", cv2.resize(wide, None, fx=2, fy=2)))
+    large = read_photograph(saved(tmp_path / "b.png", cv2.resize(wide, None, fx=2, fy=2)))
     assert large.picture.shape == (384, 480, 3)
     laid = aligned(large, neutral)
     # Of the same face, between the eyes and the nose.
@@ -83,8 +79,8 @@ def test_photographs_of_different_sizes(reader, drawn, tmp_path):
     assert np.abs(laid[part] - neutral.picture[part].astype(float)).mean() < 6
 
 
-def test_a_fade_goes_from_one_picture_to_the_other_without_a_jump(reader, drawn, tmp_path):
-    neutral = reader.read(saved(tmp_path / "a.png", drawn[0]))
+def test_a_fade_goes_from_one_picture_to_the_other_without_a_jump(drawn, tmp_path):
+    neutral = read_photograph(saved(tmp_path / "a.png", drawn[0]))
     smile = drawn[-1].astype(np.float32)
     pictures = faded(neutral, smile)
     assert len(pictures) == NUM_FRAMES
@@ -99,19 +95,26 @@ def test_a_fade_goes_from_one_picture_to_the_other_without_a_jump(reader, drawn,
     assert steps.max() < 1.6 * steps.mean()
 
 
-def test_a_photograph_without_a_face_and_none_at_all(reader, tmp_path):
-    with pytest.raises(NoFace, match=r"no face in gray\.png"):
-        reader.read(saved(tmp_path / "gray.png", np.full((300, 300, 3), 128, np.uint8)))
+def test_a_photograph_without_a_face_and_none_at_all(tmp_path):
+    with pytest.raises(Unusable, match=r"no face in gray\.png"):
+        read_photograph(saved(tmp_path / "gray.png", np.full((300, 300, 3), 128, np.uint8)))
     (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(InputError, match=r"text\.jpg: not a readable picture"):
-        reader.read(tmp_path / "text.jpg")
+    with pytest.raises(InputError, match=r"text\.jpg: is not a picture that can be read"):
+        read_photograph(tmp_path / "text.jpg")
 
 
-def test_a_photograph_is_turned_as_its_camera_says(reader, drawn, tmp_path):
+def test_two_photographs_that_do_not_fit(drawn, tmp_path):
+    neutral = read_photograph(saved(tmp_path / "a.png", drawn[0]))
+    gray = replace(neutral, picture=np.full_like(neutral.picture, 128))
+    with pytest.raises(Unusable, match="can't be laid over one another"):
+        aligned(gray, neutral)
+
+
+def test_a_photograph_is_turned_as_its_camera_says(drawn, tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90° to the right
     Image.fromarray(np.rot90(drawn[0])).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(reader.read(tmp_path / "turned.png").picture, drawn[0])
+    assert np.array_equal(read_photograph(tmp_path / "turned.png").picture, drawn[0])
 
 
 # ---- what moves ----------------------------------------------------------------------------------

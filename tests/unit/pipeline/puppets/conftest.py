@@ -1,9 +1,10 @@
-"""A painted person, as a puppet."""
+"""A painted person, as a puppet; and that person's smile."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from painted import painted, write_person
+from painted import FULL, freckled, painted, smiling, write_person
 
 from pipeline.puppets.photos import Face, photographs_below
 from pipeline.puppets.rig import Rig
@@ -19,3 +20,15 @@ def face(tmp_path_factory: pytest.TempPathFactory) -> Face:
 @pytest.fixture(scope="package")
 def rig(face: Face) -> Rig:
     return Rig.of(face)
+
+
+@pytest.fixture(scope="package")
+def neutral() -> np.ndarray:
+    """With freckles."""
+    return freckled(painted(64))
+
+
+@pytest.fixture(scope="package")
+def full_smile(neutral: np.ndarray) -> np.ndarray:
+    """Of the same person."""
+    return smiling(neutral, FULL)

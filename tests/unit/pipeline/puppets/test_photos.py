@@ -96,6 +96,7 @@ def test_people_are_sorted_and_have_their_smiles(tmp_path: Path) -> None:
         write_person(picture, tmp_path / name)
     smile = tmp_path / "b" / "smiling_front" / "002_08.jpg"
     write_person(picture, smile).with_suffix(".tem").unlink()
+    (tmp_path / "a" / "._031f.tem").write_text("of a Mac")
     found = photographs_below(tmp_path)
     assert [person.person for person in found] == ["002", "010", "031f"]
     assert [person.smile for person in found] == [smile, None, None]
