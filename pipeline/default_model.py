@@ -27,11 +27,12 @@ from pipeline.puppets.smile import is_held_out
 
 EXPERIMENT, RUN, MODEL = "default", "default-model", "default.safetensors"
 STEPS = (
-    "puppets --photos {photos} --out videos",
+    "puppets --photos {photos} --out videos --clips-per-class 1",
     "extract --videos videos/manifest.csv --out shards --identity dlib",
-    "train --data shards --experiment {experiment} --run {run} --val-subjects {held_out}",
+    "train --data shards --experiment {experiment} --run {run} --epochs 40 --val-subjects {held_out}",
     "models export {run} {model}",
 )
+UNKNOWN = ("", "NA")  # as the owners write it
 AGES = (25, 35)  # the first ages of the second and third band
 Groups = dict[str, dict[str, tuple[int, int]]]
 
@@ -88,7 +89,11 @@ def groups_of_people(photos: Path) -> dict[str, dict[str, str]]:
     for table in sorted(photos.rglob("*_info.csv")):
         with table.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
-                known = {name.removeprefix("face_"): value for name, value in row.items() if value}
+                known = {
+                    name.removeprefix("face_"): value
+                    for name, value in row.items()
+                    if value not in UNKNOWN
+                }
                 person = known.pop("id")
                 if "age" in known:
                     known["age"] = age_band(float(known["age"]))

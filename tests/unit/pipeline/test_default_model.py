@@ -19,7 +19,7 @@ def test_bands_of_age_have_no_gap(years: float, band: str) -> None:
 def test_the_owners_tables_are_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "london").mkdir()
     (tmp_path / "london" / "london_info.csv").write_text(
-        "face_id,face_age,face_gender,face_eth\n001,24,female,white\n002,,male,east_asian/white\n"
+        "face_id,face_age,face_gender,face_eth\n001,24,female,white\n002,NA,male,east_asian/white\n"
     )
     (tmp_path / "canada_info.csv").write_text("face_id,face_age,face_gender\n003f,41,female\n")
     assert groups_of_people(tmp_path) == {

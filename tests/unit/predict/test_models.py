@@ -22,9 +22,10 @@ NETWORK = ModelConfig(num_classes=3, identity_dim=128, width=8, code_dim=16)
 
 def test_the_shipped_model():
     recognizer = Recognizer.from_pretrained()
-    assert recognizer.card.origin["data_set"] == "synthetic"
-    assert "--method min-min" in recognizer.card.origin["command"]
-    assert recognizer.card.figures["held_out/accuracy"] > 0.5
+    assert recognizer.card.origin["data_set"] == "puppets"
+    assert "neutral" in recognizer.card.classes
+    assert recognizer.card.figures["held_out/accuracy"] > 0.7
+    assert set(recognizer.card.recall_by_group) == {"age", "ethnicity", "gender"}
     assert default_path().stat().st_size < 5_000_000
 
 

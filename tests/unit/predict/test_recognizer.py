@@ -697,7 +697,7 @@ def test_a_face_is_encoded_for_prediction(
         ("predict clip.mp4 --model missing.safetensors", "missing.safetensors"),
         ("predict clip.mp4 --window-seconds 0", "--window-seconds 0: give 0 < seconds <= 86400"),
         ("predict clip.mp4 --step-seconds nan", "--step-seconds nan: give 0 < seconds <= 86400"),
-        ("predict gray.mp4 --step-seconds 30", "--step-seconds 30: a window lasts 20 s"),
+        ("predict gray.mp4 --step-seconds 30", "--step-seconds 30: a window lasts 1 s"),
         ("predict clip.mp4 --start -1", "--start -1: give seconds from 0"),
         ("predict clip.mp4 --start 1 --end 0.5", "--end 0.5: give more than the start, 1"),
         ("predict gray.mp4 --end 3", "gray.mp4: its span ends at 3 s, and the video at 0.250 s"),
