@@ -13,7 +13,7 @@ from painted import LEFT as PAINTED_LEFT
 from painted import TOP as PAINTED_TOP
 
 from pipeline.puppets.acting import Clip, Style, plan
-from pipeline.puppets.photos import CHIN, EXTENT, LEFT, TOP, Face, photographs_below
+from pipeline.puppets.photos import CHIN, EXTENT, LEFT, TEXTURE, TOP, Face, photographs_below
 from pipeline.puppets.render import Stage
 from pipeline.puppets.rig import JAW_DROP, Rig, generator_of
 from pipeline.puppets.smile import OwnSmile
@@ -140,6 +140,21 @@ def test_a_blink_hides_the_iris(rig: Rig) -> None:
     # Half-closed is between.
     _, half = frames(stage(rig, still(blink=0.5)))
     assert blue(closed) < blue(half) < blue(opened)
+
+
+def test_of_a_closed_eye_hardly_a_line_of_the_ball_is_left(rig: Rig) -> None:
+    """Balls painted green, within the lids' edges, and seen from near."""
+    texture = rig.face.texture.copy()
+    for upper, lower in rig.lids:
+        ball = np.vstack([upper[1:-1] + (0, 0.01), lower[-2:0:-1] - (0, 0.01)])
+        pixels = np.round((ball - (LEFT, TOP)) * TEXTURE).astype(np.int32)
+        cv2.fillPoly(texture, [pixels], (0, 255, 0))
+    green = replace(rig, face=replace(rig.face, texture=texture))
+    shown = Stage(green, STYLE, still(blink=1.0), generator_of("near"), 512)
+    shown.noise[:] = 0
+    seen = [int((p[..., 1] - p[..., [0, 2]].max(axis=-1) > 120).sum()) for p in frames(shown)]
+    assert seen[0] > 500
+    assert seen[1] < 0.04 * seen[0]
 
 
 def test_wide_eyes_show_more_of_the_ball_and_a_look_moves_the_iris(rig: Rig) -> None:
