@@ -43,6 +43,8 @@ from pipeline.datasets.drawing import FPS, DrawingSettings
 from pipeline.datasets.made import write_video
 from pipeline.datasets.synthetic import draw_dataset
 
+DRAWN_MODEL = Path(__file__).parents[2] / "fixtures" / "drawn.safetensors"
+
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Recognizer]:
@@ -100,10 +102,10 @@ def written(path: Path, *rows: str, columns: str = ",".join(COLUMNS)) -> Path:
 
 
 def test_a_window_is_predicted_as_a_clip_of_its_frames(models, videos, tmp_path):
-    """From the frame nearest to the onset to the one nearest to the apex, both of them."""
+    """From the first frame at or after the onset to the last at or before the apex."""
     folder = tmp_path / "frames"
     folder.mkdir()
-    for number, picture in enumerate([*open_pictures(videos / "both.mp4")][24:43]):
+    for number, picture in enumerate([*open_pictures(videos / "both.mp4")][25:43]):
         cv2.imwrite(str(folder / f"{number:03d}.png"), picture[:, :, ::-1])
     (wanted,) = models["drawn"].predict(folder)
     found = says(models["drawn"], videos / "both.mp4", 1.01, 1.76)  # frames at 1/24 s
@@ -298,14 +300,14 @@ def spoken(videos, tmp_path_factory) -> Path:
 
 def test_clips_of_crema_d(models, spoken, videos):
     found = measure_spoken(models, cremad.read(spoken))
-    windows = models["drawn"].predict(videos / "both.mp4", window_gops=1)
-    assert len(windows) == 2
+    windows = models["drawn"].predict(videos / "both.mp4", window_seconds=1.0)
+    assert len(windows) == 3
     wanted = np.mean([[*window.probabilities.values()] for window in windows], axis=0)
     assert [c.label for c in found.mean] == ["happiness", "neutral"]
     assert [*found.mean[0].said["drawn"].values()] == pytest.approx(wanted)
     likeliest = max(windows, key=lambda window: max(window.probabilities.values()))
     assert found.strongest[0].said["drawn"] == likeliest.probabilities
-    assert found.mean[1].label_of("default") == found.strongest[1].label_of("default") == NO_FACE
+    assert found.mean[1].label_of("drawn") == found.strongest[1].label_of("drawn") == NO_FACE
     assert "| 1001_DFA_NEU_XX | neutral | no face | no face |" in found.table()
 
 
