@@ -29,7 +29,8 @@ EXPERIMENT, RUN, MODEL = "default", "default-model", "default.safetensors"
 STEPS = (
     "puppets --photos {photos} --out videos --clips-per-class 1",
     "extract --videos videos/manifest.csv --out shards --identity dlib",
-    "train --data shards --experiment {experiment} --run {run} --epochs 40 --val-subjects {held_out}",
+    "train --data shards --experiment {experiment} --run {run} --epochs 40 "
+    "--val-subjects {held_out}",
     "models export {run} {model}",
 )
 UNKNOWN = ("", "NA")  # as the owners write it

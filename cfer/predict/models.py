@@ -20,13 +20,14 @@ from cfer.outputs import check_output
 
 DEFAULT = "default"
 DEFAULT_LIMITS = (
-    "the default model was trained on drawn faces: it shows that everything works, and what it "
-    "says about a real person means nothing; train on recorded faces and give --model"
+    "the default model was trained on animated photographs: of 24 windows of real people that were "
+    "marked by hand it names 9 as they were marked (docs/limits.md); train on recorded faces and "
+    "give --model"
 )
 
 
 def default_path() -> Path:
-    """The model file that ships with cfer, trained on the built-in (drawn) faces."""
+    """The model file that ships with cfer, trained on photo puppets."""
     return Path(__file__).with_name(f"{DEFAULT}{SUFFIX}")
 
 

@@ -79,7 +79,7 @@ class Recognizer:
         """A model by its name.
 
         Args:
-            name: `default` (ships with cfer, trained on drawn faces), a .safetensors file, the
+            name: `default` (ships with cfer, trained on photo puppets), a .safetensors file, the
                 name or id of a training run in the MLflow store, `runs:/ID/model`, or
                 `models:/NAME/VERSION`.
 
