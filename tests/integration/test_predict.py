@@ -62,7 +62,7 @@ def test_a_pipe_is_predicted_while_it_comes(drawn_videos: Path) -> None:
     assert [w["start_seconds"] for w in windows] == [0, 0.5, 1, 1.5, 2]
     assert {w["source"] for w in windows} == {"standard input"}
     assert {w["face"] for w in windows} == {1}
-    assert "drawn faces" in errors.decode()
+    assert "animated photographs" in errors.decode()
 
 
 def test_whoever_reads_the_output_may_stop() -> None:

@@ -109,7 +109,7 @@ def test_the_answer_is_the_recognizers(port: int, video: Path) -> None:
     assert told["events"] == happened
     assert told["model"] == "default"
     assert told["classes"] == list(recognizer.card.classes)
-    assert "drawn faces" in told["limits"]
+    assert "animated photographs" in told["limits"]
 
 
 def test_look_is_a_picture(port: int, video: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_api_describes_itself(port: int) -> None:
     assert told["request_limits"]["megabytes"] == MEGABYTES
     assert told["request_limits"]["seconds"] == SECONDS
     assert told["classes"] == list(Recognizer.from_pretrained().card.classes)
-    assert "drawn faces" in told["limits"]
+    assert "animated photographs" in told["limits"]
 
 
 def test_a_token_is_asked_for(port: int, video: Path) -> None:

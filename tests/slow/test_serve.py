@@ -117,7 +117,7 @@ def test_the_page_in_a_browser(
         def shown(name: str) -> str:
             return browser.find_element(By.ID, name).text
 
-        wait_for(lambda: "drawn faces" in shown("note"))
+        wait_for(lambda: "animated photographs" in shown("note"))
         give(text)
         wait_for(lambda: "text.mp4: not a readable video" in shown("error"))
         give(video)

@@ -338,7 +338,7 @@ def test_the_documented_command_measures_models_side_by_side(
     said = capsys.readouterr().out
     assert "Not given" not in said
     assert f"{other} has no class happiness: its 1 windows count as wrong." in said
-    assert "drawn faces" in said
+    assert "animated photographs" in said
     figures = json.loads((tmp_path / "real.json").read_text())
     assert figures["models"] == ["default", str(other)]
     for part in ("windows", "smiles"):

@@ -343,7 +343,7 @@ def test_one_command_writes_all_three(drawn_videos, tmp_path, capsys):
     arguments = ["predict", str(video), "--csv", str(files["csv"]), "--plot", str(files["png"])]
     assert run([*arguments, "--annotate", str(files["mp4"])]) == 0
     printed = capsys.readouterr()
-    assert "drawn faces" in printed.err
+    assert "animated photographs" in printed.err
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     *table, event = printed.out.splitlines()
     assert event.startswith("surprise: onset 0.25 s, apex 0.75 s, 0.")
