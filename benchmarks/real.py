@@ -30,6 +30,7 @@ from benchmarks.smiles import (
 )
 from cfer.errors import InputError
 from cfer.predict.recognizer import Recognizer
+from cfer.predict.timeline import NEUTRAL
 from cfer.video.files import PICTURE_SUFFIXES, is_video
 from cfer.video.pictures import ClipError
 from pipeline.datasets import cremad
@@ -37,7 +38,7 @@ from pipeline.manifest import Entry
 
 COLUMNS = ("video", "onset_s", "apex_s", "label", "confidence")
 SURE = 2  # the confidence from which a mark is sure
-HAPPINESS, NEUTRAL, NO_FACE = "happiness", "neutral", "no face"
+HAPPINESS, NO_FACE = "happiness", "no face"
 STILL, MOVING, MOVER = "smile, still", "smile, moving", "neutral, moving"
 INFO, NEUTRAL_PHOTOGRAPHS, SMILING_PHOTOGRAPHS = "london_info.csv", "neutral_front", "smiling_front"
 AGES, AGE_BOUNDS = ("24 or less", "25 to 34", "35 or more"), (25, 35)
@@ -56,6 +57,7 @@ def says(
         InputError: the part has fewer than two frames, or an end after the video's.
     """
     try:
+        # One window, however long the part is.
         (prediction,) = recognizer.predict(
             video,
             start_seconds=start_seconds,
@@ -475,7 +477,7 @@ def smile_figures(clips: Mapping[str, Sequence[Clip]], model: str) -> SmileFigur
 
 @dataclass(frozen=True)
 class Spoken:
-    """The third part: whole clips of CREMA-D, predicted GOP by GOP.
+    """The third part: whole clips of CREMA-D, predicted second by second.
 
     Attributes:
         mean: the clips, with the mean of their windows' probabilities.

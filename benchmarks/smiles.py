@@ -7,7 +7,6 @@ takes movement for an expression says one of it. Each clip is H.264 first, as a 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +19,7 @@ from cfer.video.faces import LOOK_SIZE
 from pipeline.datasets.drawing import sensor_noise, smooth_walk
 from pipeline.datasets.made import write_video
 from pipeline.puppets.photos import FaceFrame, read_picture
+from pipeline.puppets.rig import generator_of
 from pipeline.puppets.smile import Pair, compose, find_face
 
 FPS, NUM_FRAMES, CRF = 25, 25, 23
@@ -108,7 +108,7 @@ def write_clip(
         box: of the face.
         person: seeds it.
     """
-    rng = np.random.default_rng(zlib.crc32(person.encode()))
+    rng = generator_of(person)
     # Half of the walk: a head turns round once or twice a second, not three times.
     walk = np.tanh(smooth_walk(rng, 2 * NUM_FRAMES, len(MOST_MOTION))[:NUM_FRAMES])
     motion = moves * MOST_MOTION * walk

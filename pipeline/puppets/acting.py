@@ -36,7 +36,7 @@ class Style:
     Attributes:
         strength: of each action unit, around 1.
         lopsided: of paired ones, the share by which the right side is stronger.
-        habit: three numbers in [0, 1] that choose among an expression's variants.
+        habit: four numbers in [0, 1] that choose among an expression's variants.
         side: of contempt.
         fold: how deep folds get.
         teeth: how far the upper teeth reach below the lip line, in units.
@@ -88,14 +88,13 @@ class Clip:
     """A planned clip.
 
     Attributes:
-        seconds, fps: how long, and frames per second.
+        fps: frames per second.
         curves: at each frame, float64 (frames,): action units ("1L", "26", …), `EYES`, the light's
             "gain", "light right" and "light down", `CAMERA`, and the head's: "yaw", "pitch" and
             "roll" in radians, "right" and "down" in units, and the share "nearer".
         spans: what can be learned from it.
     """
 
-    seconds: float
     fps: int
     curves: dict[str, Curve]
     spans: list[Span] = field(repr=False)
@@ -103,6 +102,10 @@ class Clip:
     @property
     def num_frames(self) -> int:
         return len(self.curves["26"])
+
+    @property
+    def seconds(self) -> float:
+        return self.num_frames / self.fps
 
 
 def prototype(label: str, style: Style, r: np.random.Generator) -> Strengths:
@@ -255,7 +258,7 @@ def plan(style: Style, label: str, r: np.random.Generator, has_own_smile: bool =
     _twitch(curves, t, r)
     _eyes(curves, t, event, r)
     for name in curves:
-        # What opens and what wrinkles can't be negative; lids, brows and corners can, a little.
+        # Several causes add up; eyes and a photographed smile have ranges of their own.
         curves[name] = curves[name] if name in (*EYES, OWN) else MOST * np.tanh(curves[name] / MOST)
     _head(curves, t, label, event, r)
     _light(curves, t, r)
@@ -265,7 +268,7 @@ def plan(style: Style, label: str, r: np.random.Generator, has_own_smile: bool =
         spans = _resting_spans(length, timing)
     else:
         spans = _spans(event, label, intensity, length, timing)
-    return Clip(len(t) / fps, fps, curves, spans)
+    return Clip(fps, curves, spans)
 
 
 def _event(seconds: float, r: np.random.Generator) -> _Event:

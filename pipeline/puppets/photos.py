@@ -11,7 +11,6 @@ right of the picture, y down. All lengths are in this unit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -195,12 +194,6 @@ class Face:
         units = frame.units(points)
         matte, texture = cut_out(texture, units, inside)
         return cls(photograph.person, units, texture, matte, reach)
-
-    @cached_property
-    def skin(self) -> np.ndarray:
-        """Mean color of the cheeks, RGB float (3,)."""
-        spots = [(self.points[n] - (LEFT, TOP)) * TEXTURE for n in (165, 166, 168, 169)]
-        return np.mean([self.texture[int(y), int(x)] for x, y in spots], axis=0)
 
 
 def cut_out(

@@ -205,11 +205,12 @@ class _Builder:
         x, below = self.x, self.below
         middle = (self.mouth_x, self.mouth_y)
         chin = self.p[CHIN]
+        whole_smile = self.laid_over(self.smile_field, x, self.y)
         for s in self.sides:
             out, corner = s.sign, s.corner
             # The half of the face on this side, with a soft edge.
             half = 1 / (1 + np.exp(-out * (x - self.mouth_x) / 0.10))
-            smile = self.laid_over(self.smile_field, x, self.y) * half[..., None]
+            smile = whole_smile * half[..., None]
             at = np.abs(x - corner[0]) + np.abs(self.y - corner[1])
             rest = np.array([0.115 * out, -0.145]) - smile.reshape(-1, 2)[at.argmin()]
             self.add("12" + s.name, smile, self.bump(corner, 0.20, 0.20, 0.18)[..., None] * rest)
@@ -307,6 +308,7 @@ class _Builder:
         def near(spread: float) -> np.ndarray:
             return self.generator.normal(0, spread, 2)
 
+        smile = self.laid_over(self.smile_shade, x, y)
         for s in self.sides:
             out, fold = s.sign, s.fold + near(0.015)
             paths = [
@@ -332,7 +334,6 @@ class _Builder:
             shades["dimple" + s.name] = _crease(
                 [[dent + (-0.02 * out, -0.08), dent, dent + (-0.02 * out, 0.08)]], 0.035
             )
-            smile = self.laid_over(self.smile_shade, x, y)
             shades["smile" + s.name] = smile / (1 + np.exp(-out * (x - self.mouth_x) / 0.1))
         top, brow_y = p[[137, 138, 139, 140, 141], 1].mean(), p[[74, 79], 1].mean()
         across = np.linspace(-0.42, 0.42, 12)

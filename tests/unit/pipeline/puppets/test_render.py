@@ -30,7 +30,7 @@ def still(**strengths: float) -> Clip:
         key = name.removeprefix("u") if name[1:2].isdigit() else name.replace("_", " ")
         assert key in rest
         rest[key] = np.array([0.0, strength])
-    return Clip(2 / 25, 25, rest, [])
+    return Clip(25, rest, [])
 
 
 def stage(rig: Rig, clip: Clip, style: Style = STYLE, seed: str = "0") -> Stage:
