@@ -30,7 +30,7 @@ from cfer.codec.containers import open_input, video_stream
 from cfer.data.shards import Clip, shard_name, write_shard
 from cfer.errors import InputError
 from cfer.model.face_embedder import embed_clip, open_face_embedder
-from cfer.video.faces import FaceDetector, Square
+from cfer.video.faces import Face, FaceDetector
 from pipeline.actors import ExtractionSettings, extract_clip
 from pipeline.manifest import Entry
 
@@ -54,9 +54,9 @@ def clocked(spent: dict[str, float], stage: str) -> Iterator[None]:
 class _ClockedDetector(FaceDetector):
     spent: dict[str, float]
 
-    def find(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[Square]:
+    def faces(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[list[Face]]:
         with clocked(self.spent, FACES):
-            return super().find(pictures, every)
+            return super().faces(pictures, every)
 
 
 class Stages:

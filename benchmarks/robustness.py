@@ -1,27 +1,28 @@
 """Does a model say the same of a video that was changed a little?
 
-The face is found once, in windows of one GOP. Then the same frames are changed, cropped and encoded
-anew, and the model's label of them is compared with its label of the unchanged ones. No label is
-needed, so this is no accuracy: a model that says the same of everything is robust, too. Hence `by
-chance`, how often the labels would agree if they were dealt out to the windows anew.
+Windows of one GOP are changed, encoded anew, and the model's label of each is compared with its
+label of the unchanged one. No label is needed, so this is no accuracy: a model that says the same
+of everything is robust, too. Hence `by chance`, how often the labels would agree if they were dealt
+out to the windows anew.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from cfer.codec import Bitstream, CodecSettings, encode
+from cfer.codec import CodecSettings
 from cfer.errors import InputError
-from cfer.predict.recognizer import Recognizer
-from cfer.video.faces import FaceDetector, FaceWindow, Square, crop, face_clip
+from cfer.predict.recognizer import VARIATIONS, Recognizer
+from cfer.video.faces import FaceDetector, face_clip
+from cfer.video.follow import AS_FOUND, Variation
 from cfer.video.pictures import Pictures, open_pictures, windows
 from pipeline.datasets.made import write_video
 
@@ -34,7 +35,7 @@ class Change:
 
     Attributes:
         name: its name in the table.
-        square: changes the face's square.
+        variation: of the face's square.
         picture: changes each crop, RGB, uint8 (S, S, 3).
         codec: changes the encoder's settings.
         is_compressed: the whole video is H.264 of `H264_CRF` first.
@@ -42,26 +43,11 @@ class Change:
     """
 
     name: str
-    square: Callable[[Square], Square] = lambda square: square
+    variation: Variation = AS_FOUND
     picture: Callable[[np.ndarray], np.ndarray] = lambda picture: picture
     codec: Callable[[CodecSettings], CodecSettings] = lambda codec: codec
     is_compressed: bool = False
     is_later: bool = False
-
-
-def _reframed(
-    right: float = 0.0, down: float = 0.0, larger: float = 0.0
-) -> Callable[[Square], Square]:
-    """Moved and grown by shares of the square's side."""
-
-    def reframe(square: Square) -> Square:
-        x, y = (round(share * square.side) for share in (right, down))
-        more = round(larger * square.side / 2)
-        return replace(
-            square, x=square.x + x - more, y=square.y + y - more, side=square.side + 2 * more
-        )
-
-    return reframe
 
 
 def _brighter(factor: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -79,9 +65,9 @@ def _coarser(factor: float) -> Callable[[CodecSettings], CodecSettings]:
 
 
 CHANGES = (
-    Change("crop 3 % to the right", square=_reframed(right=0.03)),
-    Change("crop 3 % lower", square=_reframed(down=0.03)),
-    Change("crop 5 % larger", square=_reframed(larger=0.05)),
+    Change("crop 3 % to the right", Variation(right=0.03)),
+    Change("crop 3 % lower", Variation(down=0.03)),
+    Change("crop 5 % larger", Variation(larger=math.log(1.05))),
     Change("mirrored", picture=lambda picture: np.ascontiguousarray(picture[:, ::-1])),
     Change("darker, × 0.8", picture=_brighter(0.8)),
     Change("brighter, × 1.2", picture=_brighter(1.2)),
@@ -170,31 +156,24 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
     num_windows = 0
     unchanged: list[np.ndarray] = []
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {c.name: [] for c in CHANGES}
-    card, detector = recognizer.card, FaceDetector()
+    classes, detector = recognizer.card.classes, FaceDetector()
     for video in tqdm(videos, "robustness", unit="video", disable=None, leave=False):
         pictures = open_pictures(video)
-        codec = card.codec.at(pictures.mean_fps())
-        spans = windows(pictures.span(), codec.span)
+        spans = windows(pictures.span(), recognizer.card.codec.at(pictures.mean_fps()).span)
         num_windows += len(spans)
-        seen, before = [], {}
-        for window in face_clip(pictures, card.size, detector, codec, spans):
-            if window.error is None:
-                before[window.number] = _probabilities(recognizer, window.encode())
-                seen.append(replace(window, pictures=[]))
-        if not seen:
-            continue
+        before = says(recognizer, detector, pictures, spans, Change("none"))
         unchanged += before.values()
+        if not before:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             compressed = _compressed(pictures, Path(folder))
             for change in CHANGES:
                 source = compressed if change.is_compressed else pictures
-                pairs[change.name] += [
-                    (before[number], after)
-                    for number, after in _says(recognizer, source, seen, change)
-                ]
+                after = says(recognizer, detector, source, spans, change)
+                pairs[change.name] += [(before[n], after[n]) for n in before if n in after]
     if not unchanged:
         raise InputError("no face was found in any window; give videos with a face in view")
-    labels = Counter(card.classes[probabilities.argmax()] for probabilities in unchanged)
+    labels = Counter(classes[probabilities.argmax()] for probabilities in unchanged)
     agreement = {
         name: Agreement.of(*(np.stack(side) for side in zip(*both, strict=True)))
         for name, both in pairs.items()
@@ -205,34 +184,32 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
     )
 
 
-def _says(
-    recognizer: Recognizer, pictures: Pictures, seen: Sequence[FaceWindow], change: Change
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The number of each window, and its probabilities, float64 (classes,), after the change."""
-    codec = seen[0].codec
-    begin, num_frames = codec.span // 2 if change.is_later else 0, pictures.count()
-    taken = [
-        (window, [begin + window.frames[n] for n in codec.encoded_frames(len(window.frames))])
-        for window in seen
-    ]
-    taken = [(window, frames) for window, frames in taken if frames[-1] < num_frames]
-    if not taken:
-        return
-    stream = pictures.select({frame for _, frames in taken for frame in frames})
-    for window, frames in taken:
-        assert window.square is not None
-        square = change.square(window.square)
-        crops = [
-            change.picture(crop(picture, square, recognizer.card.size))
-            for picture in islice(stream, len(frames))
-        ]
-        bitstream = encode(crops, change.codec(codec), codec.encoded_fps(pictures.fps))
-        yield window.number, _probabilities(recognizer, bitstream)
-
-
-def _probabilities(recognizer: Recognizer, bitstream: Bitstream) -> np.ndarray:
-    (prediction,) = recognizer.predict_bitstream(bitstream, window_gops=len(bitstream.gops))
-    return np.array(list(prediction.probabilities.values()))
+def says(
+    recognizer: Recognizer,
+    detector: FaceDetector,
+    pictures: Pictures,
+    spans: Sequence[range],
+    change: Change,
+) -> dict[int, np.ndarray]:
+    """The probabilities, float32 (classes,), of each window that shows a face after the change, by
+    the window's number, from 0."""
+    card, count = recognizer.card, pictures.count()
+    if change.is_later:
+        spans = [range(s.start + len(s) // 2, s.stop + len(s) // 2) for s in spans]
+        spans = [span for span in spans if span.stop <= count]
+    if not spans:
+        return {}
+    variations = [variation.and_also(change.variation) for variation in VARIATIONS]
+    said = {}
+    for window in face_clip(pictures, card.size, detector, card.codec, spans, False, variations):
+        if window.error is None:
+            changed = replace(
+                window,
+                views=[[change.picture(picture) for picture in view] for view in window.views],
+                codec=change.codec(window.codec),
+            )
+            said[window.number - 1], _ = recognizer.predict_views(changed)
+    return said
 
 
 def _compressed(pictures: Pictures, folder: Path) -> Pictures:

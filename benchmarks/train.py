@@ -64,7 +64,7 @@ def measure(
     shape = (num_clips, 1, config.what.num_planes, side // 2, side // 2)
     planes = torch.randint(96, 160, shape, generator=draws, dtype=torch.uint8).numpy()
     rows = LoadedClips(
-        frames=list(planes),
+        views=[[frames] for frames in planes],
         labels=torch.arange(num_clips) % NUM_CLASSES,
         z_I=torch.randn(num_clips, IDENTITY_DIM, generator=draws),
         apex=torch.zeros(num_clips, 3, APEX_SIZE, APEX_SIZE),

@@ -13,6 +13,7 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -30,6 +31,7 @@ from cfer.errors import InputError
 from cfer.model.face_embedder import embed_clip, open_face_embedder
 from cfer.names import printable
 from cfer.video.faces import FaceDetector, FaceWindow, face_clip
+from cfer.video.follow import AS_FOUND, Variation
 from cfer.video.pictures import ClipError, open_pictures, windows
 from pipeline.manifest import Entry
 from pipeline.settings import ExtractionSettings
@@ -73,7 +75,12 @@ def extract_clip(
                 )
             codec = settings.codec.at(pictures.mean_fps())
             spans = windows(frames, settings.window_gops * codec.span)
-            for window in face_clip(pictures, settings.size, detector, codec, spans):
+            generator = np.random.default_rng(zlib.crc32(entry.clip_id.encode()))
+            more = [Variation.drawn(generator) for _ in range(settings.views - 1)]
+            variations = AS_FOUND, *more
+            for window in face_clip(
+                pictures, settings.size, detector, codec, spans, variations=variations
+            ):
                 clip_id = entry.clip_id
                 if window.num_windows > 1:
                     clip_id += f"#{window.number:04d}"
@@ -124,6 +131,7 @@ def _clip(
         size=settings.size,
         gop_size=settings.gop_size,
         bitstream=bitstream.data,
+        views=[window.encode(view).data for view in range(1, len(window.views))],
         identity=np.zeros((1, 0), np.float32),
         apex_frame=apex_frame,
         apex=apex,

@@ -281,6 +281,7 @@ def _description(
             "weights_sha256": embedder.weights_sha256,
         },
         settings={
+            "views": settings.views,
             "window_gops": settings.window_gops,
             "clips_per_shard": settings.clips_per_shard,
             "face_rule": face_rule(),

@@ -29,7 +29,7 @@ from cfer.data.shards import (
 from cfer.data.storage import Folder, StorageError, folder_of, is_uri
 from cfer.errors import InputError
 from cfer.names import printable
-from cfer.video import faces
+from cfer.video import faces, follow
 from cfer.video.files import is_numbered_picture, picture_order
 from pipeline.manifest import Entry
 from pipeline.settings import ExtractionSettings
@@ -178,8 +178,11 @@ def read_source(location: str) -> Source:
 
 
 def face_rule() -> dict[str, float]:
-    names = ("LOOKS", "MIN_PROBABILITY", "SAME_SIZE", "SAME_PERSON", "MARGIN")
-    return {name.lower(): getattr(faces, name) for name in names}
+    """What decides where a face is cut out: a set that another rule has made is not gone on with."""
+    found = ("LOOK_SECONDS", "MIN_PROBABILITY", "NEAR", "MOST_GROWN", "SAME_SIZE", "MARGIN")
+    followed = ("STILL", "AGREED")
+    rule = {name.lower(): getattr(faces, name) for name in found}
+    return rule | {name.lower(): getattr(follow, name) for name in followed}
 
 
 def check_same_plan(out: str, plan: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class ExtractionSettings:
     bit_rate: int | None = None  # bits per second, in place of a quantizer
     motion_search: bool = True  # all motion vectors zero: residuals hold the whole change
     identity: FaceNetwork = "auto"  # frozen face network; auto: FaceNet if its weights can be had
+    views: int = 1  # of each clip; those after the first, varied at random, are only trained on
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
     clips_per_shard: int | None = None  # what a kill can lose; not given: some megabytes
 
@@ -48,7 +49,7 @@ class ExtractionSettings:
             raise InputError(
                 f"--gop-size {self.gop_size}: give 2 or more; a GOP of 1 has no residual"
             )
-        for name in ("window_gops", "clips_per_shard"):
+        for name in ("views", "window_gops", "clips_per_shard"):
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise InputError(f"--{name.replace('_', '-')} {given}: give 1 or more")

@@ -21,7 +21,7 @@ from cfer.data.inputs import LAST, Input
 from cfer.data.shards import read_description, unpack_picture
 from cfer.data.storage import Folder
 
-COLUMNS = ("clip_id", "subject", "label", "bitstream", "identity", "apex")
+COLUMNS = ("clip_id", "subject", "label", "bitstream", "views", "identity", "apex")
 
 
 def frames_of_clips(
@@ -30,17 +30,17 @@ def frames_of_clips(
     """A lazy Ray Data set of these clips, in the order of the shards, one row each.
 
     A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes: all P-frames
-    if training draws N of them anew each epoch, otherwise only those that `what` selects),
-    `num_planes` and `side` (C and S/2), `z_I` (the clip's identity, not standardized: the mean of
-    its embeddings), `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the
-    packets that `what` gives to the decoder).
+    if training draws N of them anew each epoch, otherwise only those that `what` selects), `views`
+    (the same of each further view, of which there are none but for training), `num_planes` and
+    `side` (C and S/2), `z_I` (the clip's identity, not standardized: the mean of its embeddings),
+    `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the packets that `what`
+    gives to the decoder).
     """
     wanted = pa.array(sorted(clip_ids))
-    draws_later = for_training and what.frames != LAST
 
     def choose(table: pa.Table) -> pa.Table:
         kept = table.filter(pc.is_in(table["clip_id"], value_set=wanted))
-        rows = [_chosen(row, what, draws_later) for row in kept.to_pylist()]
+        rows = [_chosen(row, what, for_training) for row in kept.to_pylist()]
         return pa.Table.from_pylist(rows, schema=_CHOSEN_SCHEMA)
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
@@ -58,6 +58,7 @@ _CHOSEN_SCHEMA = pa.schema(
         "subject": pa.string(),
         "label": pa.int64(),
         "frames": pa.binary(),
+        "views": pa.list_(pa.binary()),
         "num_planes": pa.int32(),
         "side": pa.int32(),
         "z_I": pa.list_(pa.float32()),
@@ -67,17 +68,21 @@ _CHOSEN_SCHEMA = pa.schema(
 )
 
 
-def _chosen(row: dict[str, Any], what: Input, all_frames: bool) -> dict[str, Any]:
+def _chosen(row: dict[str, Any], what: Input, for_training: bool) -> dict[str, Any]:
     bitstream = Bitstream(row["bitstream"], row["clip_id"])
     gops = range(len(bitstream.gops))
-    if all_frames:
-        every = [frame for gop in bitstream.gops for frame in gop[1:]]
-        frames = what.read_frames(bitstream, gops, every)
-    else:
-        frames = what.read(bitstream, gops)
+
+    def read(view: Bitstream) -> np.ndarray:
+        if for_training and what.frames != LAST:
+            return what.read_frames(view, gops, [frame for gop in view.gops for frame in gop[1:]])
+        return what.read(view, gops)
+
+    frames = read(bitstream)
+    views = [Bitstream(data, row["clip_id"]) for data in row["views"] if for_training]
     return {
         **{name: row[name] for name in ("clip_id", "subject", "label")},
         "frames": frames.tobytes(),
+        "views": [read(view).tobytes() for view in views],
         "num_planes": frames.shape[1],
         "side": frames.shape[2],
         "z_I": np.mean(row["identity"], axis=0).astype(np.float32).tolist(),
@@ -86,7 +91,8 @@ def _chosen(row: dict[str, Any], what: Input, all_frames: bool) -> dict[str, Any
     }
 
 
-def unpack_frames(record: Mapping[str, Any]) -> np.ndarray:
-    """The frames of a row of `frames_of_clips`: read-only uint8 (P, C, S/2, S/2)."""
+def unpack_views(record: Mapping[str, Any]) -> list[np.ndarray]:
+    """The views of a row of `frames_of_clips`, `frames` first: read-only uint8 (P, C, S/2, S/2)."""
     shape = (-1, int(record["num_planes"]), int(record["side"]), int(record["side"]))
-    return np.frombuffer(record["frames"], np.uint8).reshape(shape)
+    views = (record["frames"], *record["views"])
+    return [np.frombuffer(view, np.uint8).reshape(shape) for view in views]

@@ -37,7 +37,7 @@ from cfer.data.inputs import APEX_SIZE
 from cfer.data.storage import Folder
 from cfer.errors import InputError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FAILURES_NAME = "failures.csv"
 ROWS_OF_A_GROUP = 64  # what a reader of some columns has in memory at a time
 
@@ -66,6 +66,7 @@ SCHEMA = pa.schema(
         pa.field("size", pa.int32(), nullable=False),
         pa.field("gop_size", pa.int32(), nullable=False),
         pa.field("bitstream", pa.binary(), nullable=False),
+        pa.field("views", pa.list_(pa.binary()), nullable=False),
         pa.field("identity", pa.list_(pa.list_(pa.float32())), nullable=False),
         pa.field("apex_frame", pa.int32()),
         pa.field("apex", pa.binary()),
@@ -92,6 +93,7 @@ class Clip:
             also in a window that is cut out of it. The bitstream's own times start at its first.
         size, gop_size: S, and the frames from one I-frame to the next.
         bitstream: the clip as an MPEG-4 Part 2 video in MP4, which any player shows.
+        views: more of these, with the face's square a little elsewhere: only training sees them.
         identity: float32 (J, D), the frozen network's embeddings of J ≥ 1 of the I-frames, as it
             gives them (`cfer.model.face_embedder.embed_clip`).
         apex_frame, apex: frame number of the annotated apex, and its picture before encoding, in
@@ -114,6 +116,7 @@ class Clip:
     size: int
     gop_size: int
     bitstream: bytes = field(repr=False)
+    views: list[bytes] = field(repr=False)
     identity: np.ndarray = field(repr=False)
     apex_frame: int | None
     apex: np.ndarray | None = field(repr=False)
@@ -506,6 +509,14 @@ def _problems(clip: Clip, description: Description) -> Iterator[str]:
     except CodecError as error:
         yield str(error)
         return
+    for number, data in enumerate(clip.views, start=1):
+        try:
+            view = Bitstream(data, f"its view {number}")
+        except CodecError as error:
+            yield str(error)
+            continue
+        if (view.width, view.frame_types) != (bitstream.width, bitstream.frame_types):
+            yield f"its view {number} has other frames than its bitstream"
     for name, there, recorded in (
         ("size", (bitstream.width, bitstream.height), (clip.size, clip.size)),
         ("num_frames", len(bitstream.packets), clip.num_frames),

@@ -131,7 +131,7 @@ def on_data(model: str, data: str) -> str:
     # Nothing else here needs Ray, which takes a second to import.
     from cfer.cluster import join_cluster
     from cfer.data.folds import read_index
-    from cfer.data.frames import frames_of_clips, unpack_frames
+    from cfer.data.frames import frames_of_clips, unpack_views
 
     recognizer = Recognizer.from_pretrained(model)
     known = recognizer.card
@@ -150,7 +150,7 @@ def on_data(model: str, data: str) -> str:
     join_cluster(for_training=False)
     labels, scores = [], []
     for row in frames_of_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
-        probabilities = recognizer.probabilities(unpack_frames(row)[None])
+        probabilities = recognizer.probabilities(unpack_views(row)[0][None])
         if not np.isfinite(probabilities).all():
             raise NotFinite(
                 f"{data}: the scores of {model} for {row['clip_id']} are not finite; evaluate a "

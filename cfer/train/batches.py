@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cfer.codec import GRAY
-from cfer.data.frames import unpack_frames
+from cfer.data.frames import unpack_views
 from cfer.data.inputs import APEX_SIZE, LAST, Input, select_frames
 from cfer.model.game import UNKNOWN_SUBJECT, Batch
 from cfer.model.network import scale_planes
@@ -26,7 +26,8 @@ class LoadedClips:
     """The clips that one worker keeps in memory.
 
     Attributes:
-        frames: of each clip, uint8 (P, C, S/2, S/2).
+        views: of each clip, uint8 (P, C, S/2, S/2) each: as it was found, and what else there is to
+            train on.
         labels: int64 (N,).
         z_I: float32 (N, d), not standardized.
         apex: float32 (N, 3, 32, 32) in [0, 1]; zeros where `has_apex` is False.
@@ -35,7 +36,7 @@ class LoadedClips:
         bytes_read: int64 (N,), the bytes that the decoder was given for each clip.
     """
 
-    frames: list[np.ndarray]
+    views: list[list[np.ndarray]]
     labels: Tensor
     z_I: Tensor
     apex: Tensor
@@ -45,7 +46,7 @@ class LoadedClips:
     bytes_read: Tensor
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.views)
 
 
 def load_clips(rows: Sequence[dict[str, Any]], identity_dim: int) -> LoadedClips:
@@ -56,7 +57,7 @@ def load_clips(rows: Sequence[dict[str, Any]], identity_dim: int) -> LoadedClips
             apex[position] = np.frombuffer(row["apex"], np.uint8).reshape(apex.shape[1:])
     z_I = np.array([row["z_I"] for row in rows], np.float32).reshape(-1, identity_dim)
     return LoadedClips(
-        frames=[unpack_frames(row) for row in rows],
+        views=[unpack_views(row) for row in rows],
         labels=torch.tensor([int(row["label"]) for row in rows], dtype=torch.int64),
         z_I=torch.from_numpy(z_I),
         apex=torch.from_numpy(apex).permute(0, 3, 1, 2).float() / 255,
@@ -216,7 +217,9 @@ class BatchMaker:
         )
 
     def _frames(self, position: int, draws: np.random.Generator | None) -> np.ndarray:
-        frames = self.clips.frames[position]
+        """A clip's frames as they were found; or, drawn, those of any view, as training sees it."""
+        views = self.clips.views[position]
+        frames = views[draws.integers(len(views)) if draws and len(views) > 1 else 0]
         if self.what.frames == LAST:
             return frames
         return frames[select_frames([], range(len(frames)), self.what.frames, draws)]

@@ -1,43 +1,44 @@
-"""One face, one fixed square: the crop that training and prediction share.
+"""One face, one square: the crop that training and prediction share. The rule:
 
-The square stands still for a whole clip (or a window of a long one): a crop that followed the face
-would put motion into the residuals that the face did not make. The rule:
-
-1. MTCNN looks at `LOOKS` frames, evenly spaced. A face counts from a probability of
-   `MIN_PROBABILITY`. Small faces are looked for in frames without a large one (`LARGE_FACE`).
-2. Faces of different frames that overlap are one person. A person seen in less than half as many
-   frames as the one seen most often is dropped.
+1. MTCNN looks at the frames of a window that are encoded: the first, the last and, between them,
+   one every `LOOK_SECONDS`. A face counts from a probability of `MIN_PROBABILITY`. Small faces are
+   looked for in frames without a large one (`LARGE_FACE`).
+2. A face that has moved by less than `NEAR` from one look to the next is the same person's. A
+   person seen in less than half as many frames as the one seen most often is dropped.
 3. The largest person is taken; among those within `SAME_SIZE` of the largest area, the one nearest
    to the picture's center.
-4. That person's median box, its longer side grown by `MARGIN`, is the square. Where it leaves the
-   picture, the picture's edge is repeated.
+4. That person's median box, its longer side grown by `MARGIN`, is the square. Within a GOP it goes
+   along with the head (`cfer.video.follow`). Where it leaves the picture, the picture's edge is
+   repeated.
 
     for window in face_clip(open_pictures("clip.mp4"), 112, FaceDetector(), CodecSettings()):
         window.pictures             # RGB, uint8 (112, 112, 3)
 
 With `every=True` each person of rule 2 has a square, and a face keeps its number from one window to
-the next where its squares overlap (`SAME_PERSON`).
+the next (`NEAR`).
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from cfer.codec import Bitstream, CodecSettings, encode
+from cfer.video.follow import AS_FOUND, Follower, Track, Variation, warped
 from cfer.video.pictures import ClipError, Pictures, StreamPictures, one_frame, windows
 
-LOOKS = 5  # frames of a window that the detector looks at
+LOOK_SECONDS = 0.25  # from one frame that the detector looks at to the next
 MIN_PROBABILITY = 0.95
 SAME_SIZE = 0.10  # a share of the larger area
-SAME_PERSON = 0.3  # intersection over union
+NEAR = 0.75  # from center to center, in sides of the boxes
+MOST_GROWN = 2  # of a side, from one look to the next
 MARGIN = 0.3  # a share of the box's longer side, half of it on either side
 # A face of less than MIN_FACE / LOOK_SIZE of the picture's longer side is not looked for.
 LOOK_SIZE, MIN_FACE = 480, 24  # pixels
@@ -45,12 +46,10 @@ LOOK_SIZE, MIN_FACE = 480, 24  # pixels
 # pyramid: the larger scales stay the same, so a large face gets the same box either way.
 LARGE_FACE = MIN_FACE / 0.709**3
 
-_Crops = dict[int, list[np.ndarray]]  # by the number of the face
-
 
 @dataclass(frozen=True)
 class Square:
-    """Where a face is, in pixels of the picture; a square may reach beyond the picture's edges.
+    """Where a face is in a window, in pixels of the picture; it may reach beyond the edges.
 
     Attributes:
         x, y: the upper left corner.
@@ -80,7 +79,8 @@ class FaceWindow:
             since the clip's first picture.
         face: the person's number in the clip, from 1.
         square: where the face is.
-        pictures: RGB, uint8 (size, size, 3), of the frames that are encoded; none with an error.
+        views: of each variation of the square, RGB, uint8 (size, size, 3), of the frames that are
+            encoded; none with an error.
         error: no face was found.
     """
 
@@ -92,22 +92,47 @@ class FaceWindow:
     times: list[float] = field(repr=False)
     face: int = 1
     square: Square | None = None
-    pictures: list[np.ndarray] = field(default_factory=list, repr=False)
+    views: list[list[np.ndarray]] = field(default_factory=list, repr=False)
     error: ClipError | None = None
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        """The first view."""
+        return self.views[0] if self.views else []
 
     def encoded_times(self) -> list[float]:
         """The times of the frames that are encoded, and of the window's end."""
         return [self.times[n] for n in (*self.codec.encoded_frames(len(self.frames)), -1)]
 
-    def encode(self) -> Bitstream:
+    def encode(self, view: int = 0) -> Bitstream:
         fps = self.codec.encoded_fps(self.fps)
-        return encode(self.pictures, self.codec, fps, self.encoded_times())
+        return encode(self.views[view], self.codec, fps, self.encoded_times())
 
 
 @dataclass(frozen=True)
-class _Face:
-    box: np.ndarray  # x0, y0, x1, y1 in pixels, float64
+class Face:
+    """A face in one frame.
+
+    Attributes:
+        box: x0, y0, x1, y1, float64, pixels.
+        probability: that it is one.
+        points: the eyes and the tip of the nose, float64 (3, 2), pixels.
+    """
+
+    box: np.ndarray
     probability: float
+    points: np.ndarray
+
+    @property
+    def center(self) -> np.ndarray:
+        return (self.box[:2] + self.box[2:]) / 2
+
+    @property
+    def side(self) -> float:
+        return float((self.box[2:] - self.box[:2]).max())
+
+
+_Person = list[tuple[int, Face]]  # the frames that someone was seen in, ascending
 
 
 class FaceDetector:
@@ -128,7 +153,7 @@ class FaceDetector:
                 for least in (MIN_FACE, LARGE_FACE)
             }
 
-    def faces(self, pictures: Sequence[np.ndarray], every: bool) -> list[list[_Face]]:
+    def faces(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[list[Face]]:
         """The faces of each of a few pictures, by rule 1.
 
         Args:
@@ -153,85 +178,113 @@ class FaceDetector:
 
     def _detect(
         self, pictures: Sequence[np.ndarray], scale: float, least: float
-    ) -> list[list[_Face]]:
+    ) -> list[list[Face]]:
         """The faces of at least `least` pixels, in pictures that were scaled by `scale`."""
         if min(pictures[0].shape[:2]) < least:
             return [[] for _ in pictures]
         found = []
-        detected = self._networks[least].detect(list(pictures))
-        for boxes, probabilities in zip(*detected, strict=True):
-            pairs = () if boxes is None else zip(boxes, probabilities, strict=True)
+        detected = self._networks[least].detect(list(pictures), landmarks=True)
+        for boxes, probabilities, points in zip(*detected, strict=True):
+            faces = () if boxes is None else zip(boxes, probabilities, points, strict=True)
             found.append(
                 [
-                    _Face(np.asarray(box, np.float64) / scale, float(probability))
-                    for box, probability in pairs
+                    Face(
+                        np.asarray(box, np.float64) / scale,
+                        float(probability),
+                        np.asarray(at, np.float64)[:3] / scale,
+                    )
+                    for box, probability, at in faces
                     if probability >= MIN_PROBABILITY
                 ]
             )
         return found
 
-    def find(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[Square]:
-        """`squares_of` the `faces` in a few pictures of one clip."""
-        return squares_of(self.faces(pictures, every), pictures[0].shape[:2])
+    def find(self, pictures: Sequence[np.ndarray]) -> list[Square]:
+        """The squares of the persons in a few pictures of one clip, that of rule 3 first."""
+        looks = dict(enumerate(self.faces(pictures)))
+        return [_square(person, n) for person, n in persons_of(looks, pictures[0].shape[:2])]
 
 
-def squares_of(faces: Sequence[Sequence[_Face]], shape: tuple[int, ...]) -> list[Square]:
-    """Rules 2 to 4: a square for each person.
+def persons_of(
+    looks: Mapping[int, Sequence[Face]], shape: tuple[int, ...]
+) -> list[tuple[_Person, int]]:
+    """Rules 2 and 3: who is in some frames, and how many persons there are.
 
     Args:
-        faces: the faces in each frame that was looked at.
+        looks: the faces in each frame that was looked at, ascending.
         shape: height and width of the pictures, in pixels.
 
     Returns:
-        First the square of the person of rule 3, then those of the others, from large to small.
+        First the person of rule 3, then the others, from large to small.
     """
-    persons: list[list[_Face]] = []
-    for face in (face for frame in faces for face in frame):
-        overlaps = [_overlap(face.box, _median_box(person)) for person in persons]
-        if max(overlaps, default=0) >= SAME_PERSON:
-            persons[int(np.argmax(overlaps))].append(face)
-        else:
-            persons.append([face])
+    persons: list[_Person] = []
+    for frame, faces in looks.items():
+        for face, place in _matched(faces, [person[-1][1] for person in persons]):
+            if place is None:
+                persons.append([(frame, face)])
+            else:
+                persons[place].append((frame, face))
     if not persons:
         return []
     most = max(map(len, persons))
     persons = [person for person in persons if 2 * len(person) >= most]
     persons.sort(key=_area, reverse=True)
     large = [person for person in persons if _area(person) >= (1 - SAME_SIZE) * _area(persons[0])]
-    center = np.array([shape[1] / 2, shape[0] / 2])
-    nearest = min(large, key=lambda p: float(np.linalg.norm(_center(_median_box(p)) - center)))
+    middle = np.array([shape[1] / 2, shape[0] / 2])
+    nearest = min(large, key=lambda p: float(np.linalg.norm(_median_face(p).center - middle)))
     others = [person for person in persons if person is not nearest]
-    return [_square(person, len(persons)) for person in (nearest, *others)]
+    return [(person, len(persons)) for person in (nearest, *others)]
 
 
-def _area(person: Sequence[_Face]) -> float:
-    return float(np.median([np.prod(face.box[2:] - face.box[:2]) for face in person]))
+def _matched(faces: Sequence[Face], known: Sequence[Face]) -> Iterator[tuple[Face, int | None]]:
+    """Each face with the number of the known one that it is, the nearest pairs first; or None."""
+    pairs = []
+    for position, face in enumerate(faces):
+        for number, before in enumerate(known):
+            distance = float(np.linalg.norm(face.center - before.center))
+            sides = face.side, before.side
+            if distance <= NEAR * sum(sides) / 2 and max(sides) <= MOST_GROWN * min(sides):
+                pairs.append((distance, position, number))
+    taken: dict[int, int] = {}
+    for _, position, number in sorted(pairs):
+        if position not in taken and number not in taken.values():
+            taken[position] = number
+    for position, face in enumerate(faces):
+        yield face, taken.get(position)
 
 
-def _square(person: Sequence[_Face], num_persons: int) -> Square:
-    box = _median_box(person)
-    side = max(box[2] - box[0], box[3] - box[1]) * (1 + MARGIN)
-    x, y = _center(box) - side / 2
-    return Square(
-        x=round(x),
-        y=round(y),
-        side=max(round(side), 2),
-        probability=min(face.probability for face in person),
-        num_persons=num_persons,
+def _area(person: _Person) -> float:
+    return float(np.median([np.prod(face.box[2:] - face.box[:2]) for _, face in person]))
+
+
+def _median_face(person: _Person) -> Face:
+    box, points = (
+        np.median([getattr(face, name) for _, face in person], axis=0) for name in ("box", "points")
+    )
+    return Face(box, min(face.probability for _, face in person), points)
+
+
+def _square(person: _Person, num_persons: int) -> Square:
+    face = _median_face(person)
+    side = face.side * (1 + MARGIN)
+    x, y = face.center - side / 2
+    return Square(round(x), round(y), max(round(side), 2), face.probability, num_persons)
+
+
+def _track(person: _Person) -> Track:
+    faces = [face for _, face in person]
+    return Track(
+        [frame for frame, _ in person],
+        np.array([face.center for face in faces]),
+        np.array([face.points for face in faces]),
+        _median_face(person).side * (1 + MARGIN),
     )
 
 
 def crop(picture: np.ndarray, square: Square, size: int) -> np.ndarray:
     """Cut the square out and scale it to `size`: RGB, uint8 (H, W, 3) → uint8 (size, size, 3)."""
-    height, width = picture.shape[:2]
-    x0, y0 = square.x, square.y
-    x1, y1 = x0 + square.side, y0 + square.side
-    inside = picture[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
-    margins = max(-y0, 0), max(y1 - height, 0), max(-x0, 0), max(x1 - width, 0)
-    inside = cv2.copyMakeBorder(inside, *margins, cv2.BORDER_REPLICATE)
-    # Shrink by averaging: anything else would turn fine texture into flicker.
-    method = cv2.INTER_AREA if square.side >= size else cv2.INTER_LINEAR
-    return cv2.resize(inside, (size, size), interpolation=method)
+    corner = np.array([square.x, square.y])
+    return warped(picture, np.column_stack([np.eye(2), corner]), square.side, size)
 
 
 def face_clip(
@@ -241,6 +294,7 @@ def face_clip(
     codec: CodecSettings,
     spans: Sequence[range] | None = None,
     every: bool = False,
+    variations: Sequence[Variation] = (AS_FOUND,),
 ) -> Iterator[FaceWindow]:
     """A clip's face pictures, ready to be encoded, one window after the other.
 
@@ -251,10 +305,9 @@ def face_clip(
         pictures: the clip's (`cfer.video.pictures.open_pictures`).
         size: side of the crops in pixels.
         codec: how they will be encoded, which says which of them to crop.
-        spans: the frames of each window (`cfer.video.pictures.windows`); None: one, of all. No
-            picture is looked at for two of them: a window that begins before the end of the one
-            looked at last has the squares of that one.
+        spans: the frames of each window (`cfer.video.pictures.windows`); None: one, of all.
         every: give a `FaceWindow` for each person of a window, not for one of them.
+        variations: of the squares, the first for `FaceWindow.pictures`.
 
     Raises:
         ClipError: the source cannot be read to its end, or has only one frame. A window without a
@@ -262,30 +315,34 @@ def face_clip(
     """
     codec, times = codec.at(pictures.mean_fps()), pictures.times()
     spans = spans or [pictures.span()]
-    looked_at: list[range] = []
-    place = []  # in `looked_at`, of the window whose squares each window has
-    for span in spans:
-        if not looked_at or span.start >= looked_at[-1].stop:
-            looked_at.append(span)
-        place.append(len(looked_at) - 1)
-    looks = pictures.select({frame for span in looked_at for frame in _looks(span)})
-    found = [detector.find(list(islice(looks, len(_looks(span)))), every) for span in looked_at]
-    tracks = _Tracks()
-    kept = [tracks.kept(squares, every) for squares in found]
+    fps = pictures.mean_fps()
+    looks = [_looks(span, codec, fps) for span in spans]
+    wanted = sorted({frame for frames in looks for frame in frames})
+    found: dict[int, list[Face]] = {}
+    shape: tuple[int, ...] = ()
+    for frame, picture in zip(wanted, pictures.select(wanted), strict=True):
+        (found[frame],), shape = detector.faces([picture], every), picture.shape[:2]
+    numbers = _Numbers()
+    heads = [numbers.of({n: found[n] for n in frames}, shape, every) for frames in looks]
     takers: dict[int, list[int]] = {}  # by frame, the windows that have it
     for number, span in enumerate(spans):
         for position in codec.encoded_frames(len(span)):
             takers.setdefault(span[position], []).append(number)
     last = {number: frame for frame in sorted(takers) for number in takers[frame]}
-    crops: dict[int, _Crops] = {}
+    cutters: dict[int, dict[int, _Cutter]] = {}
     for frame, picture in zip(sorted(takers), pictures.select(takers), strict=True):
         for number in takers[frame]:
-            span, squares = spans[number], kept[place[number]]
-            _add_crops(crops.setdefault(number, {}), picture, squares, size)
+            if number not in cutters:
+                cutters[number] = _cutters(heads[number], size, codec, variations)
+            for cutter in cutters[number].values():
+                cutter.add(picture, frame)
             if frame == last[number]:
-                shown = times[span.start : span.stop + 1]
-                window = FaceWindow(number + 1, len(spans), span, pictures.fps, codec, shown)
-                yield from _each_face(pictures.source, window, squares, crops.pop(number))
+                span = spans[number]
+                times_shown = times[span.start : span.stop + 1]
+                window = FaceWindow(number + 1, len(spans), span, pictures.fps, codec, times_shown)
+                yield from _each_face(
+                    pictures.source, window, cutters.pop(number), len(looks[number])
+                )
 
 
 def face_stream(
@@ -296,6 +353,7 @@ def face_stream(
     window_frames: int,
     step_frames: int,
     every: bool = False,
+    variations: Sequence[Variation] = (AS_FOUND,),
 ) -> Iterator[FaceWindow]:
     """As `face_clip`, for pictures that come once, cut as `cfer.video.pictures.windows` does.
 
@@ -304,25 +362,25 @@ def face_stream(
     A window comes as soon as there are two more frames than it has. Its whole pictures are held in
     memory until then.
     """
-    tracks = _Tracks()
-    squares: Mapping[int, Square] = {}
+    numbers = _Numbers()
+    fps = pictures.mean_fps()
     held: list[np.ndarray] = []
     times = [0.0]  # of the pictures held, and of the end of the last one
-    first = number = looked_until = 0
+    first = number = 0
 
     def window(span: range) -> Iterator[FaceWindow]:
-        nonlocal number, looked_until, squares
+        nonlocal number
         number += 1
-        if span.start >= looked_until:
-            looked_until = span.stop
-            seen = [held[frame - first] for frame in _looks(span)]
-            squares = tracks.kept(detector.find(seen, every), every)
-        crops: _Crops = {}
+        looks = _looks(span, codec, fps)
+        found = {frame: detector.faces([held[frame - first]], every)[0] for frame in looks}
+        heads = numbers.of(found, held[0].shape[:2], every)
+        cutters = _cutters(heads, size, codec, variations)
         for position in codec.encoded_frames(len(span)):
-            _add_crops(crops, held[span[position] - first], squares, size)
+            for cutter in cutters.values():
+                cutter.add(held[span[position] - first], span[position])
         shown = times[span.start - first : span.stop - first + 1]
         empty = FaceWindow(number, 0, span, pictures.fps, codec, shown)
-        yield from _each_face(pictures.source, empty, squares, crops)
+        yield from _each_face(pictures.source, empty, cutters, len(looks))
 
     for picture, shown, end in pictures.timed():
         held.append(picture)
@@ -338,80 +396,82 @@ def face_stream(
         yield from window(span)
 
 
-class _Tracks:
+def _looks(span: range, codec: CodecSettings, fps: Fraction) -> list[int]:
+    """The frames of a window that the detector looks at: a function of the window alone, whatever
+    others there are."""
+    encoded = [span[position] for position in codec.encoded_frames(len(span))]
+    count = min(len(encoded), 1 + math.ceil((len(span) - 1) / (LOOK_SECONDS * fps)))
+    return [encoded[place] for place in np.linspace(0, len(encoded) - 1, count).round().astype(int)]
+
+
+@dataclass(frozen=True)
+class _Head:
+    square: Square
+    track: Track
+
+
+class _Numbers:
     """Numbers for persons, which they keep from one window to the next."""
 
     def __init__(self) -> None:
-        self._last: dict[int, Square] = {}  # where each face was seen last
+        self._last: dict[int, Face] = {}  # where each was seen last
 
-    def kept(self, squares: Sequence[Square], every: bool) -> dict[int, Square]:
-        """By its number, each of the squares that are used: the first one; or all of them, with the
-        numbers of the faces known so far that they overlap, the best pairs first, or new numbers.
-        """
+    def of(
+        self, looks: Mapping[int, Sequence[Face]], shape: tuple[int, ...], every: bool
+    ) -> dict[int, _Head]:
+        """The heads of a window that are used, by number: that of rule 3, or all of them."""
+        persons = persons_of(looks, shape)
+        heads = [_Head(_square(person, n), _track(person)) for person, n in persons]
         if not every:
-            return dict(enumerate(squares[:1], start=1))
-        pairs = sorted(
-            (-_overlap(_corners(square), _corners(known)), face, position)
-            for position, square in enumerate(squares)
-            for face, known in self._last.items()
-        )
-        numbers: dict[int, int] = {}
-        for overlap, face, position in pairs:
-            taken = position in numbers or face in numbers.values()
-            if -overlap >= SAME_PERSON and not taken:
-                numbers[position] = face
-        kept = {}
-        for position, square in enumerate(squares):
-            face = numbers.get(position) or len(self._last) + 1
-            kept[face] = self._last[face] = square
-        return kept
+            return dict(enumerate(heads[:1], start=1))
+        known = list(self._last)
+        faces = [_median_face(person) for person, _ in persons]
+        matched = _matched(faces, list(self._last.values()))
+        numbered = {}
+        for head, (face, place) in zip(heads, matched, strict=True):
+            number = len(self._last) + 1 if place is None else known[place]
+            numbered[number] = head
+            self._last[number] = face
+        return numbered
 
 
-def _corners(square: Square) -> np.ndarray:
-    return np.array([square.x, square.y, square.x + square.side, square.y + square.side])
+class _Cutter:
+    """The crops of one face in one window, by variation."""
+
+    def __init__(
+        self, head: _Head, size: int, codec: CodecSettings, variations: Sequence[Variation]
+    ) -> None:
+        self.square = head.square
+        self.views: list[list[np.ndarray]] = [[] for _ in variations]
+        self._follower = Follower(head.track, size, variations)
+        self._gop_size = codec.gop_size
+
+    def add(self, picture: np.ndarray, frame: int) -> None:
+        is_first = len(self.views[0]) % self._gop_size == 0
+        cut = self._follower.i_frame if is_first else self._follower.p_frame
+        for view, crop_of_it in zip(self.views, cut(picture, frame), strict=True):
+            view.append(crop_of_it)
 
 
-def _add_crops(
-    crops: _Crops, picture: np.ndarray, squares: Mapping[int, Square], size: int
-) -> None:
-    for face, square in squares.items():
-        crops.setdefault(face, []).append(crop(picture, square, size))
+def _cutters(
+    heads: Mapping[int, _Head], size: int, codec: CodecSettings, variations: Sequence[Variation]
+) -> dict[int, _Cutter]:
+    return {face: _Cutter(head, size, codec, variations) for face, head in heads.items()}
 
 
 def _each_face(
-    source: str | Path, window: FaceWindow, squares: Mapping[int, Square], crops: _Crops
+    source: str | Path, window: FaceWindow, cutters: Mapping[int, _Cutter], num_looks: int
 ) -> Iterator[FaceWindow]:
     """The window, once for each face in it; or once with an error, where there is no face."""
-    for face, square in squares.items():
-        yield replace(window, face=face, square=square, pictures=crops[face])
-    if not squares:
+    for face, cutter in cutters.items():
+        yield replace(window, face=face, square=cutter.square, views=cutter.views)
+    if not cutters:
         span = window.frames
         error = ClipError(
             source,
             "face",
-            f"no face found in frames {span[0]} to {span[-1]} (looked at {len(_looks(span))} of "
-            f"them); the face has to be upright, and at least 1/{LOOK_SIZE // MIN_FACE} of the "
-            "picture's longer side: cut the video so that one is in view",
+            f"no face found in frames {span[0]} to {span[-1]} (looked at {num_looks} of them); the "
+            f"face has to be upright, and at least 1/{LOOK_SIZE // MIN_FACE} of the picture's "
+            "longer side: cut the video so that one is in view",
         )
         yield replace(window, error=error)
-
-
-def _looks(span: range) -> list[int]:
-    """The middle frames of `LOOKS` equal parts; every frame of a shorter window."""
-    count = min(LOOKS, len(span))
-    return [span[(2 * part + 1) * len(span) // (2 * count)] for part in range(count)]
-
-
-def _median_box(person: Sequence[_Face]) -> np.ndarray:
-    return np.median([face.box for face in person], axis=0)
-
-
-def _center(box: np.ndarray) -> np.ndarray:
-    return (box[:2] + box[2:]) / 2
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes."""
-    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = max(width, 0) * max(height, 0)
-    return float(shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared))

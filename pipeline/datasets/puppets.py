@@ -31,7 +31,7 @@ from pipeline.puppets.rig import Rig, generator_of
 from pipeline.puppets.smile import OwnSmile
 
 NAME = "puppets"
-VERSION = 1  # of what a puppet does and looks like
+VERSION = 2  # of what a puppet does and looks like
 FINEST, COARSEST = 17, 31  # rate factors of H.264
 SHEET_PEOPLE, FILM_FRAMES = 8, 12
 

@@ -158,10 +158,13 @@ def prototype(label: str, style: Style, r: np.random.Generator) -> Strengths:
         if habit[1] > 0.8:
             units |= {"26": u(0.2, 0.45), "25": smile * u(0.7, 1.2)}
     elif label == "sadness":
-        units = {"1": u(0.7, 1.1), "4": u(0.4, 0.8), "15": u(0.7, 1.2)}
+        if habit[2] < 0.3:  # with the mouth alone, as people do who are asked to look sad
+            units = {"1": u(0, 0.4), "4": u(0, 0.4), "15": u(0.8, 1.3), "17": u(0.6, 1.2)}
+        else:
+            units = {"1": u(0.7, 1.1), "4": u(0.4, 0.8), "15": u(0.7, 1.2)}
+            if habit[0] < 0.7:
+                units["17"] = u(0.4, 1.0)
         units["upper lid"] = -u(0.1, 0.5)
-        if habit[0] < 0.7:
-            units["17"] = u(0.4, 1.0)
         if habit[1] > 0.7:
             units["6"] = u(0.2, 0.4)
         if habit[2] > 0.75:
@@ -170,8 +173,11 @@ def prototype(label: str, style: Style, r: np.random.Generator) -> Strengths:
             units |= {"24": u(0.2, 0.6)}
     elif label == "surprise":
         units = {"1": u(0.8, 1.2), "2": u(0.8, 1.2), "upper lid": u(0.5, 1.2)}
-        if habit[0] < 0.8:
-            units |= {"26": u(0.3, 1.3), "25": u(0.4, 0.8), "18": max(u(-0.4, 0.8), 0)}
+        if habit[0] < 0.3:  # most of it in the jaw
+            units = {"1": u(0.1, 0.7), "2": u(0.1, 0.7), "upper lid": u(0.1, 0.7)}
+            units |= {"26": u(0.8, 1.5), "25": u(0.4, 0.9), "18": u(0.2, 1.0)}
+        elif habit[0] < 0.85:
+            units |= {"26": u(0.3, 1.2), "25": u(0.4, 0.8), "18": max(u(-0.4, 0.9), 0)}
         else:  # with the mouth just open
             units |= {"25": u(0.3, 0.7), "26": u(0.05, 0.2)}
     return units
@@ -207,15 +213,19 @@ def wander(r: np.random.Generator, seconds: float) -> Callable[[np.ndarray], np.
 
 @dataclass(frozen=True)
 class _Event:
-    """An expression's rise, hold and fall, in seconds of the clip; `onset` may lie before it."""
+    """An expression's rise, hold and fall, in seconds of the clip; `onset` may lie before it.
+
+    `before` is the share of it that is there already.
+    """
 
     onset: float
     apex: float
     fall: float
     rest: float
+    before: float = 0.0
 
     def envelope(self, t: np.ndarray) -> np.ndarray:
-        up = ease((t - self.onset) / (self.apex - self.onset))
+        up = self.before + (1 - self.before) * ease((t - self.onset) / (self.apex - self.onset))
         return up * (1 - ease((t - self.fall) / max(self.rest - self.fall, 1e-3)))
 
 
@@ -244,25 +254,25 @@ def plan(style: Style, label: str, r: np.random.Generator, has_own_smile: bool =
         if label == "happiness" and r.random() < 0.5 and has_own_smile:
             units = {OWN: r.uniform(0.8, 1.1), "6": r.uniform(0, 0.3)}
         _express(curves, t, event, units, label, intensity, style, r)
-        if r.random() < 0.2:  # another expression gives way to this one
+        if r.random() < 0.3:  # another expression gives way to this one
             other = str(r.choice([name for name in CLASSES if name not in (label, "neutral")]))
             fall = event.onset - r.uniform(-0.2, 0.3)
             before = _Event(-2, -1, fall, fall + r.uniform(0.25, 0.9))
             units = prototype(other, style, r)
             _express(curves, t, before, units, other, r.uniform(0.2, 0.9), style, r)
-    spoken = r.random() < (0.5 if label == "neutral" else 0.35)
-    if spoken:
+    calm = r.random() < 0.3
+    if not calm and r.random() < (0.6 if label == "neutral" else 0.45):
         # Who speaks through a smile opens the mouth less.
         quieter = 1 if event is None else 1 - r.uniform(0.2, 0.7) * event.envelope(t)
         _speak(curves, t, r.uniform(0.35, 1.1) * quieter, r)
-    _twitch(curves, t, r)
+    _twitch(curves, t, r.choice([0.0, 0.15]) if calm else r.choice([0.5, 1, 1.8]), r)
     _eyes(curves, t, event, r)
     for name in curves:
         # Several causes add up; eyes and a photographed smile have ranges of their own.
         curves[name] = curves[name] if name in (*EYES, OWN) else MOST * np.tanh(curves[name] / MOST)
-    _head(curves, t, label, event, r)
+    _head(curves, t, label, event, calm, r)
     _light(curves, t, r)
-    _camera(curves, t, r)
+    _camera(curves, t, 0.0 if calm else r.choice([0.0, 0.4, 1.0], p=[0.3, 0.4, 0.3]), r)
     length = float(t[-1])
     if event is None:
         spans = _resting_spans(length, timing)
@@ -279,10 +289,11 @@ def _event(seconds: float, r: np.random.Generator) -> _Event:
     else:
         onset = float(r.uniform(0.02, min(0.9 * slack, 1.5) if slack > 0.1 else 0.03))
     apex = onset + rise
+    before = float(r.uniform(0.1, 0.35)) if r.random() < 0.2 else 0.0
     if seconds - apex > 0.7 and r.random() < 0.6:
         fall = apex + float(r.uniform(0.15, 0.6)) * (seconds - apex)
-        return _Event(onset, apex, fall, fall + float(r.uniform(0.3, 1.2)))
-    return _Event(onset, apex, seconds + 9, seconds + 10)
+        return _Event(onset, apex, fall, fall + float(r.uniform(0.3, 1.2)), before)
+    return _Event(onset, apex, seconds + 9, seconds + 10, before)
 
 
 def _express(
@@ -303,6 +314,7 @@ def _express(
             event.apex + max(r.normal(0, 0.08), -0.3) * rise,
             event.fall + r.normal(0, 0.05),
             event.rest + abs(r.normal(0, 0.08)) + 0.06,
+            event.before,
         )
         tremble = 1 + 0.04 * wander(r, 0.2)(t)
         peak = MOST * np.tanh(strength * intensity * style.strength[base] / MOST)
@@ -337,21 +349,20 @@ def _speak(
                 paused_until = at + r.uniform(0.3, 0.9)
         at += long * r.uniform(0.75, 1.1)
     curves["25"] += loud * 0.6 * opened
-    curves["26"] += loud * 0.22 * opened
+    curves["26"] += loud * 0.18 * opened
     curves["24"] += loud * 0.3 * closed
     for side in "LR":
         curves["18" + side] += loud * 0.35 * np.maximum(-wide, 0)
         curves["20" + side] += loud * 0.22 * np.maximum(wide, 0)
         curves["12" + side] += loud * 0.08 * np.maximum(wide, 0)
-    accent = loud * 0.15 * np.maximum(wander(r, 0.3)(t), 0) * (r.random() < 0.5)
+    accent = loud * r.uniform(0, 0.35) * np.maximum(wander(r, 0.3)(t), 0) * (r.random() < 0.5)
     for name in ("1", "2"):
         for side in "LR":
             curves[name + side] += accent
 
 
-def _twitch(curves: dict[str, Curve], t: np.ndarray, r: np.random.Generator) -> None:
+def _twitch(curves: dict[str, Curve], t: np.ndarray, size: float, r: np.random.Generator) -> None:
     """What any face does a little."""
-    size = r.choice([0.5, 1, 1.8])
     for name in ("1", "2", "4", "12", "15", "17", "24"):
         slow = 0.035 * size * wander(r, 0.5)(t)
         for side in "LR" if name in PAIRED else ("",):
@@ -380,10 +391,12 @@ def _eyes(
 
 
 def _head(
-    curves: dict[str, Curve], t: np.ndarray, label: str, event: _Event | None,
+    curves: dict[str, Curve], t: np.ndarray, label: str, event: _Event | None, calm: bool,
     r: np.random.Generator,
 ) -> None:  # fmt: skip
-    restless = r.choice([0.3, 1.0, 2.5], p=[0.35, 0.4, 0.25])
+    """Turns, nods and leaning of the head. A calm one does next to nothing, as that of someone who
+    acts for a camera."""
+    restless = r.choice([0.0, 0.1]) if calm else r.choice([0.3, 1.0, 2.5])
     for name, size in (
         ("yaw", 0.05), ("pitch", 0.035), ("roll", 0.02), ("right", 0.04), ("down", 0.03),
         ("nearer", 0.01),
@@ -391,19 +404,20 @@ def _head(
         curves[name] = size * restless * wander(r, r.uniform(0.4, 1.2))(t)
     curves["yaw"] += r.normal(0, 0.10)
     curves["pitch"] += r.normal(0, 0.06)
-    if r.random() < 0.3:  # a turn
+    if not calm and r.random() < 0.4:  # a turn
         start, long = r.uniform(-0.3, t[-1]), r.uniform(0.35, 1.4)
         turned = ease((t - start) / long)
         curves["yaw"] += turned * r.normal(0, 0.2)
         curves["pitch"] += turned * r.normal(0, 0.09)
         curves["roll"] += turned * r.normal(0, 0.06)
-        curves["right"] += turned * r.normal(0, 0.12)
-        curves["nearer"] += turned * r.normal(0, 0.04)
-    if r.random() < 0.12:  # a nod, or a shake
+        curves["right"] += turned * r.normal(0, 0.2)
+        curves["down"] += turned * r.normal(0, 0.1)
+        curves["nearer"] += turned * r.normal(0, 0.06)
+    if not calm and r.random() < 0.15:  # a nod, or a shake
         rate = r.uniform(6, 12)
         swing = np.sin(rate * t + r.uniform(0, 6)) * r.uniform(0.03, 0.09)
         curves["pitch" if r.random() < 0.5 else "yaw"] += swing
-    if event is not None and r.random() < 0.5:
+    if not calm and event is not None and r.random() < 0.6:
         # Heads go along with expressions, each its own way, and now and then the usual one.
         along = event.envelope(t)
         usual = {"surprise": -0.05, "sadness": 0.06, "fear": -0.04, "anger": 0.03}.get(label, 0)
@@ -425,8 +439,7 @@ def _light(curves: dict[str, Curve], t: np.ndarray, r: np.random.Generator) -> N
     curves["gain"] = (0.06 if moving else 0.012) * wander(r, 1.0)(t)
 
 
-def _camera(curves: dict[str, Curve], t: np.ndarray, r: np.random.Generator) -> None:
-    held = r.choice([0.0, 0.4, 1.0], p=[0.5, 0.3, 0.2])
+def _camera(curves: dict[str, Curve], t: np.ndarray, held: float, r: np.random.Generator) -> None:
     for name, size in zip(CAMERA, (0.03, 0.03, 0.010, 0.008), strict=True):
         curves[name] = held * size * (wander(r, 0.25)(t) * 0.4 + wander(r, 0.9)(t))
 

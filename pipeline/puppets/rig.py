@@ -31,9 +31,9 @@ GRID = 80  # points to a side of the fields
 SHADE = MATTE  # pixels to the unit of the maps of brightness
 # Action units of one side each, named 12L, 12R (the picture's left and right), and of both.
 PAIRED = ("1", "2", "4", "6", "9", "10", "12", "14", "15", "18", "20")
-SINGLE = ("16", "17", "24", "25", "26", "puff")
+SINGLE = ("16", "17", "24", "25", "26")
 OWN = "own smile"  # from a photograph, where there is one
-JAW_DROP = 0.48  # units, at strength 1
+JAW_DROP = 0.62  # units, at strength 1
 UPPER_INNER_LIP = (87, 94, 95, 96, 97, 98, 93)
 LOWER_INNER_LIP = (87, 99, 100, 101, 102, 103, 93)
 UPPER_LIDS = ((18, 19, 20, 21, 22), (23, 24, 25, 26, 27))
@@ -247,7 +247,7 @@ class _Builder:
         # The jaw swings down: at the lips as wide as the mouth, at the chin as the jaw.
         depth = np.clip(below / max(chin[1] - self.p[106][1], 0.3), 0, 1)
         width = self.half * (1 - depth) + 0.88 * depth
-        fall = np.exp(-0.5 * (np.maximum(self.y - chin[1], 0) / 0.38) ** 2)
+        fall = np.exp(-0.5 * (np.maximum(self.y - chin[1], 0) / 0.5) ** 2)
         jaw = np.clip(1 - ((x - self.mouth_x) / width) ** 2, 0, 1) * fall
         corners = [_move(self.bump(s.corner, 0.18, 0.16), -0.05 * s.sign, 0.05) for s in self.sides]
         self.add("26", *corners, lower=_move(jaw, 0, JAW_DROP))
@@ -260,11 +260,6 @@ class _Builder:
         press = press * below * np.exp(-0.5 * (below / 0.10) ** 2)
         inward = [_move(self.bump(s.corner, 0.15, 0.12), -0.03 * s.sign, 0) for s in self.sides]
         self.add("24", _move(press, 0, -0.75), *inward)
-        puff = [
-            _move(self.bump(s.corner + (0.25 * s.sign, 0.02), 0.22, 0.26), 0.05 * s.sign, 0)
-            for s in self.sides
-        ]
-        self.add("puff", *puff)
 
     def laid_over(self, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """What was measured on the mean face, (S, S) or (S, S, 2), at places of this face."""

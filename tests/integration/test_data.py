@@ -36,7 +36,7 @@ def test_rows_through_ray_data_are_those_of_the_shards(
         bitstream = Bitstream(clip.bitstream, clip_id)
         packed = [bitstream.accumulated_residuals(gop)[-1].packed() for gop in (0, 1)]
         expected = np.stack([to_planes(residual) for residual in packed])
-        np.testing.assert_array_equal(memory.frames[position], expected)
+        np.testing.assert_array_equal(memory.views[position][0], expected)
         sizes = [len(bitstream.packets[n]) for gop in bitstream.gops for n in gop[1:]]
         assert int(memory.bytes_read[position]) == sum(sizes)
         assert int(memory.labels[position]) == clip.label
@@ -49,14 +49,14 @@ def test_rows_through_ray_data_are_those_of_the_shards(
     # Drawn anew each epoch, so all are kept; for validation only the evenly spaced ones.
     what = Input(frames=3)
     all_frames = load_clips(frames_of_clips(directory, wanted[:2], what, True).take_all(), 128)
-    assert len(all_frames.frames[0]) == clips[wanted[0]].num_frames - 2, "two are I-frames"
+    assert len(all_frames.views[0][0]) == clips[wanted[0]].num_frames - 2, "two are I-frames"
     three = load_clips(frames_of_clips(directory, wanted[:2], what, False).take_all(), 128)
-    assert three.frames[0].shape[0] == 3
+    assert three.views[0][0].shape[0] == 3
     # In training's own look at its clips they are the same three.
     standardize = Standardization.of(torch.zeros(128), torch.ones(128), 1)
     for rows_of in (all_frames, three):
         (batch,) = BatchMaker(rows_of, what, standardize, torch.device("cpu")).in_order(2)
-        expected = scale_planes(torch.from_numpy(three.frames[0].copy()))
+        expected = scale_planes(torch.from_numpy(three.views[0][0].copy()))
         torch.testing.assert_close(batch.planes[0], expected)
 
 

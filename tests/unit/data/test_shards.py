@@ -56,6 +56,7 @@ def some_clip(number: int, **changes) -> Clip:
         size=SIZE,
         gop_size=4,
         bitstream=encode(moving, CodecSettings(gop_size=4), 25).data,
+        views=[encode(moving[:, ::-1], CodecSettings(gop_size=4), 25).data],
         identity=rng.normal(size=(2, 8)).astype(np.float32),
         apex_frame=6,
         apex=rng.integers(0, 256, (APEX_SIZE, APEX_SIZE, 3), dtype=np.uint8),
@@ -232,7 +233,7 @@ def test_nothing_is_stored_twice(tmp_path):
     columns = [metadata.column(n) for n in range(metadata.num_columns)]
     assert not any(column.is_stats_set for column in columns)
     large = {c.path_in_schema.split(".")[0] for c in columns if c.total_compressed_size > 300}
-    assert large <= {"apex", "bitstream", "identity"}
+    assert large <= {"apex", "bitstream", "identity", "views"}
 
 
 def test_done_means_the_same_work_and_an_unharmed_file(tmp_path):

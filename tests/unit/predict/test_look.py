@@ -26,7 +26,7 @@ from cfer.model.network import ModelConfig, Predictor
 from cfer.predict.gop_arrays import frame_bytes
 from cfer.predict.look import look
 from cfer.predict.models import open_model
-from cfer.predict.recognizer import Recognizer
+from cfer.predict.recognizer import Recognizer, face_bitstream
 
 SIZE, GOP = 112, 24
 
@@ -128,7 +128,9 @@ def test_another_bitstream_is_shown_as_it_is_without_a_prediction(tmp_path, mode
 
 def test_any_other_video_is_cropped_and_encoded_first(drawn_videos):
     video = drawn_videos / "videos" / "S001" / "surprise_1.mp4"
-    (prediction,) = Recognizer.from_pretrained().predict(video)
+    recognizer = Recognizer.from_pretrained()
+    seen = face_bitstream(video, recognizer.card.size, recognizer.card.codec)
+    (prediction,) = recognizer.predict_bitstream(seen)
     written = texts(look(video, None, 0, "default"))
     assert f"→  {prediction.label}, {prediction.probabilities[prediction.label]:.0%}" in written
 
@@ -201,6 +203,7 @@ def stored_clip(number: int) -> Clip:
         size=SIZE,
         gop_size=GOP,
         bitstream=bitstream.data,
+        views=[],
         identity=np.zeros((1, 8), np.float32),
         apex_frame=7 if number % 2 else None,
         apex=apex_picture(pictures[7]) if number % 2 else None,

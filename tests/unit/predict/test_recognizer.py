@@ -32,11 +32,11 @@ from cfer.errors import InputError
 from cfer.model.card import ModelCard, write_model
 from cfer.model.network import ModelConfig, Predictor
 from cfer.predict.models import DEFAULT_LIMITS
-from cfer.predict.recognizer import Prediction, Recognizer, face_bitstream
+from cfer.predict.recognizer import VARIATIONS, Prediction, Recognizer, face_bitstream
 from cfer.predict.timeline import event_as_json, events, summary
 from cfer.video import pictures as clips
-from cfer.video.faces import FaceDetector
-from cfer.video.pictures import GrowingFile
+from cfer.video.faces import FaceDetector, face_clip
+from cfer.video.pictures import GrowingFile, open_pictures
 from pipeline.actors import extract_clip
 from pipeline.manifest import Entry
 from pipeline.settings import ExtractionSettings
@@ -127,13 +127,24 @@ def test_only_the_packets_that_are_needed_reach_the_decoder(clip: Path) -> None:
 def test_a_video_is_predicted_as_its_encoded_clip(
     recognizer: Recognizer, video: Path, clip: Path
 ) -> None:
+    """As the mean over views, of which the first is that clip."""
     (raw,), (encoded,) = (recognizer.predict(path) for path in (video, clip))
     assert raw.square is not None
     assert encoded.square is None
-    assert replace(raw, source=encoded.source, square=None) == encoded
+    same = {"source": encoded.source, "square": None, "probabilities": encoded.probabilities}
+    assert replace(raw, **same) == encoded
     assert (raw.source, raw.start_seconds, raw.end_seconds) == (str(video), 0, 1)
     assert raw.num_frames == 2
     assert raw.face == 1
+    card = recognizer.card
+    (window,) = face_clip(
+        open_pictures(video), card.size, recognizer._detector, card.codec, variations=VARIATIONS
+    )
+    views = [replace(window, views=[view]) for view in window.views]
+    each = [recognizer.predict_views(view)[0] for view in views]
+    assert each[0] == pytest.approx(list(encoded.probabilities.values()))
+    assert len(np.unique(each, axis=0)) == len(VARIATIONS), "each view is another"
+    assert np.mean(each, axis=0) == pytest.approx(list(raw.probabilities.values()))
     assert sum(raw.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert tuple(raw.probabilities) == recognizer.card.classes
     assert raw.probabilities[raw.label] == max(raw.probabilities.values())
@@ -146,10 +157,10 @@ def test_prediction_sees_what_was_extracted(drawn_shards: Path, clip: Path) -> N
     assert encoded.packets == Bitstream(row.bitstream, row.clip_id).packets
 
 
-def test_shards_are_predicted_as_their_videos(
-    recognizer: Recognizer, drawn_shards: Path, video: Path
+def test_shards_are_predicted_as_their_clips(
+    recognizer: Recognizer, drawn_shards: Path, clip: Path
 ) -> None:
-    (wanted,) = recognizer.predict(video)
+    (wanted,) = recognizer.predict(clip)
     of_shards = {p.source: p for p in recognizer.predict_shards(drawn_shards)}
     assert len(of_shards) == 10
     (given,) = (p for name, p in of_shards.items() if name.endswith("S003_surprise_1"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cfer.data.inputs import APEX_SIZE, Input, to_planes
+from cfer.model.game import Batch
 from cfer.model.network import scale_planes
 from cfer.train.batches import Augmentation, BatchMaker, LoadedClips, Standardization, augment
 
@@ -23,7 +24,7 @@ def vary(planes: np.ndarray, kind: str = "accumulated", **changes: float) -> tor
 
 def test_a_step_may_have_more_clips_than_there_are() -> None:
     nothing = torch.zeros(3, dtype=torch.int64)
-    frames = [np.full((1, 6, 8, 8), 128, np.uint8)] * 3
+    frames = [[np.full((1, 6, 8, 8), 128, np.uint8)]] * 3
     apex = torch.zeros(3, 3, APEX_SIZE, APEX_SIZE)
     clips = LoadedClips(
         frames, torch.arange(3), torch.zeros(3, 2), apex, nothing.bool(), [None] * 3, [], nothing
@@ -33,6 +34,32 @@ def test_a_step_may_have_more_clips_than_there_are() -> None:
     )
     (batch,) = maker.training_epoch(1, 8, Augmentation(), seed=0, epoch=0, rank=0)
     assert sorted(torch.bincount(batch.labels).tolist()) == [2, 3, 3]
+
+
+def test_training_draws_among_the_views_and_nothing_else_does() -> None:
+    """View v of clip c has the value 100 + 10 c + v everywhere."""
+    views = [[np.full((1, 6, 8, 8), 100 + 10 * c + v, np.uint8) for v in range(3)] for c in (0, 1)]
+    nothing = torch.zeros(2, dtype=torch.int64)
+    apex = torch.zeros(2, 3, APEX_SIZE, APEX_SIZE)
+    clips = LoadedClips(
+        views, torch.arange(2), torch.zeros(2, 2), apex, nothing.bool(), [None] * 2, [], nothing
+    )
+    unscaled = Standardization(torch.zeros(2), torch.ones(2))
+    maker = BatchMaker(clips, Input(), unscaled, torch.device("cpu"))
+
+    def values(batch: Batch) -> list[tuple[int, int]]:
+        seen = (batch.planes[:, 0, 0, 0, 0] * 128 + 128).round().int()
+        return list(zip(batch.labels.tolist(), seen.tolist(), strict=True))
+
+    drawn = {
+        value
+        for epoch in range(20)
+        for batch in maker.training_epoch(1, 2, NO_CHANGE, seed=0, epoch=epoch, rank=0)
+        for value in values(batch)
+    }
+    assert drawn == {(c, 100 + 10 * c + v) for c in (0, 1) for v in range(3)}
+    (batch,) = maker.in_order(2)
+    assert values(batch) == [(0, 100), (1, 110)]
 
 
 @pytest.mark.parametrize("planes", ["yuv", "luma"])
