@@ -34,6 +34,7 @@ from cfer.predict.timeline import NEUTRAL
 from cfer.video.files import PICTURE_SUFFIXES, is_video
 from cfer.video.pictures import ClipError
 from pipeline.datasets import cremad
+from pipeline.default_model import groups_of_people
 from pipeline.manifest import Entry
 
 COLUMNS = ("video", "onset_s", "apex_s", "label", "confidence")
@@ -41,7 +42,7 @@ SURE = 2  # the confidence from which a mark is sure
 HAPPINESS, NO_FACE = "happiness", "no face"
 STILL, MOVING, MOVER = "smile, still", "smile, moving", "neutral, moving"
 INFO, NEUTRAL_PHOTOGRAPHS, SMILING_PHOTOGRAPHS = "london_info.csv", "neutral_front", "smiling_front"
-AGES, AGE_BOUNDS = ("24 or less", "25 to 34", "35 or more"), (25, 35)
+GROUPS = ("age", "gender", "ethnicity")
 UNKNOWN = "unknown"
 NOT_GIVEN = "Not given."
 
@@ -393,8 +394,7 @@ def read_people(folder: Path, names: Sequence[str] = ()) -> list[Person]:
         }
         for side in sides
     )
-    with (folder / INFO).open(newline="", encoding="utf-8-sig") as file:
-        known = {row.get("face_id"): row for row in csv.DictReader(file)}
+    known = groups_of_people(folder)
     everyone = sorted(neutral.keys() | smiling.keys())
     if unknown := [name for name in names if name not in everyone]:
         raise InputError(
@@ -402,19 +402,15 @@ def read_people(folder: Path, names: Sequence[str] = ()) -> list[Person]:
             f"{', '.join(everyone[:5])}, …"
         )
     return [
-        Person(name, neutral.get(name), smiling.get(name), _groups(known.get(name, {})))
+        Person(
+            name,
+            neutral.get(name),
+            smiling.get(name),
+            {group: known.get(name, {}).get(group, UNKNOWN) for group in GROUPS},
+        )
         for name in everyone
         if not names or name in names
     ]
-
-
-def _groups(row: Mapping[str, str]) -> dict[str, str]:
-    age = row.get("face_age", "")
-    return {
-        "age": AGES[np.searchsorted(AGE_BOUNDS, int(age), "right")] if age.isdecimal() else UNKNOWN,
-        "gender": row.get("face_gender", "") or UNKNOWN,
-        "ethnicity": row.get("face_eth", "") or UNKNOWN,
-    }
 
 
 def measure_smiles(models: Models, people: Sequence[Person]) -> Smiles:

@@ -27,8 +27,8 @@ from pipeline.puppets.smile import is_held_out
 
 EXPERIMENT, RUN, MODEL = "default", "default-model", "default.safetensors"
 STEPS = (
-    "puppets --photos {photos} --out videos --clips-per-class 1",
-    "extract --videos videos/manifest.csv --out shards --identity dlib",
+    "puppets --photos {photos} --out videos --clips-per-class 3",
+    "extract --videos videos/manifest.csv --out shards --identity dlib --views 4",
     "train --data shards --experiment {experiment} --run {run} --epochs 40 "
     "--val-subjects {held_out}",
     "models export {run} {model}",

@@ -6,7 +6,7 @@
     cfer extract --dataset puppets --root PHOTOS --out DIR
     ray job submit --working-dir . -- python pipeline/extract.py --videos … --out …
 
-Per clip: find the face, cut one fixed square, encode it at a fixed GOP, and embed an I-frame of the
+Per clip: find the face, cut it out, encode it at a fixed GOP, and embed an I-frame of the
 bitstream by a frozen face network; I-frames and residuals stay in the bitstream. Which clips make
 up a shard is decided beforehand (`pipeline.plan`), and the shards are made by a Ray Data job
 (`pipeline.job`). A clip that cannot be used ends in `failures.csv` with its reason, one that

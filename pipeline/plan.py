@@ -93,7 +93,8 @@ def _cut(source_bytes: Sequence[int], settings: ExtractionSettings) -> list[rang
     step, count = settings.clips_per_shard, len(source_bytes)
     if step is not None:
         return [range(first, min(first + step, count)) for first in range(0, count, step)]
-    return cut_into_shards([expected_bytes(n, settings.size, settings.codec) for n in source_bytes])
+    sizes = [expected_bytes(n, settings.size, settings.codec) for n in source_bytes]
+    return cut_into_shards([settings.views * size for size in sizes])
 
 
 def _check_subjects(entries: Sequence[Entry], digests: Sequence[str]) -> None:
@@ -178,7 +179,7 @@ def read_source(location: str) -> Source:
 
 
 def face_rule() -> dict[str, float]:
-    """What decides where a face is cut out: a set that another rule has made is not gone on with."""
+    """What decides where a face is cut out: no set is gone on with by another rule."""
     found = ("LOOK_SECONDS", "MIN_PROBABILITY", "NEAR", "MOST_GROWN", "SAME_SIZE", "MARGIN")
     followed = ("STILL", "AGREED")
     rule = {name.lower(): getattr(faces, name) for name in found}

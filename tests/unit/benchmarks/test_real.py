@@ -251,8 +251,8 @@ def test_people_of_the_photographs(photos):
     people = read_people(photos)
     assert people == read_people(photos / "london")
     assert [p.name for p in people] == ["001", "002", "003", "004"]
-    assert people[0].groups == {"age": "24 or less", "gender": "female", "ethnicity": "white"}
-    assert people[1].groups["age"] == "35 or more"
+    assert people[0].groups == {"age": "under 25", "gender": "female", "ethnicity": "white"}
+    assert people[1].groups["age"] == "35 and over"
     assert set(people[2].groups.values()) == {"unknown"}
     assert people[3].neutral is None
     assert [p.name for p in read_people(photos, ["002"])] == ["002"]

@@ -13,7 +13,6 @@ from cfer.codec import CodecSettings
 from cfer.video.faces import (
     MARGIN,
     Face,
-    FaceDetector,
     Square,
     _looks,
     _square,
