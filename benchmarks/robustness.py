@@ -54,16 +54,6 @@ def _brighter(factor: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda picture: (picture * np.float32(factor)).round().clip(0, 255).astype(np.uint8)
 
 
-def _coarser(factor: float) -> Callable[[CodecSettings], CodecSettings]:
-    def coarsen(codec: CodecSettings) -> CodecSettings:
-        if codec.quantizer is None:
-            assert codec.bit_rate is not None
-            return replace(codec, bit_rate=max(round(codec.bit_rate / factor), 1000))
-        return replace(codec, quantizer=min(max(round(codec.quantizer * factor), 1), 31))
-
-    return coarsen
-
-
 CHANGES = (
     Change("crop 3 % to the right", Variation(right=0.03)),
     Change("crop 3 % lower", Variation(down=0.03)),
@@ -71,8 +61,8 @@ CHANGES = (
     Change("mirrored", picture=lambda picture: np.ascontiguousarray(picture[:, ::-1])),
     Change("darker, × 0.8", picture=_brighter(0.8)),
     Change("brighter, × 1.2", picture=_brighter(1.2)),
-    Change("quantizer halved", codec=_coarser(0.5)),
-    Change("quantizer doubled", codec=_coarser(2)),
+    Change("quantizer halved", codec=lambda codec: codec.coarser(0.5)),
+    Change("quantizer doubled", codec=lambda codec: codec.coarser(2)),
     Change(f"H.264, CRF {H264_CRF}, before", is_compressed=True),
     Change("half a window later", is_later=True),
 )

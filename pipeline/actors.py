@@ -85,7 +85,7 @@ def extract_clip(
                 if window.num_windows > 1:
                     clip_id += f"#{window.number:04d}"
                 if window.error is None:
-                    clips.append(_clip(entry, clip_id, window, settings, classes))
+                    clips.append(_clip(entry, clip_id, window, settings, classes, generator))
                 else:
                     failures.append(_failure(clip_id, entry.source, window.error))
     except StorageError:
@@ -103,6 +103,7 @@ def _clip(
     window: FaceWindow,
     settings: ExtractionSettings,
     classes: Sequence[str],
+    generator: np.random.Generator,
 ) -> Clip:
     codec = window.codec
     bitstream = window.encode()
@@ -131,7 +132,10 @@ def _clip(
         size=settings.size,
         gop_size=settings.gop_size,
         bitstream=bitstream.data,
-        views=[window.encode(view).data for view in range(1, len(window.views))],
+        views=[
+            replace(window, codec=codec.coarser(2 ** generator.uniform(-1, 1))).encode(view).data
+            for view in range(1, len(window.views))
+        ],
         identity=np.zeros((1, 0), np.float32),
         apex_frame=apex_frame,
         apex=apex,

@@ -92,6 +92,13 @@ class CodecSettings:
         assert not self.gop_seconds, f"{self.gop_seconds} seconds are frames only `at` a rate"
         return self.gop_size if self.gop_span is None else self.gop_span
 
+    def coarser(self, factor: float) -> CodecSettings:
+        """With a quantizer so many times as large, or as small a bit rate, within what there is."""
+        if self.quantizer is None:
+            assert self.bit_rate is not None
+            return replace(self, bit_rate=max(round(self.bit_rate / factor), 1000))
+        return replace(self, quantizer=min(max(round(self.quantizer * factor), 1), 31))
+
     def encoded_frames(self, num_frames: int) -> list[int]:
         """The numbers of the frames that are encoded of a video of `num_frames`, ascending."""
         kept: list[int] = []

@@ -164,3 +164,12 @@ def test_pictures_that_cannot_be_encoded():
         )
     with pytest.raises(CodecError, match="uint8"):
         encode([np.zeros((32, 32), np.uint8)], CodecSettings(), 25)
+
+
+def test_coarser_settings_stay_within_what_can_be_encoded() -> None:
+    assert CodecSettings(quantizer=4).coarser(2).quantizer == 8
+    assert CodecSettings(quantizer=4).coarser(0.5).quantizer == 2
+    assert CodecSettings(quantizer=20).coarser(2).quantizer == 31
+    assert CodecSettings(quantizer=1).coarser(0.5).quantizer == 1
+    assert CodecSettings(quantizer=None, bit_rate=8000).coarser(2).bit_rate == 4000
+    assert CodecSettings(quantizer=None, bit_rate=1500).coarser(2).bit_rate == 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from typing import get_args
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import EXTRACTION, SHARDS
+from helpers import EXTRACTION
 from PIL import Image
 
 from cfer.codec import Bitstream, CodecSettings, encode
@@ -31,7 +32,7 @@ from pipeline.actors import extract_clip
 from pipeline.datasets import readers
 from pipeline.extract import DatasetName, made_beside, main, options_of
 from pipeline.manifest import Entry, read_manifest
-from pipeline.plan import check_same_plan, plan_shards, read_plan, read_source
+from pipeline.plan import PLAN_NAME, check_same_plan, plan_shards, read_plan, read_source
 from pipeline.settings import ExtractionSettings, FaceNetwork
 
 EVERY_FRAME = CodecSettings()
@@ -120,8 +121,28 @@ def test_training_sees_the_apex_that_it_saw_before(drawn_videos, detector, tmp_p
     write_shard(tmp_path, 0, [replace(clip, identity=np.zeros((1, 2), np.float32))], [], "")
     (row,) = pq.read_table(tmp_path / shard_name(0), columns=list(COLUMNS)).to_pylist()
     seen = np.frombuffer(_chosen(row, Input(), False)["apex"], np.uint8)
-    (window,) = face_clip(open_pictures(video), size, detector, EVERY_FRAME)
+    (window,) = face_clip(open_pictures(video), size, detector, settings.codec)
     assert np.array_equal(seen.reshape(32, 32, 3), as_training_saw_it(window.pictures[20]))
+
+
+def test_further_views_are_the_same_frames_in_other_squares(drawn_videos, detector):
+    video = drawn_videos / "videos" / "S002" / "surprise_1.mp4"
+    settings = ExtractionSettings(size=64, gop_size=4, gop_seconds=0, views=3)
+    entry = Entry(str(video), "a", "a.mp4", label="surprise")
+    (clip,), _ = extract_clip(entry, settings, ["surprise"], detector)
+    (again,), _ = extract_clip(entry, settings, ["surprise"], detector)
+    (alone,), _ = extract_clip(entry, replace(settings, views=1), ["surprise"], detector)
+    assert clip.views == again.views, "at random, but always the same"
+    assert (clip.bitstream, alone.views) == (alone.bitstream, [])
+    (other,), _ = extract_clip(replace(entry, clip_id="b"), settings, ["surprise"], detector)
+    views = [Bitstream(data, "a view") for data in (*clip.views, *other.views)]
+    firsts = [next(view.gop_pictures(0))[0] for view in views]
+    found = next(Bitstream(clip.bitstream, "a").gop_pictures(0))[0]
+    assert len(np.unique([found, *firsts], axis=0)) == 5, "each is another"
+    for view in views:
+        assert view.frame_types == Bitstream(clip.bitstream, "a").frame_types
+        # Wherever the square is, the face fills it.
+        assert np.corrcoef(next(view.gop_pictures(0))[0].ravel(), found.ravel())[0, 1] > 0.25
 
 
 def test_windows_and_apex(drawn_videos, detector):
@@ -178,9 +199,9 @@ def test_parts_of_one_video_are_clips_of_their_own(drawn_videos, detector, tmp_p
     # The frame nearest to the apex is 12, the video's.
     assert clip.apex_frame == 3
     pictures = open_pictures(video)
-    (window,) = face_clip(pictures, 64, detector, EVERY_FRAME, [range(6, 19)])
-    assert np.array_equal(clip.apex, as_training_saw_it(window.pictures[6]))
-    looked = [picture for n, picture in enumerate(pictures) if n in (7, 9, 12, 15, 17)]
+    (window,) = face_clip(pictures, 64, detector, settings.codec, [range(6, 19)])
+    assert np.array_equal(clip.apex, as_training_saw_it(window.pictures[3]))
+    looked = [picture for n, picture in enumerate(pictures) if n in (6, 11, 18)]
     assert window.square == detector.find(looked)[0], "it was looked for in the part alone"
     crops = [window.pictures[n - 6] for n in encoded]
     assert (
@@ -327,17 +348,17 @@ def test_videos_are_made_beside_the_shards(tmp_path):
         made_beside("s3://bucket/shards", "drawn")
 
 
-def test_what_an_earlier_cfer_has_extracted_is_not_gone_on_with():
+def test_what_an_earlier_cfer_has_extracted_is_not_gone_on_with(tmp_path):
     """Its GOPs had a length in frames."""
-    plan = read_plan(str(SHARDS))
+    now = {"settings": asdict(ExtractionSettings(gop_size=12, gop_seconds=0, identity="dlib"))}
+    before = {name: value for name, value in now["settings"].items() if name != "gop_seconds"}
+    before |= {"gop_span": 12, "quantiser": before.pop("quantizer")}
+    (tmp_path / PLAN_NAME).write_text(json.dumps({"settings": before}))
+    plan = read_plan(str(tmp_path))
     assert plan["settings"]["quantizer"] == 4, "by its name of today"
-    settings = ExtractionSettings(
-        size=64, gop_size=12, gop_seconds=0, identity="dlib", clips_per_shard=5
-    )
     message = "it was begun with gop_span 12, and now gop_span is None"
     with pytest.raises(InputError, match=message):
-        check_same_plan(str(SHARDS), plan | {"settings": asdict(settings)})
-    assert read_description(SHARDS).codec_settings == CodecSettings(12, 4, gop_span=12)
+        check_same_plan(str(tmp_path), now)
 
 
 def test_the_names_on_the_command_line_are_those_of_the_readers_and_networks():
