@@ -39,8 +39,8 @@ IDENTITY, WRITE = "embed an I-frame", "write the shard"
 STAGES = (READ, FACES, IDENTITY, WRITE)
 FLOOR, WHOLE = "decode and encode alone", "everything"
 REST, NETWORKS_ALONE = "everything but the networks", "the networks alone"
-# The job's defaults; a video is one window, as it is for the floor.
-SETTINGS = ExtractionSettings(identity="dlib", window_gops=1_000_000)
+# The job's defaults; a video is one window and seen once, as it is for the floor.
+SETTINGS = ExtractionSettings(identity="dlib", views=1, window_gops=1_000_000)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,8 @@ class TableRow:
 CROSS_ENTROPY = ("method", "cross-entropy")
 MIN_MIN = ("method", "min-min")
 # Of a GOP that encodes few of its frames, direct residuals are little else than accumulated ones.
-EVERY_FRAME = ("--gop-size", "24", "--gop-seconds", "0")
+# Of these, more than one view would not fit into memory.
+EVERY_FRAME = ("--gop-size", "24", "--gop-seconds", "0", "--views", "1")
 NO_SEARCH = ("--no-motion-search",)
 
 OPPONENTS = [
@@ -91,6 +92,7 @@ OPPONENTS = [
 # Each changes one thing of the recommended recipe; the first is the recipe itself.
 SEARCH = [
     TableRow("recommended", (), (CROSS_ENTROPY,)),
+    TableRow("views 1", ("--views", "1"), (CROSS_ENTROPY,)),
     *(TableRow(f"gop-size {n}", ("--gop-size", str(n)), (CROSS_ENTROPY,)) for n in (2, 6, 24)),
     *(TableRow(f"gop-seconds {s}", ("--gop-seconds", s), (CROSS_ENTROPY,)) for s in ("0.5", "1.5")),
     *(TableRow(f"quantizer {q}", ("--quantizer", str(q)), (CROSS_ENTROPY,)) for q in (2, 6, 10)),

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 FaceNetwork = Literal["auto", "facenet", "facenet-casia", "dlib"]
 # GOPs of 12 frames with the encoder's own motion search, as CoViAR has them (Wu et al., CVPR 2018),
-# every frame encoded, in crops of 224 × 224.
-PAPER: dict[str, Any] = {"size": 224, "gop_size": 12, "gop_seconds": 0.0}
+# every frame encoded, in crops of 224 × 224, each once.
+PAPER: dict[str, Any] = {"size": 224, "gop_size": 12, "gop_seconds": 0.0, "views": 1}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ExtractionSettings:
     bit_rate: int | None = None  # bits per second, in place of a quantizer
     motion_search: bool = True  # all motion vectors zero: residuals hold the whole change
     identity: FaceNetwork = "auto"  # frozen face network; auto: FaceNet if its weights can be had
-    views: int = 1  # of each clip; those after the first, varied at random, are only trained on
+    views: int = 4  # of each clip; those after the first, varied at random, are only trained on
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
     clips_per_shard: int | None = None  # what a kill can lose; not given: some megabytes
 

@@ -130,6 +130,16 @@ class Input:
             order, signs = order + [len(order), len(order) + 1], signs + [1, -1]
         return order, signs
 
+    def mirrored(self, planes: np.ndarray) -> np.ndarray:
+        """The planes of the mirrored pictures, uint8 (…, C, S/2, S/2) → the same."""
+        order, signs = self.mirror
+        turned = planes[..., order, :, ::-1].copy()
+        for plane, sign in enumerate(signs):
+            if sign < 0:
+                opposite = 2 * GRAY - turned[..., plane, :, :].astype(np.int16)
+                turned[..., plane, :, :] = opposite.clip(0, 255)
+        return turned
+
     @property
     def num_planes(self) -> int:
         """C: 4 of luma, 2 of chroma, 2 of motion."""

@@ -339,11 +339,15 @@ class Recognizer:
             )
 
     def predict_views(self, window: FaceWindow) -> tuple[np.ndarray, int]:
-        """The mean of the probabilities over the views of a face, float32 (classes,), and how many
-        P-frames each of them comes from."""
-        bitstreams = [window.encode(view) for view in range(len(window.views))]
-        planes = np.stack([self.card.what.read(b, range(len(b.gops))) for b in bitstreams])
-        return self.probabilities(planes).mean(axis=0), planes.shape[1]
+        """The mean of the probabilities over the views of a face and their mirror images, float32
+        (classes,), and how many P-frames each of them comes from."""
+        bitstreams, what = (
+            [window.encode(view) for view in range(len(window.views))],
+            self.card.what,
+        )
+        planes = np.stack([what.read(b, range(len(b.gops))) for b in bitstreams])
+        both = np.concatenate([planes, what.mirrored(planes)])
+        return self.probabilities(both).mean(axis=0), planes.shape[1]
 
     def _window_gops(self, bitstream: Bitstream, window_seconds: float | None) -> int:
         """How many GOPs of a clip in fixed-GOP form come closest to a window."""

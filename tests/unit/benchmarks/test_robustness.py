@@ -70,6 +70,7 @@ def test_a_change_is_made_to_what_is_seen(recognizer, videos):
         codec, fps = replace(window.codec, quantizer=quantizer), window.codec.encoded_fps(FPS)
         views = [encode([picture(p) for p in view], codec, fps) for view in window.views]
         planes = [card.what.read(view, range(1)) for view in views]
+        planes += [card.what.mirrored(each) for each in planes]
         return recognizer.probabilities(np.stack(planes)).mean(axis=0)
 
     wanted = {

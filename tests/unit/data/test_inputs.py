@@ -172,3 +172,27 @@ def test_what_cannot_be_read_is_an_error(clip: Bitstream) -> None:
     stills = encode(moving_texture(3, SIZE), CodecSettings(gop_size=1), 25)
     with pytest.raises(CodecError, match="no P-frame"):
         Input().read(stills, range(3))
+
+
+@pytest.mark.parametrize("kind", ["accumulated", "motion", "accumulated+motion"])
+def test_mirrored_planes_are_those_of_the_mirrored_picture(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    luma = rng.integers(0, 256, (16, 16), dtype=np.uint8)
+    chroma = rng.integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    down, right = rng.integers(-100, 101, (2, 8, 8))
+
+    def planes(luma: np.ndarray, chroma: np.ndarray, down: np.ndarray, right: np.ndarray):
+        packed = to_planes(np.concatenate([luma, chroma.reshape(8, 16)]))
+        motion = (np.stack([down, right]) + 128).astype(np.uint8)
+        parts = {
+            "accumulated": [packed],
+            "motion": [motion],
+            "accumulated+motion": [packed, motion],
+        }
+        return np.concatenate(parts[kind])[None]
+
+    # What moves to the right in a picture moves to the left in its mirror image.
+    turned = planes(luma[:, ::-1], chroma[..., ::-1], down[:, ::-1], -right[:, ::-1])
+    given = planes(luma, chroma, down, right)
+    assert np.array_equal(Input(kind).mirrored(given), turned)
+    assert np.array_equal(Input(kind).mirrored(turned), given)
