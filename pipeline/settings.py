@@ -28,7 +28,7 @@ class ExtractionSettings:
     bit_rate: int | None = None  # bits per second, in place of a quantizer
     motion_search: bool = True  # all motion vectors zero: residuals hold the whole change
     identity: FaceNetwork = "auto"  # frozen face network; auto: FaceNet if its weights can be had
-    views: int = 4  # of each clip; those after the first, varied at random, are only trained on
+    views: int = 4  # of each clip, in squares that differ a little; training takes one at a time
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
     clips_per_shard: int | None = None  # what a kill can lose; not given: some megabytes
 

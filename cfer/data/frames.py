@@ -31,7 +31,7 @@ def frames_of_clips(
 
     A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes: all P-frames
     if training draws N of them anew each epoch, otherwise only those that `what` selects), `views`
-    (the same of each further view, of which there are none but for training), `num_planes` and
+    (the same of each further view), `num_planes` and
     `side` (C and S/2), `z_I` (the clip's identity, not standardized: the mean of its embeddings),
     `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the packets that `what`
     gives to the decoder).
@@ -78,7 +78,7 @@ def _chosen(row: dict[str, Any], what: Input, for_training: bool) -> dict[str, A
         return what.read(view, gops)
 
     frames = read(bitstream)
-    views = [Bitstream(data, row["clip_id"]) for data in row["views"] if for_training]
+    views = [Bitstream(data, row["clip_id"]) for data in row["views"]]
     return {
         **{name: row[name] for name in ("clip_id", "subject", "label")},
         "frames": frames.tobytes(),

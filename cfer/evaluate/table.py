@@ -150,14 +150,14 @@ def on_data(model: str, data: str) -> str:
     join_cluster(for_training=False)
     labels, scores = [], []
     for row in frames_of_clips(data, index.clip_ids, known.what, for_training=False).iter_rows():
-        probabilities = recognizer.probabilities(unpack_views(row)[0][None])
+        probabilities = recognizer.probabilities(np.stack(unpack_views(row)))
         if not np.isfinite(probabilities).all():
             raise NotFinite(
                 f"{data}: the scores of {model} for {row['clip_id']} are not finite; evaluate a "
                 "model whose training has not diverged"
             )
         labels.append(row["label"])
-        scores.append(probabilities)
+        scores.append(probabilities.mean(axis=0, keepdims=True))
     true, scored = np.array(labels), np.concatenate(scores)
     confusion = confusion_matrix(true, scored.argmax(1), len(known.classes))
     figures = {**recognition(confusion), "ece": ece(scored, true)}

@@ -26,8 +26,7 @@ class LoadedClips:
     """The clips that one worker keeps in memory.
 
     Attributes:
-        views: of each clip, uint8 (P, C, S/2, S/2) each: as it was found, and what else there is to
-            train on.
+        views: of each clip, uint8 (P, C, S/2, S/2) each, the one that was found first.
         labels: int64 (N,).
         z_I: float32 (N, d), not standardized.
         apex: float32 (N, 3, 32, 32) in [0, 1]; zeros where `has_apex` is False.
@@ -185,7 +184,7 @@ class BatchMaker:
         rounds = -(-needed // len(self.clips))
         order = np.concatenate([draws.permutation(len(self.clips)) for _ in range(rounds)])[:needed]
         for chosen in order.reshape(num_steps, batch_size):
-            frames = [self._frames(position, draws) for position in chosen.tolist()]
+            frames = [self._drawn(position, draws) for position in chosen.tolist()]
             planes, flipped = augment(frames, self.what, augmentation, generator, self.device)
             batch = self._batch(chosen.tolist(), planes, _mask(frames))
             if self.clips.has_apex[chosen].any():
@@ -193,11 +192,16 @@ class BatchMaker:
                 batch.apex = torch.where(mirrored, batch.apex.flip(-1), batch.apex)
             yield batch
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every clip once, unvaried; the last batch may be smaller."""
+    @property
+    def num_views(self) -> int:
+        """That every clip has."""
+        return min(map(len, self.clips.views), default=1)
+
+    def in_order(self, batch_size: int, view: int = 0) -> Iterator[Batch]:
+        """Every clip once, in one of its views; the last batch may be smaller."""
         for start in range(0, len(self.clips), batch_size):
             chosen = list(range(start, min(start + batch_size, len(self.clips))))
-            frames = [self._frames(position, None) for position in chosen]
+            frames = [self._selected(self.clips.views[n][view], None) for n in chosen]
             mask = _mask(frames)
             packed = np.full((*mask.shape, *frames[0].shape[1:]), GRAY, np.uint8)
             for position, of_clip in enumerate(frames):
@@ -216,10 +220,12 @@ class BatchMaker:
             has_apex=self.clips.has_apex[index].to(self.device),
         )
 
-    def _frames(self, position: int, draws: np.random.Generator | None) -> np.ndarray:
-        """A clip's frames as they were found; or, drawn, those of any view, as training sees it."""
+    def _drawn(self, position: int, draws: np.random.Generator) -> np.ndarray:
         views = self.clips.views[position]
-        frames = views[draws.integers(len(views)) if draws and len(views) > 1 else 0]
+        view = views[draws.integers(len(views))] if len(views) > 1 else views[0]
+        return self._selected(view, draws)
+
+    def _selected(self, frames: np.ndarray, draws: np.random.Generator | None) -> np.ndarray:
         if self.what.frames == LAST:
             return frames
         return frames[select_frames([], range(len(frames)), self.what.frames, draws)]

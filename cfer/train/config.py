@@ -98,13 +98,13 @@ class TrainConfig:
     input: Kind = "accumulated+motion"  # what the recognizer sees (see cfer.data.inputs)
     planes: Planes = "yuv"  # of the input: all three, or luma alone
     frames: str = "last"  # `last` P-frame of each GOP, or a number of P-frames per clip
-    width: int = 16  # channels of the encoder's first stage
+    width: int = 32  # channels of the encoder's first stage
     pooling: Pooling = "mean"  # of a clip's frames
     code_dim: int = 64  # dimension of the expression code
     dropout: float = 0.0  # share of the code zeroed before the classifier, in [0, 1)
     flip: float = 0.5  # probability of a horizontal flip
-    shift_pixels: int = 4  # largest random shift, pixels of the crop
-    gain_jitter: float = 0.3  # residuals are multiplied by up to exp(± this)
+    shift_pixels: int = 8  # largest random shift, pixels of the crop
+    gain_jitter: float = 0.6  # residuals are multiplied by up to exp(± this)
     class_weights: ClassWeights = "none"  # balanced: rare classes count as much as others
     seed: int = 0  # of weights, order, augmentation and the choice of subjects
     split: Split = "subjects"  # hold out subjects, or follow the data set's own split column

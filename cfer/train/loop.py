@@ -156,7 +156,7 @@ def _train(setup: Setup) -> None:
                 for name, value in terms.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + value
             check_finite({name: part.state_dict() for name, part in stateful.items()})
-            validation = _gather(predict(network, val_batches, config.batch_size))
+            validation = _gather(predict(network, val_batches, config.batch_size, every_view=True))
         except NotFinite as error:
             raise _diverged(error, config, step, num_steps, setup.location) from error
         figures = _mean_over_workers(sums, num_steps, num_steps * batch_size)
@@ -173,7 +173,7 @@ def _train(setup: Setup) -> None:
                 say(_progress_line(len(history), figures, config, spent_seconds))
 
     training = _gather(predict(network, train_batches, config.batch_size))
-    validation = _gather(predict(network, val_batches, config.batch_size))
+    validation = _gather(predict(network, val_batches, config.batch_size, every_view=True))
     bytes_read = _all_reduce((train_clips.bytes_read.sum() + val_clips.bytes_read.sum()).to(device))
     if tracker:
         parts = (network.encoder, network.classifier)
@@ -296,21 +296,40 @@ def _mean_over_workers(
 
 
 @torch.no_grad()
-def predict(network: ExpressionNet, batches: BatchMaker, batch_size: int) -> ScoredClips:
-    """This worker's clips, each once and unvaried."""
+def predict(
+    network: ExpressionNet, batches: BatchMaker, batch_size: int, every_view: bool = False
+) -> ScoredClips:
+    """This worker's clips, each once and unvaried.
+
+    Args:
+        every_view: the logits are those of the mean over the probabilities of all views, as in
+            `cfer.predict`; the codes are the first view's in any case.
+    """
     network.eval()
     clips = batches.clips
-    logits = np.zeros((len(clips), network.classifier.out_features), np.float32)
     z_R = np.zeros((len(clips), network.classifier.in_features), np.float32)
     z_I = np.zeros(clips.z_I.shape, np.float32)
     starts = range(0, len(clips), batch_size)
-    for start, batch in zip(starts, batches.in_order(batch_size), strict=True):
-        codes, scores, _ = network(batch.planes, batch.mask, batch.z_I)
-        for array, values in ((logits, scores), (z_R, codes), (z_I, batch.z_I)):
-            array[start : start + batch_size] = values.cpu().numpy()
+    logits = []  # by view
+    for view in range(batches.num_views if every_view else 1):
+        logits.append(np.zeros((len(clips), network.classifier.out_features), np.float32))
+        for start, batch in zip(starts, batches.in_order(batch_size, view), strict=True):
+            codes, scores, _ = network(batch.planes, batch.mask, batch.z_I)
+            part = slice(start, start + batch_size)
+            logits[view][part] = scores.cpu().numpy()
+            if view == 0:
+                z_R[part], z_I[part] = codes.cpu().numpy(), batch.z_I.cpu().numpy()
     return ScoredClips(
-        clips.labels.numpy(), logits, z_R, z_I, list(clips.subjects), list(clips.clip_ids)
+        clips.labels.numpy(), mean_of_views(logits), z_R, z_I, list(clips.subjects), clips.clip_ids
     )
+
+
+def mean_of_views(logits: Sequence[np.ndarray]) -> np.ndarray:
+    """Logits of some views, float32 (N, classes) each → those of the mean of their probabilities;
+    of one view, its own."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.from_numpy(np.stack(logits)).log_softmax(2).logsumexp(0).numpy()
 
 
 def _gather(share: ScoredClips) -> ScoredClips:

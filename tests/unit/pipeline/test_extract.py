@@ -36,6 +36,7 @@ from pipeline.plan import PLAN_NAME, check_same_plan, plan_shards, read_plan, re
 from pipeline.settings import ExtractionSettings, FaceNetwork
 
 EVERY_FRAME = CodecSettings()
+ONCE = ExtractionSettings(views=1)
 
 # ----------------------------------------------------------------- what comes out
 
@@ -400,24 +401,23 @@ def files_of(folder: Path, count: int, size: int = 9) -> list[Entry]:
 
 def test_the_plan_follows_from_the_sources_alone(tmp_path):
     entries = files_of(tmp_path, 100)
-    plan = plan_shards(entries, ExtractionSettings(), [], "")
+    plan = plan_shards(entries, ONCE, [], "")
     assert [entry for shard in plan for entry in shard.entries] == entries
     assert [shard.index for shard in plan] == list(range(len(plan)))
     # 6 kB of each clip: 6 of them are the least that a shard is to have.
     assert [len(shard.entries) for shard in plan] == [6] * 16 + [4]
-    assert plan_shards(entries, ExtractionSettings(), [], "") == plan
+    assert plan_shards(entries, ONCE, [], "") == plan
     # Where a clip is left out at the end, all other shards are those that are there.
-    assert plan_shards(entries[:-1], ExtractionSettings(), [], "")[:-1] == plan[:-1]
+    assert plan_shards(entries[:-1], ONCE, [], "")[:-1] == plan[:-1]
 
 
 def test_clips_with_more_to_encode_make_shards_of_fewer(tmp_path):
     def lengths(entries: list[Entry], **settings) -> list[int]:
-        return [
-            len(s.entries) for s in plan_shards(entries, ExtractionSettings(**settings), [], "")
-        ]
+        return [len(s.entries) for s in plan_shards(entries, replace(ONCE, **settings), [], "")]
 
     entries = files_of(tmp_path, 6)
     assert lengths(entries) == [6]
+    assert lengths(entries, views=4) == [2, 2, 2]
     assert lengths(entries, size=224) == [2, 2, 2]
     assert lengths(entries, gop_seconds=0.25) == [2, 2, 2]
     assert lengths(files_of(tmp_path, 6, 2_000_000)) == [1] * 6
