@@ -100,7 +100,7 @@ class Augmentation:
 
     flip_probability: float = 0.5
     max_shift_pixels: int = 8
-    gain_jitter: float = 0.3
+    gain_jitter: float = 0.6
 
 
 def augment(

@@ -136,7 +136,7 @@ def test_every_option_has_its_help_and_its_default(capsys: pytest.CaptureFixture
         main(["--help"])
     assert end.value.code == 0
     said = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-    assert "channels of the encoder's first stage (default: 16)" in said
+    assert "channels of the encoder's first stage (default: 32)" in said
     assert "player 2's highest learning rate (AdamW: 5 % warm-up, then cosine to 0)" in said
     assert "--lambda FLOAT λ: weight of the identity term" in said
     assert "--device {auto,cpu,gpu}" in said
