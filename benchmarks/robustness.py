@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -151,16 +152,12 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
         pictures = open_pictures(video)
         spans = windows(pictures.span(), recognizer.card.codec.at(pictures.mean_fps()).span)
         num_windows += len(spans)
-        before = says(recognizer, detector, pictures, spans, Change("none"))
-        unchanged += before.values()
-        if not before:
-            continue
         with tempfile.TemporaryDirectory() as folder:
             compressed = _compressed(pictures, Path(folder))
-            for change in CHANGES:
-                source = compressed if change.is_compressed else pictures
-                after = says(recognizer, detector, source, spans, change)
-                pairs[change.name] += [(before[n], after[n]) for n in before if n in after]
+            before, *after = says(recognizer, detector, pictures, compressed, spans)
+        unchanged += before.values()
+        for change, changed in zip(CHANGES, after, strict=True):
+            pairs[change.name] += [(before[n], changed[n]) for n in before if n in changed]
     if not unchanged:
         raise InputError("no face was found in any window; give videos with a face in view")
     labels = Counter(classes[probabilities.argmax()] for probabilities in unchanged)
@@ -178,27 +175,38 @@ def says(
     recognizer: Recognizer,
     detector: FaceDetector,
     pictures: Pictures,
+    compressed: Pictures,
     spans: Sequence[range],
-    change: Change,
-) -> dict[int, np.ndarray]:
-    """The probabilities, float32 (classes,), of each window that shows a face after the change, by
-    the window's number, from 0."""
+    changes: Sequence[Change] = CHANGES,
+) -> list[dict[int, np.ndarray]]:
+    """What a model says of windows as they are, and then after each change: by the window's number,
+    from 0, the probabilities, float32 (classes,), of those that show a face."""
     card, count = recognizer.card, pictures.count()
-    if change.is_later:
-        spans = [range(s.start + len(s) // 2, s.stop + len(s) // 2) for s in spans]
-        spans = [span for span in spans if span.stop <= count]
-    if not spans:
-        return {}
-    variations = [variation.and_also(change.variation) for variation in VARIATIONS]
-    said = {}
-    for window in face_clip(pictures, card.size, detector, card.codec, spans, False, variations):
-        if window.error is None:
-            changed = replace(
-                window,
-                views=[[change.picture(picture) for picture in view] for view in window.views],
-                codec=change.codec(window.codec),
-            )
-            said[window.number - 1], _ = recognizer.predict_views(changed)
+    later = [range(span.start + len(span) // 2, span.stop + len(span) // 2) for span in spans]
+    later = [span for span in later if span.stop <= count]
+    told = [Change("none"), *changes]
+    said: list[dict[int, np.ndarray]] = [{} for _ in told]
+    # One look at each source serves all changes that are made to it.
+    for source, part, *kind in (
+        (pictures, spans, False, False),
+        (compressed, spans, True, False),
+        (pictures, later, False, True),
+    ):
+        wanted = [
+            number
+            for number, change in enumerate(told)
+            if [change.is_compressed, change.is_later] == kind
+        ]
+        if not wanted or not part:
+            continue
+        squares = [v.and_also(told[number].variation) for number in wanted for v in VARIATIONS]
+        for window in face_clip(source, card.size, detector, card.codec, part, False, squares):
+            views = iter(window.views)
+            for number in wanted if window.error is None else ():
+                change, own = told[number], list(islice(views, len(VARIATIONS)))
+                own = [[change.picture(picture) for picture in view] for view in own]
+                changed = replace(window, views=own, codec=change.codec(window.codec))
+                said[number][window.number - 1], _ = recognizer.predict_views(changed)
     return said
 
 

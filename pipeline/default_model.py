@@ -27,7 +27,7 @@ from pipeline.puppets.smile import is_held_out
 
 EXPERIMENT, RUN, MODEL = "default", "default-model", "default.safetensors"
 STEPS = (
-    "puppets --photos {photos} --out videos --clips-per-class 3",
+    "puppets --photos {photos} --out videos",
     "extract --videos videos/manifest.csv --out shards --identity dlib",
     "train --data shards --experiment {experiment} --run {run} --epochs 40 "
     "--val-subjects {held_out}",

@@ -112,7 +112,7 @@ def animate(
     directory: Path,
     settings: PuppetSettings = PuppetSettings(),
     people: int | None = None,
-    clips_per_class: int = 4,
+    clips_per_class: int = 3,
     workers: int = 1,
 ) -> Path:
     """Make the videos and, last, `DIR/manifest.csv`, whose path is returned.
@@ -212,7 +212,7 @@ def puppets(
     sheet: Path | None = None,
     film: Path | None = None,
     people: int | None = None,
-    clips_per_class: int = 4,
+    clips_per_class: int = 3,
     size: int = 256,
     seed: int = 0,
     workers: int = os.cpu_count() or 1,

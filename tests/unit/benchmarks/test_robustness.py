@@ -43,7 +43,8 @@ FPS = 24
 def said(recognizer: Recognizer, video: Path, change: Change) -> dict[int, np.ndarray]:
     pictures = open_pictures(video)
     spans = windows(pictures.span(), FPS)  # of one GOP, of a second
-    return says(recognizer, recognizer._detector, pictures, spans, change)
+    _, found = says(recognizer, recognizer._detector, pictures, pictures, spans, [change])
+    return found
 
 
 def test_unchanged_is_what_predict_says(recognizer, videos):
