@@ -14,7 +14,7 @@ from cfer.evaluate.calibration import ece
 from cfer.evaluate.metrics import ScoredClips, confusion_matrix, recognition
 from cfer.evaluate.probes import leakage
 from cfer.model.card import calibration_line
-from cfer.predict.recognizer import Recognizer
+from cfer.predict.recognizer import Recognizer, of_views
 
 COLUMNS = {
     "accuracy": "held_out/accuracy",
@@ -157,8 +157,8 @@ def on_data(model: str, data: str) -> str:
                 "model whose training has not diverged"
             )
         labels.append(row["label"])
-        scores.append(probabilities.mean(axis=0, keepdims=True))
-    true, scored = np.array(labels), np.concatenate(scores)
+        scores.append(of_views(probabilities))
+    true, scored = np.array(labels), np.stack(scores)
     confusion = confusion_matrix(true, scored.argmax(1), len(known.classes))
     figures = {**recognition(confusion), "ece": ece(scored, true)}
     lines = [

@@ -339,15 +339,15 @@ class Recognizer:
             )
 
     def predict_views(self, window: FaceWindow) -> tuple[np.ndarray, int]:
-        """The mean of the probabilities over the views of a face and their mirror images, float32
-        (classes,), and how many P-frames each of them comes from."""
+        """What all views of a face and their mirror images say (`of_views`), float32 (classes,), and
+        how many P-frames each of them has."""
         bitstreams, what = (
             [window.encode(view) for view in range(len(window.views))],
             self.card.what,
         )
         planes = np.stack([what.read(b, range(len(b.gops))) for b in bitstreams])
         both = np.concatenate([planes, what.mirrored(planes)])
-        return self.probabilities(both).mean(axis=0), planes.shape[1]
+        return of_views(self.probabilities(both)), planes.shape[1]
 
     def _window_gops(self, bitstream: Bitstream, window_seconds: float | None) -> int:
         """How many GOPs of a clip in fixed-GOP form come closest to a window."""
@@ -363,6 +363,15 @@ class Recognizer:
         from cfer.video.faces import FaceDetector
 
         return FaceDetector()
+
+
+def of_views(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities of the same thing in several views, float32 (views, classes) → those of the mean
+    of their logits, float32 (classes,): so a temperature means the same before and after."""
+    logits = np.log(np.maximum(probabilities, np.float32(1e-30))).mean(axis=0)
+    shares = np.exp(logits - logits.max())
+    combined: np.ndarray = shares / shares.sum()
+    return combined
 
 
 def face_bitstream(source: Path, size: int, settings: CodecSettings) -> Bitstream:

@@ -302,8 +302,8 @@ def predict(
     """This worker's clips, each once and unvaried.
 
     Args:
-        every_view: the logits are those of the mean over the probabilities of all views, as in
-            `cfer.predict`; the codes are the first view's in any case.
+        every_view: the logits are the mean over all views, as in `cfer.predict`; the codes are the
+            first view's in any case.
     """
     network.eval()
     clips = batches.clips
@@ -320,16 +320,13 @@ def predict(
             if view == 0:
                 z_R[part], z_I[part] = codes.cpu().numpy(), batch.z_I.cpu().numpy()
     return ScoredClips(
-        clips.labels.numpy(), mean_of_views(logits), z_R, z_I, list(clips.subjects), clips.clip_ids
+        clips.labels.numpy(),
+        np.mean(logits, axis=0),
+        z_R,
+        z_I,
+        list(clips.subjects),
+        clips.clip_ids,
     )
-
-
-def mean_of_views(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Logits of some views, float32 (N, classes) each → those of the mean of their probabilities;
-    of one view, its own."""
-    if len(logits) == 1:
-        return logits[0]
-    return torch.from_numpy(np.stack(logits)).log_softmax(2).logsumexp(0).numpy()
 
 
 def _gather(share: ScoredClips) -> ScoredClips:

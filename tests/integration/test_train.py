@@ -26,7 +26,7 @@ from cfer.data.inputs import Input
 from cfer.errors import InputError
 from cfer.evaluate.calibration import calibration
 from cfer.evaluate.metrics import ScoredClips
-from cfer.predict.recognizer import Recognizer
+from cfer.predict.recognizer import Recognizer, of_views
 from cfer.tracking import COMMAND_TAG
 from cfer.train.checkpoint import STATE_NAME, Results, newest_checkpoint, read_results
 from cfer.train.command import main, options_of
@@ -191,7 +191,8 @@ def test_stored_model_predicts_what_training_measured(
     confusion = np.zeros((2, 2), int)
     for clip in shards.read_clips(drawn_shards):
         if clip.clip_id in held_out:
-            (probabilities,) = predict(planes_of(clip)[None])
+            views = [Bitstream(data, clip.clip_id) for data in (clip.bitstream, *clip.views)]
+            probabilities = of_views(predict(np.stack([WHAT.read(v, range(2)) for v in views])))
             np.testing.assert_allclose(probabilities, calibrated[clip.clip_id], atol=1e-5)
             confusion[clip.label, probabilities.argmax()] += 1
     np.testing.assert_array_equal(confusion, results.confusion)

@@ -16,7 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.robustness import CHANGES, Agreement, Change, measure, says
 from cfer.codec import encode
 from cfer.errors import InputError
-from cfer.predict.recognizer import VARIATIONS, Recognizer
+from cfer.predict.recognizer import VARIATIONS, Recognizer, of_views
 from cfer.video.faces import face_clip
 from cfer.video.pictures import open_pictures, windows
 from pipeline.datasets.drawing import DrawingSettings
@@ -72,7 +72,7 @@ def test_a_change_is_made_to_what_is_seen(recognizer, videos):
         views = [encode([picture(p) for p in view], codec, fps) for view in window.views]
         planes = [card.what.read(view, range(1)) for view in views]
         planes += [card.what.mirrored(each) for each in planes]
-        return recognizer.probabilities(np.stack(planes)).mean(axis=0)
+        return of_views(recognizer.probabilities(np.stack(planes)))
 
     wanted = {
         "crop 3 % to the right": by_hand(right=0.03),

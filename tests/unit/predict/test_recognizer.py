@@ -32,7 +32,13 @@ from cfer.errors import InputError
 from cfer.model.card import ModelCard, write_model
 from cfer.model.network import ModelConfig, Predictor
 from cfer.predict.models import DEFAULT_LIMITS
-from cfer.predict.recognizer import VARIATIONS, Prediction, Recognizer, face_bitstream
+from cfer.predict.recognizer import (
+    VARIATIONS,
+    Prediction,
+    Recognizer,
+    face_bitstream,
+    of_views,
+)
 from cfer.predict.timeline import event_as_json, events, summary
 from cfer.video import pictures as clips
 from cfer.video.faces import FaceDetector, face_clip
@@ -145,9 +151,9 @@ def test_a_video_is_predicted_as_its_encoded_clip(
     planes = card.what.read(Bitstream.open(clip), range(2))
     of_both = recognizer.probabilities(np.stack([planes, card.what.mirrored(planes)]))
     assert of_both[0] == pytest.approx(list(encoded.probabilities.values()))
-    assert each[0] == pytest.approx(of_both.mean(axis=0))
+    assert each[0] == pytest.approx(of_views(of_both))
     assert len(np.unique(each, axis=0)) == len(VARIATIONS), "each view is another"
-    assert np.mean(each, axis=0) == pytest.approx(list(raw.probabilities.values()))
+    assert of_views(np.array(each)) == pytest.approx(list(raw.probabilities.values()), abs=1e-6)
     assert sum(raw.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert tuple(raw.probabilities) == recognizer.card.classes
     assert raw.probabilities[raw.label] == max(raw.probabilities.values())
@@ -757,3 +763,18 @@ def test_a_pipe_without_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(text))
     with pytest.raises(InputError, match="standard input: not a video that can be read while it"):
         run(["predict", "-"])
+
+
+def test_views_are_combined_by_the_mean_of_their_logits() -> None:
+    """So a temperature, which divides the logits, means the same before and after."""
+    logits = np.random.default_rng(0).normal(0, 3, (4, 5)).astype(np.float32)
+
+    def softmax(values: np.ndarray) -> np.ndarray:
+        return np.exp(values) / np.exp(values).sum(-1, keepdims=True)
+
+    assert of_views(softmax(logits)) == pytest.approx(softmax(logits.mean(axis=0)), rel=1e-5)
+    cooled = of_views(softmax(logits / 2))
+    assert cooled == pytest.approx(softmax(logits.mean(axis=0) / 2), rel=1e-5)
+    certain = of_views(np.array([[1, 0, 0], [0.5, 0.5, 0]], np.float32))
+    assert certain.sum() == pytest.approx(1)
+    assert certain.argmax() == 0
