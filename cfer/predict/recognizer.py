@@ -339,12 +339,10 @@ class Recognizer:
             )
 
     def predict_views(self, window: FaceWindow) -> tuple[np.ndarray, int]:
-        """What all views of a face and their mirror images say (`of_views`), float32 (classes,), and
-        how many P-frames each of them has."""
-        bitstreams, what = (
-            [window.encode(view) for view in range(len(window.views))],
-            self.card.what,
-        )
+        """What all views of a face and their mirror images say together (`of_views`), float32
+        (classes,), and how many P-frames each of them has."""
+        what = self.card.what
+        bitstreams = [window.encode(view) for view in range(len(window.views))]
         planes = np.stack([what.read(b, range(len(b.gops))) for b in bitstreams])
         both = np.concatenate([planes, what.mirrored(planes)])
         return of_views(self.probabilities(both)), planes.shape[1]
@@ -366,8 +364,8 @@ class Recognizer:
 
 
 def of_views(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities of the same thing in several views, float32 (views, classes) → those of the mean
-    of their logits, float32 (classes,): so a temperature means the same before and after."""
+    """Probabilities of one thing in several views, float32 (views, classes) → those of the mean of
+    their logits, float32 (classes,): so a temperature means the same before and after."""
     logits = np.log(np.maximum(probabilities, np.float32(1e-30))).mean(axis=0)
     shares = np.exp(logits - logits.max())
     combined: np.ndarray = shares / shares.sum()
