@@ -107,7 +107,7 @@ def test_the_least_of_each_option_is_allowed() -> None:
     config = TrainConfig(data="x", width=4, label_smoothing=0, folds="2", fold=0, **ones, **zeros)
     assert config.checked().augmentation == Augmentation(0, 0, 0)
     assert TrainConfig("x", flip=1, shift_pixels=6).checked().augmentation == Augmentation(
-        1, 6, 0.3
+        1, 6, 0.6
     )
 
 
