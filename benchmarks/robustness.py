@@ -23,8 +23,8 @@ from cfer.codec import CodecSettings
 from cfer.errors import InputError
 from cfer.predict.recognizer import VARIATIONS, Recognizer
 from cfer.video.faces import FaceDetector, face_clip
-from cfer.video.follow import AS_FOUND, Variation
 from cfer.video.pictures import Pictures, open_pictures, windows
+from cfer.video.variation import AS_FOUND, Variation
 from pipeline.datasets.made import write_video
 
 H264_CRF = 35  # coarse, as a messenger sends a video

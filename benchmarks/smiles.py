@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 
 from cfer.video.faces import LOOK_SIZE
+from cfer.video.follow import compose
 from pipeline.datasets.drawing import sensor_noise, smooth_walk
 from pipeline.datasets.made import write_video
 from pipeline.puppets.photos import FaceFrame, read_picture
 from pipeline.puppets.rig import generator_of
-from pipeline.puppets.smile import Pair, compose, find_face
+from pipeline.puppets.smile import Pair, find_face
 
 FPS, NUM_FRAMES, CRF = 25, 25, 23
 END_SECONDS = (NUM_FRAMES - 1) / FPS  # when the last frame is shown

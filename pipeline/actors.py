@@ -31,8 +31,8 @@ from cfer.errors import InputError
 from cfer.model.face_embedder import embed_clip, open_face_embedder
 from cfer.names import printable
 from cfer.video.faces import FaceDetector, FaceWindow, face_clip
-from cfer.video.follow import AS_FOUND, Variation
 from cfer.video.pictures import ClipError, open_pictures, windows
+from cfer.video.variation import AS_FOUND, Variation
 from pipeline.manifest import Entry
 from pipeline.settings import ExtractionSettings
 

@@ -31,10 +31,9 @@ def frames_of_clips(
 
     A row has `clip_id`, `subject`, `label`, `frames` (uint8 (P, C, S/2, S/2) as bytes: all P-frames
     if training draws N of them anew each epoch, otherwise only those that `what` selects), `views`
-    (the same of each further view), `num_planes` and
-    `side` (C and S/2), `z_I` (the clip's identity, not standardized: the mean of its embeddings),
-    `apex` (RGB uint8 (32, 32, 3) as bytes, or null) and `bytes_read` (of the packets that `what`
-    gives to the decoder).
+    (the same of each further view), `num_planes` and `side` (C and S/2), `z_I` (the clip's
+    identity, not standardized: the mean of its embeddings), `apex` (RGB uint8 (32, 32, 3) as bytes,
+    or null) and `bytes_read` (of the packets of the first view that `what` gives to the decoder).
     """
     wanted = pa.array(sorted(clip_ids))
 

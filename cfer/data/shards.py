@@ -93,7 +93,7 @@ class Clip:
             also in a window that is cut out of it. The bitstream's own times start at its first.
         size, gop_size: S, and the frames from one I-frame to the next.
         bitstream: the clip as an MPEG-4 Part 2 video in MP4, which any player shows.
-        views: more of these, with the face's square a little elsewhere: only training sees them.
+        views: more of these, with the face's square a little elsewhere.
         identity: float32 (J, D), the frozen network's embeddings of J ≥ 1 of the I-frames, as it
             gives them (`cfer.model.face_embedder.embed_clip`).
         apex_frame, apex: frame number of the annotated apex, and its picture before encoding, in

@@ -29,7 +29,7 @@ from cfer.errors import InputError
 from cfer.model.card import ModelCard
 from cfer.model.network import Predictor
 from cfer.predict.models import DEFAULT, open_model
-from cfer.video.follow import AS_FOUND, Variation
+from cfer.video.variation import AS_FOUND, Variation
 
 if TYPE_CHECKING:
     from cfer.video.faces import FaceDetector, FaceWindow, Square

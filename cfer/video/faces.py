@@ -31,8 +31,9 @@ import cv2
 import numpy as np
 
 from cfer.codec import Bitstream, CodecSettings, encode
-from cfer.video.follow import AS_FOUND, Follower, Track, Variation, warped
+from cfer.video.follow import Follower, Track, warped
 from cfer.video.pictures import ClipError, Pictures, StreamPictures, one_frame, windows
+from cfer.video.variation import AS_FOUND, Variation
 
 LOOK_SECONDS = 0.25  # from one frame that the detector looks at to the next
 MIN_PROBABILITY = 0.95
@@ -313,9 +314,8 @@ def face_clip(
         ClipError: the source cannot be read to its end, or has only one frame. A window without a
             face raises nothing: its `FaceWindow` has an error.
     """
-    codec, times = codec.at(pictures.mean_fps()), pictures.times()
-    spans = spans or [pictures.span()]
-    fps = pictures.mean_fps()
+    times, fps = pictures.times(), pictures.mean_fps()
+    codec, spans = codec.at(fps), spans or [pictures.span()]
     looks = [_looks(span, codec, fps) for span in spans]
     wanted = sorted({frame for frames in looks for frame in frames})
     found: dict[int, list[Face]] = {}
@@ -420,10 +420,10 @@ class _Numbers:
         self, looks: Mapping[int, Sequence[Face]], shape: tuple[int, ...], every: bool
     ) -> dict[int, _Head]:
         """The heads of a window that are used, by number: that of rule 3, or all of them."""
-        persons = persons_of(looks, shape)
+        persons = persons_of(looks, shape)[: None if every else 1]
         heads = [_Head(_square(person, n), _track(person)) for person, n in persons]
         if not every:
-            return dict(enumerate(heads[:1], start=1))
+            return dict(enumerate(heads, start=1))
         known = list(self._last)
         faces = [_median_face(person) for person, _ in persons]
         matched = _matched(faces, list(self._last.values()))

@@ -14,12 +14,13 @@ the square of the I-frame is moved, turned and scaled as the head is:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from cfer.video.variation import Place, Variation
 
 VIEW = 128  # pixels along one side of the pictures in which corners are tracked
 STILL = 0.005  # of the square's side
@@ -30,54 +31,6 @@ AGREED = 0.35  # the share of the corners that have to go along with the whole
 FARTHEST = VIEW / 16  # that corners may have moved from where they were guessed
 FLOW_WINDOW, FLOW_LEVELS = (21, 21), 3
 NOWHERE = np.eye(2, 3)  # the movement that is none
-Place = np.ndarray  # affine map, float64 (2, 3): from pixels of one picture to those of another
-
-
-@dataclass(frozen=True)
-class Variation:
-    """A square that differs from the one that was found, as that might have come out a little
-    differently.
-
-    Attributes:
-        right, down: shares of its side.
-        larger: the logarithm of a factor.
-        turned: radians, clockwise.
-    """
-
-    right: float = 0.0
-    down: float = 0.0
-    larger: float = 0.0
-    turned: float = 0.0
-
-    @classmethod
-    def drawn(cls, generator: np.random.Generator) -> Variation:
-        """At random, as far as clips are varied for training."""
-        return cls(*generator.uniform(-1, 1, 4) * (0.07, 0.07, 0.12, 0.14))
-
-    def and_also(self, other: Variation) -> Variation:
-        """Varied by both."""
-        return Variation(
-            self.right + other.right,
-            self.down + other.down,
-            self.larger + other.larger,
-            self.turned + other.turned,
-        )
-
-    def square(self, corner: np.ndarray, side: int) -> tuple[Place, int]:
-        """From pixels of the varied square to those of the picture; and how many pixels it has.
-
-        Args:
-            corner: upper left, of the square that was found; x and y in pixels.
-            side: its side, pixels.
-        """
-        varied = max(round(side * math.exp(self.larger)), 2)
-        cosine, sine = math.cos(self.turned), math.sin(self.turned)
-        turn = np.array([[cosine, -sine], [sine, cosine]])
-        center = corner + side * (0.5 + np.array([self.right, self.down]))
-        return np.column_stack([turn, center - turn @ [varied / 2, varied / 2]]), varied
-
-
-AS_FOUND = Variation()
 
 
 @dataclass(frozen=True)
@@ -164,12 +117,12 @@ class Follower:
         if np.abs(in_view[:, 2]).max() > FARTHEST:
             return None
         to_picture = np.column_stack([np.eye(2) * self._side / VIEW, self._corner])
-        back_to_view = cv2.invertAffineTransform(to_picture)
-        return _chained(back_to_view, in_view, to_picture, guess)
+        in_picture = compose(to_picture, compose(in_view, cv2.invertAffineTransform(to_picture)))
+        return compose(guess, in_picture)
 
     def _view(self, picture: np.ndarray, moved: Place) -> np.ndarray:
         square = np.column_stack([np.eye(2), self._corner])
-        view = warped(picture, _chained(square, moved), self._side, VIEW)
+        view = warped(picture, compose(moved, square), self._side, VIEW)
         gray: np.ndarray = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
         return gray
 
@@ -177,7 +130,7 @@ class Follower:
         crops = []
         for variation in self._variations:
             square, side = variation.square(self._corner, self._side)
-            crops.append(warped(picture, _chained(square, moved), side, self._size))
+            crops.append(warped(picture, compose(moved, square), side, self._size))
         return crops
 
 
@@ -217,12 +170,10 @@ def similarity(here: np.ndarray, there: np.ndarray) -> Place:
     return np.array([[x, -y, shift.real], [y, x, shift.imag]])
 
 
-def _chained(*places: Place) -> Place:
-    """Affine maps, one after the other."""
-    whole = np.eye(3)
-    for place in places:
-        whole = np.vstack([place, [0, 0, 1]]) @ whole
-    return whole[:2]
+def compose(after: Place, before: Place) -> Place:
+    """Of two affine maps (2, 3), the one that is `before` and then `after`."""
+    both: Place = after @ np.vstack([before, [0, 0, 1]])
+    return both
 
 
 def _between(frame: int, frames: Sequence[int], values: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ import numpy as np
 from cfer.errors import InputError, exit_with_message
 from cfer.options import parse
 from cfer.video.faces import MIN_PROBABILITY
+from cfer.video.follow import compose
 from pipeline.puppets.photos import (
     EXTENT,
     LEFT,
@@ -198,11 +199,6 @@ class Pair(NamedTuple):
         dense = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         moved = dense.calc(a, b, None)  # type: ignore[call-overload]  # zeros are another start
         return cv2.GaussianBlur(moved, (0, 0), 1.5)
-
-
-def compose(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Of two affine maps (2, 3), the one that is `before` and then `after`."""
-    return after @ np.vstack([before, [0, 0, 1]])
 
 
 def _read(photograph: Photograph) -> tuple[Pair | None, np.ndarray, np.ndarray]:

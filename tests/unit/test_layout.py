@@ -24,6 +24,12 @@ def test_residuals_need_neither_pytorch_nor_ray() -> None:
     assert not loaded & {"torch", "ray", "pyarrow", "cv2", "PIL", "pydantic", "tyro"}
 
 
+def test_a_clip_that_is_cut_out_already_is_predicted_without_opencv() -> None:
+    code = "import sys, cfer.predict.recognizer; print('cv2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_prediction_needs_nothing_that_training_needs() -> None:
     """What `pip install cfer` leaves out: `cfer.residuals` and `Recognizer` do without it."""
     left_out = ("ray", "mlflow", "pyarrow", "sklearn", "matplotlib", "dlib", "fastapi")

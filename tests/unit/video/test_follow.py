@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cfer.video.faces import FaceDetector, persons_of
-from cfer.video.follow import AS_FOUND, Follower, Track, Variation, similarity, warped
+from cfer.video.follow import Follower, Track, similarity, warped
+from cfer.video.variation import AS_FOUND, Variation
 from pipeline.datasets.drawing import DrawingSettings, draw_clip
 from pipeline.datasets.synthetic import clip_generator, identity_of
 
