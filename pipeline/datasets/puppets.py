@@ -31,8 +31,8 @@ from pipeline.puppets.rig import Rig, generator_of
 from pipeline.puppets.smile import OwnSmile
 
 NAME = "puppets"
-VERSION = 3  # of what a puppet does and looks like
-FINEST, COARSEST = 17, 35  # rate factors of H.264
+VERSION = 2  # of what a puppet does and looks like
+FINEST, COARSEST = 17, 31  # rate factors of H.264
 SHEET_PEOPLE, FILM_FRAMES = 8, 12
 
 

@@ -175,7 +175,7 @@ def prototype(label: str, style: Style, r: np.random.Generator) -> Strengths:
         units = {"1": u(0.8, 1.2), "2": u(0.8, 1.2), "upper lid": u(0.5, 1.2)}
         if habit[0] < 0.3:  # most of it in the jaw
             units = {"1": u(0.1, 0.7), "2": u(0.1, 0.7), "upper lid": u(0.1, 0.7)}
-            units |= {"26": u(0.8, 1.4), "25": u(0.4, 0.9), "18": u(0.2, 0.8)}
+            units |= {"26": u(0.8, 1.5), "25": u(0.4, 0.9), "18": u(0.2, 1.0)}
         elif habit[0] < 0.85:
             units |= {"26": u(0.3, 1.2), "25": u(0.4, 0.8), "18": max(u(-0.4, 0.9), 0)}
         else:  # with the mouth just open
@@ -261,24 +261,16 @@ def plan(style: Style, label: str, r: np.random.Generator, has_own_smile: bool =
             units = prototype(other, style, r)
             _express(curves, t, before, units, other, r.uniform(0.2, 0.9), style, r)
     calm = r.random() < 0.3
-    if not calm and r.random() < (0.65 if label == "neutral" else 0.5):
+    if not calm and r.random() < (0.6 if label == "neutral" else 0.45):
         # Who speaks through a smile opens the mouth less.
         quieter = 1 if event is None else 1 - r.uniform(0.2, 0.7) * event.envelope(t)
-        _speak(curves, t, r.uniform(0.35, 1.4) * quieter, r)
+        _speak(curves, t, r.uniform(0.35, 1.1) * quieter, r)
     _twitch(curves, t, r.choice([0.0, 0.15]) if calm else r.choice([0.5, 1, 1.8]), r)
     _eyes(curves, t, event, r)
-    laughter = np.zeros_like(t)
-    # The mouth of a photographed smile is as wide as it is.
-    if label == "happiness" and event and not (calm or curves[OWN].any()) and r.random() < 0.45:
-        laughter = _laughter(t, event, r)
-    curves["26"] += laughter
-    curves["25"] += laughter
     for name in curves:
         # Several causes add up; eyes and a photographed smile have ranges of their own.
         curves[name] = curves[name] if name in (*EYES, OWN) else MOST * np.tanh(curves[name] / MOST)
     _head(curves, t, label, event, calm, r)
-    for name, size in (("pitch", 0.08), ("roll", 0.03), ("right", 0.05), ("down", 0.06)):
-        curves[name] += r.normal(0, size) * laughter
     _light(curves, t, r)
     _camera(curves, t, 0.0 if calm else r.choice([0.0, 0.4, 1.0], p=[0.3, 0.4, 0.3]), r)
     length = float(t[-1])
@@ -361,19 +353,12 @@ def _speak(
     curves["24"] += loud * 0.3 * closed
     for side in "LR":
         curves["18" + side] += loud * 0.35 * np.maximum(-wide, 0)
-        curves["20" + side] += loud * 0.26 * np.maximum(wide, 0)
-        curves["12" + side] += loud * 0.14 * np.maximum(wide, 0)
+        curves["20" + side] += loud * 0.22 * np.maximum(wide, 0)
+        curves["12" + side] += loud * 0.08 * np.maximum(wide, 0)
     accent = loud * r.uniform(0, 0.35) * np.maximum(wander(r, 0.3)(t), 0) * (r.random() < 0.5)
     for name in ("1", "2"):
         for side in "LR":
             curves[name + side] += accent
-
-
-def _laughter(t: np.ndarray, event: _Event, r: np.random.Generator) -> Curve:
-    """How far the mouth opens with a laugh, which shakes it four to six times a second."""
-    shaking = 1 + r.uniform(0.1, 0.4) * np.sin(r.uniform(25, 38) * t + r.uniform(0, 6))
-    opened: Curve = r.uniform(0.1, 0.42) * event.envelope(t) * shaking
-    return opened
 
 
 def _twitch(curves: dict[str, Curve], t: np.ndarray, size: float, r: np.random.Generator) -> None:
@@ -397,7 +382,7 @@ def _eyes(
         at += r.exponential(2.5) + 0.3
     if r.random() < 0.6:
         jumps = np.sort(r.uniform(0, t[-1], r.poisson(0.8 * t[-1] + 0.5)))
-        for name, size in (("look right", 0.034), ("look down", 0.014)):
+        for name, size in (("look right", 0.024), ("look down", 0.010)):
             goal = np.clip(r.normal(0, size, len(jumps) + 1), -2 * size, 2 * size)
             where = np.searchsorted(jumps, t)
             curves[name] += goal[where] - goal[0] * (r.random() < 0.5)
@@ -419,12 +404,9 @@ def _head(
         curves[name] = size * restless * wander(r, r.uniform(0.4, 1.2))(t)
     curves["yaw"] += r.normal(0, 0.10)
     curves["pitch"] += r.normal(0, 0.06)
-    # A turn; and now and then someone leans, as people do who laugh or tell a story.
-    for likely, size in ((0.4, 1.0), (0.2, 2.2)):
-        if calm or r.random() >= likely:
-            continue
-        start, long = r.uniform(-0.3, t[-1]), r.uniform(0.25, 1.4)
-        turned = size * ease((t - start) / long)
+    if not calm and r.random() < 0.4:  # a turn
+        start, long = r.uniform(-0.3, t[-1]), r.uniform(0.35, 1.4)
+        turned = ease((t - start) / long)
         curves["yaw"] += turned * r.normal(0, 0.2)
         curves["pitch"] += turned * r.normal(0, 0.09)
         curves["roll"] += turned * r.normal(0, 0.06)
@@ -501,4 +483,4 @@ def _resting_spans(length: float, r: np.random.Generator) -> list[Span]:
         long = min(r.uniform(0.45, 2.0), length)
         start = r.uniform(0, length - long) if length > long else 0
         spans.append(Span(start, start + long, "neutral", 0.0))
-    return spans[:1] if spans[0] == spans[1] else spans
+    return spans

@@ -53,7 +53,6 @@ class Stage:
         self.matte = cv2.resize(rig.face.matte, (len(self.texture), len(self.texture)))
         self.background = self._background()
         self.noise = self._noise()
-        self.shutter = r.uniform(0, 0.7)  # the share of a frame for which it is open
         self.fold = style.fold * r.uniform(0.7, 1.2)
         self.where = {name: number for number, name in enumerate(rig.names)}
         self.shade_where = {name: number for number, name in enumerate(rig.shade_names)}
@@ -174,32 +173,9 @@ class Stage:
         picture *= alpha[..., None]
         picture += behind
         picture *= np.float32(np.exp(now["gain"]))
-        picture = self._blurred(picture, number)
         dy, dx = self.r.integers(0, 64, 2)
         picture += self.noise[dy : dy + size, dx : dx + size]
         return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
-
-    def _blurred(self, picture: np.ndarray, number: int) -> np.ndarray:
-        """As long as the shutter is open, head and camera go on."""
-        before, after = max(number - 1, 0), min(number + 1, len(self.curves["26"]) - 1)
-        moved = [
-            sum(
-                share * (self.curves[name][after] - self.curves[name][before]) / (after - before)
-                for name, share in parts
-            )
-            for parts in (
-                (("right", 1.0), ("yaw", 0.9), ("camera right", 1.0)),
-                (("down", 1.0), ("pitch", 0.9), ("camera down", 1.0)),
-            )
-        ]
-        x, y = self.shutter * self.unit * np.array(moved)
-        steps = int(np.hypot(x, y)) + 1
-        if steps < 2:
-            return picture
-        kernel = np.zeros((2 * steps + 1, 2 * steps + 1), np.float32)
-        for share in np.linspace(-0.5, 0.5, 4 * steps):
-            kernel[round(steps + share * y), round(steps + share * x)] += 0.25 / steps
-        return cv2.filter2D(picture, -1, kernel, borderType=cv2.BORDER_REPLICATE)
 
     def _camera(self, now: dict[str, float]) -> np.ndarray:
         """Where in the face frame each point of the coarse grid lies, if nothing had moved: in

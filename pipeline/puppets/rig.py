@@ -248,7 +248,7 @@ class _Builder:
         depth = np.clip(below / max(chin[1] - self.p[106][1], 0.3), 0, 1)
         width = self.half * (1 - depth) + 0.88 * depth
         fall = np.exp(-0.5 * (np.maximum(self.y - chin[1], 0) / 0.5) ** 2)
-        jaw = np.clip(1 - np.abs((x - self.mouth_x) / width) ** 2.2, 0, 1) * fall
+        jaw = np.clip(1 - ((x - self.mouth_x) / width) ** 2, 0, 1) * fall
         corners = [_move(self.bump(s.corner, 0.18, 0.16), -0.05 * s.sign, 0.05) for s in self.sides]
         self.add("26", *corners, lower=_move(jaw, 0, JAW_DROP))
         self.add(
