@@ -177,6 +177,26 @@ def create_run(
     return run_id
 
 
+def check_run(run_id: str, name: str) -> None:
+    """That the connected store has the run which an earlier start of `name` wrote into.
+
+    Raises:
+        InputError: it has not, or the run was deleted.
+    """
+    try:
+        stage = MlflowClient().get_run(run_id).info.lifecycle_stage
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        stage = "missing"
+    if stage != "active":
+        raise InputError(
+            f"--run {name}: it was started with MLflow run {run_id}, which is {stage} in "
+            f"{mlflow.get_tracking_uri()}; start it from the same folder as before or with the "
+            "same MLFLOW_TRACKING_URI, or give another --run name"
+        )
+
+
 def set_tag(run_id: str, name: str, value: str) -> None:
     MlflowClient().set_tag(run_id, name, value)
 

@@ -109,9 +109,9 @@ def train_all(
     with contextlib.ExitStack() as stack:
         for config in configs:
             stack.enter_context(owned(Folder(location_of(config)), "--run"))
-        join_cluster(for_training=True)
         tracking.connect()
         protocols = [_prepare(config, seeds) for config in configs]
+        join_cluster(for_training=True)
         jobs = [job for protocol in protocols for job in protocol.jobs]
         left = [job for job in jobs if read_results(location_of(job.config)) is None]
         if len(left) < len(jobs):
@@ -173,6 +173,7 @@ def tracked_parent(
     if run_id is None:
         run_id = create_tracked_run(config, description, None, role)
         write_record(location, file, config, description, run_id)
+    tracking.check_run(run_id, config.run)
     command = f"python -m cfer.train {command_of(config)}{options}"
     tracking.set_tag(run_id, tracking.COMMAND_TAG, command)
     return run_id

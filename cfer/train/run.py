@@ -96,9 +96,11 @@ def run(
     location = location_of(config)
     held_out = who_is_held_out(index, split)
     run_id = read_record(location, RECORD_NAME, config, description, held_out)
+    tracking.connect(tracking_uri)
+    if run_id is not None:
+        tracking.check_run(run_id, config.run)
     results = None if run_id is None else read_results(location)
     if results is not None:
-        tracking.connect(tracking_uri)
         tracking.mark_finished(results.mlflow_run_id)
         if parent is None:
             say(f"run {config.run} is finished already; nothing to do (give another --run)")
@@ -125,7 +127,6 @@ def run(
             where = "its last checkpoint" if found else "the beginning, without a checkpoint"
             say(f"it was started before: going on from {where}")
 
-    tracking.connect(tracking_uri)
     if run_id is None:
         run_id = create_tracked_run(config, description, parent)
         write_record(location, RECORD_NAME, config, description, run_id, held_out=held_out)

@@ -15,12 +15,13 @@ import ray
 from ray.train import WorkerGroupError
 
 from cfer.data import shards
-from cfer.data.folds import ClipIndex, Split, read_index
+from cfer.data.folds import ClipIndex, Split, read_index, who_is_held_out
 from cfer.data.shards import read_description
 from cfer.errors import InputError, WorkerError
 from cfer.train.checkpoint import RECORD_NAME, Results, save, write_record
-from cfer.train.command import main
+from cfer.train.command import main, options_of
 from cfer.train.config import TrainConfig
+from cfer.train.protocol import PARENT_NAME
 from cfer.train.run import (
     _class_weights,
     _cuts,
@@ -71,6 +72,25 @@ def test_no_data_set_is_one_line(here: Path) -> None:
         main(["--data", str(here / "nowhere")])
     assert "\n" not in str(error.value)
     assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "options"), [(RECORD_NAME, []), (PARENT_NAME, ["--folds", "2"])]
+)
+def test_a_run_of_another_store_is_one_line(
+    record: str, options: list[str], drawn_shards: Path, here: Path
+) -> None:
+    """As after a start from another directory, where the store is another file."""
+    argv = ["--data", str(drawn_shards), "--run", "mine", "--epochs", "3", *options]
+    index = read_index(drawn_shards)
+    config = without_unused_options(options_of(argv).config, index)
+    held_out = [] if options else who_is_held_out(index, split_clips(index, config))
+    description = read_description(drawn_shards)
+    folder = str(here / "runs" / "mine")
+    write_record(folder, record, config, description, "f" * 32, held_out=held_out)
+    with pytest.raises(InputError, match=r"fff, which is missing in sqlite:.*same folder") as error:
+        main(argv)
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_of_other_settings_or_people_starts_nothing(drawn_shards: Path, here: Path) -> None:
