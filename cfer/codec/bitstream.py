@@ -36,7 +36,7 @@ from cfer.codec.h264 import H264
 from cfer.codec.mpeg4 import Mpeg4
 
 FORMATS: dict[str, type[Mpeg4 | H264]] = {"mpeg4": Mpeg4, "h264": H264}
-BLOCK = MACROBLOCK // 2  # of the smallest vectors that FFmpeg exports, samples
+BLOCK = 4  # samples along a side of what is masked or not
 
 # FFmpeg's AVMotionVector, as PyAV exports it.
 MOTION_VECTOR_DTYPE = np.dtype(
@@ -60,7 +60,7 @@ class Residual:
         motion: its vectors, or the decoded frame that has them; see `motion_vectors`.
         is_coded: False where the bitstream only says that the picture stays (an N-VOP).
         masked: where samples were set to 128 since they hold appearance, bool (rows, columns) of
-            8 × 8 blocks of luma, to the end of the last macroblocks; None: nobody asked for it.
+            4 × 4 blocks of luma, to the end of the last macroblocks; None: nobody asked for it.
     """
 
     frame: int
@@ -301,9 +301,9 @@ class Bitstream:
         not among them.
 
         Args:
-            mask_intra: set to 128 the samples of intra blocks, and of all blocks that are predicted
-                from such samples. Where FFmpeg does not say which of several references a block
-                uses, it counts as predicted from each of them.
+            mask_intra: set to 128 the samples of intra blocks, and of all that is predicted from
+                such samples. FFmpeg does not say which index of a list a block uses: it counts as
+                predicted from all of them.
         """
         self._held = None
         return list(self._accumulated(self.gops[gop][0], mask_intra, self._decoder))
@@ -346,10 +346,11 @@ class Bitstream:
                 if before is not None:
                     residual = replace(residual, y=before.y, u=before.u, v=before.v)
             if mask_intra:
-                kept = {
-                    n: appearance[n] for n in self._format.references(number) if n in appearance
-                }
-                held = _appearance(residual, list(kept.values()))
+                lists = self._format.references(number)
+                held = _appearance(
+                    residual, [[appearance[n] for n in known if n in appearance] for known in lists]
+                )
+                kept = {n: appearance[n] for n in self._format.kept(number) if n in appearance}
                 appearance = {**kept, number: held}
                 yield masked(residual, held)
             else:
@@ -498,7 +499,7 @@ def residuals(
 
 
 def masked(residual: Residual, blocks: np.ndarray) -> Residual:
-    """A residual with the samples of some 8 × 8 blocks set to 128; `blocks` as in `masked`."""
+    """A residual with the samples of some blocks set to 128; `blocks` as `Residual.masked`."""
     planes = []
     for plane, side in ((residual.y, BLOCK), (residual.u, BLOCK // 2), (residual.v, BLOCK // 2)):
         height, width = plane.shape
@@ -511,50 +512,58 @@ def masked(residual: Residual, blocks: np.ndarray) -> Residual:
 
 
 def _in_blocks(macroblocks: np.ndarray) -> np.ndarray:
-    blocks: np.ndarray = macroblocks.repeat(2, axis=0).repeat(2, axis=1)
+    side = MACROBLOCK // BLOCK
+    blocks: np.ndarray = macroblocks.repeat(side, axis=0).repeat(side, axis=1)
     return blocks
 
 
-def _appearance(residual: Residual, references: list[np.ndarray]) -> np.ndarray:
-    """Which 8 × 8 blocks of a frame are intra, or predicted from samples that hold appearance.
+def _appearance(residual: Residual, references: list[list[np.ndarray]]) -> np.ndarray:
+    """Which 4 × 4 blocks of a frame are intra, or predicted from samples that hold appearance.
 
     Args:
-        references: the same of each frame that it may be predicted from.
+        references: of each list, the same of each frame that is in it.
     """
     held = _in_blocks(residual.intra)
-    if not residual.is_coded:
-        stayed: np.ndarray = np.logical_or.reduce([held, *references[-1:]])
-        return stayed
-    source = np.logical_or.reduce([np.zeros_like(held), *references])
-    if not source.any():
-        return held
+    vectors = residual.motion_vectors
+    for known, uses_it in zip(
+        references, (vectors["source"] <= 0, vectors["source"] > 0), strict=False
+    ):
+        if not residual.is_coded:
+            held = np.logical_or.reduce([held, *known])
+        elif any(source.any() for source in known):
+            _mark_predicted(held, np.logical_or.reduce(known), vectors[uses_it])
+    return held
+
+
+def _mark_predicted(held: np.ndarray, source: np.ndarray, vectors: np.ndarray) -> None:
+    """Set the 4 × 4 blocks that vectors predict from blocks of a reference that are set."""
     # Sums over all above and to the left: any rectangle's count is a difference of four.
     sums = np.zeros((held.shape[0] + 1, held.shape[1] + 1), np.int64)
     sums[1:, 1:] = source.cumsum(0).cumsum(1)
-    vectors = residual.motion_vectors
-    ranges = []
-    for axis, size in (("y", "h"), ("x", "w")):
-        scale = np.maximum(vectors["motion_scale"].astype(np.int64), 1)
-        moved = vectors[f"motion_{axis}"].astype(np.int64)
-        side = vectors[size].astype(np.int64)
-        start = vectors[f"dst_{axis}"] - side // 2
-        whole, is_between = moved // scale, moved % scale != 0
-        # Between two samples the widest filter, of MPEG-4's quarter samples, takes four on a side.
-        low = start + whole - 3 * is_between
-        high = start + whole + side - 1 + 4 * is_between
-        last = held.shape[axis == "x"] - 1
-        ranges.append(
-            (start // BLOCK, side // BLOCK, np.clip(low // BLOCK, 0, last),
-             np.clip(high // BLOCK, 0, last) + 1)
-        )  # fmt: skip
-    (row, rows, top, bottom), (column, columns, left, right) = ranges
-    count = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-    hit = count > 0
-    for down in range(2):
-        for across in range(2):
-            at = hit & (down < rows) & (across < columns)
-            held[row[at] + down, column[at] + across] = True
-    return held
+    # Of an 8 × 8 block all is looked at as one: smaller partitions may have other vectors.
+    is_whole = (vectors["w"] == 8) & (vectors["h"] == 8)
+    for down, across in np.ndindex(MACROBLOCK // BLOCK, MACROBLOCK // BLOCK):
+        chosen = vectors[(BLOCK * down < vectors["h"]) & (BLOCK * across < vectors["w"])]
+        whole = is_whole[(BLOCK * down < vectors["h"]) & (BLOCK * across < vectors["w"])]
+        places, ranges = [], []
+        for axis, size, step, last in (
+            ("y", "h", down, held.shape[0] - 1), ("x", "w", across, held.shape[1] - 1)
+        ):  # fmt: skip
+            corner = chosen[f"dst_{axis}"].astype(np.int64) - chosen[size] // 2
+            places.append((corner + BLOCK * step) // BLOCK)
+            scale = np.maximum(chosen["motion_scale"].astype(np.int64), 1)
+            moved = chosen[f"motion_{axis}"].astype(np.int64)
+            # Between two samples the widest filter, of MPEG-4's quarter samples, takes four on a
+            # side.
+            margin = np.where(moved % scale, 4, 0)
+            first = corner + moved // scale + np.where(whole, 0, BLOCK * step)
+            final = first + np.where(whole, 8, BLOCK) - 1
+            ranges.append(((first - margin) // BLOCK).clip(0, last))
+            ranges.append(((final + margin) // BLOCK).clip(0, last) + 1)
+        top, bottom, left, right = ranges
+        count = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+        hit = count > 0
+        held[places[0][hit], places[1][hit]] = True
 
 
 def _readable_stream(

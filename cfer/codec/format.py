@@ -63,8 +63,11 @@ class Format(Protocol):
             CodecError: they would not be exact.
         """
 
-    def references(self, frame: int) -> Sequence[int]:
-        """The numbers of the frames that this one may be predicted from."""
+    def references(self, frame: int) -> list[Sequence[int]]:
+        """Of each list of references, the numbers of the frames in it."""
+
+    def kept(self, frame: int) -> Sequence[int]:
+        """The numbers of the frames that later ones may be predicted from."""
 
 
 class BitReader:

@@ -20,8 +20,8 @@ import re
 from bisect import bisect, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import ClassVar, NamedTuple
+from functools import cached_property, partial
+from typing import Any, ClassVar, NamedTuple
 
 from cfer.codec.format import CodecError, Format, Sent
 from cfer.codec.h264_syntax import (
@@ -44,6 +44,7 @@ Change = Callable[[SliceHeader], SliceHeader]
 
 _START = re.compile(b"\x00\x00\x01")
 _NO_DEBLOCKING = (1, 0, 0)
+_PURE: dict[str, Any] = {"weights": None, "deblocking": _NO_DEBLOCKING}
 _RESTART, _TO_LONG, _CURRENT_TO_LONG = 5, 3, 6  # commands of reference marking (table 7-9)
 
 
@@ -112,7 +113,7 @@ class H264(Format):
         self._length_size = (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" else 0
         self._sets = [ParameterSets({}, {}, {})]
         self._known: dict[bytes, SequenceParameters | PictureParameters] = {}
-        number = 0
+        self._where = ""
         try:
             self._take_sets(_in_avcc(extradata) if self._length_size else _with_codes(extradata))
             waiting = b""
@@ -124,7 +125,7 @@ class H264(Format):
                 waiting = b"" if frame else waiting + packet
         except ValueError as error:
             raise CodecError(
-                f"{name}: frame {number}: {error}, so its residuals cannot be read exactly; "
+                f"{name}: {self._where}{error}, so its residuals cannot be read exactly; "
                 "re-encode it (cfer encode)"
             ) from error
         if not self.frames:
@@ -142,10 +143,23 @@ class H264(Format):
 
         return sorted(range(len(self.frames)), key=place)
 
+    @cached_property
+    def orphans(self) -> set[int]:
+        """The frames that are predicted from what the file lacks: those shown before its first
+        I-frame. In their place that I-frame is shown."""
+        first = self.frames[0]
+        if first.slices[0].is_idr:
+            return set()
+        same = (n for n, frame in enumerate(self.frames) if frame.period == first.period)
+        return {n for n in same if self.frames[n].poc < first.poc}
+
     def whole(self, frames: range) -> list[Sent]:
         first = frames[0]
         while first and not self.frames[first].slices[0].is_idr:
             first -= 1
+        if first == 0 and self.orphans:
+            every = self.with_references(range(frames.stop), set())
+            return [(data, n if n in frames else None) for data, n, _ in every]
         sent = [(self._annex_b(n), n if n in frames else None) for n in range(first, frames.stop)]
         return [(self.alone(first), sent[0][1]), *sent[1:]]
 
@@ -168,10 +182,8 @@ class H264(Format):
             lists: list[list[Operation]] = [
                 [(0, 0), *[(0, turn)] * (count - 1)] for count in counts
             ]
-            return replace(
-                header, ref_idc=0, frame_num=1, poc=(2, 0), modifications=lists, weights=None,
-                marking=None, deblocking=_NO_DEBLOCKING,
-            )  # fmt: skip
+            alone: dict[str, Any] = {"ref_idc": 0, "frame_num": 1, "poc": (2, 0), "marking": None}
+            return replace(header, modifications=lists, **alone, **_PURE)
 
         return self._grays[key], self._rewritten(frame, on_gray)
 
@@ -195,23 +207,23 @@ class H264(Format):
             frame = self.frames[number]
             header = frame.slices[0]
             frame_num, poc = header.frame_num - frame_num_of_gray, frame.poc - poc_of_gray
-            data = b""
-            if frame.sets != sets:
-                data, sets = self._parameters(number, sps, with_weights=False), frame.sets
+            marking = self._kept_commands(known, number)
             if number in shown:
-                sent.append((data + self._renumbered(number, frame_num, poc), number))
+                change = partial(
+                    replace, frame_num=frame_num, poc=(poc, 0), marking=marking, **_PURE
+                )
+                picture = self._rewritten(number, change)
             elif header.ref_idc:
-                marking = self._kept_commands(known, number)
                 if number == first:
                     marking = [(1, 0), *(marking or [])]  # the gray IDR picture has served
                 kind = I if self.frame_types[number] == "I" else P
-                gray = gray_slice(
-                    sps, self._gray_pps(sps), kind=kind, frame_num=frame_num, poc=poc,
-                    marking=marking,
-                )  # fmt: skip
-                sent.append((data + gray, None))
+                picture = self._gray(number, kind, frame_num, poc, marking)
             else:
                 continue
+            if frame.sets != sets:
+                picture = self._parameters(number, sps, with_weights=False) + picture
+                sets = frame.sets
+            sent.append((picture, number if number in shown else None))
             known = self._after(known, number)
             most_before = max(most_before, len(pocs) - bisect(pocs, poc))
             insort(pocs, poc)
@@ -219,14 +231,23 @@ class H264(Format):
         gray = gray_slice(sps, self._gray_pps(sps), kind=I, is_idr=True)
         return [(head + gray, None), *sent]
 
-    def references(self, frame: int) -> Sequence[int]:
-        return [kept.frame for kept in self._references[frame]]
+    def references(self, frame: int) -> list[Sequence[int]]:
+        found: tuple[set[int], set[int]] = set(), set()
+        for header in self.frames[frame].slices:
+            for known, pictures in zip(found, self.reference_lists(frame, header), strict=False):
+                known.update(n for n in pictures if n is not None)
+        return [sorted(known) for known in found]
+
+    def kept(self, frame: int) -> Sequence[int]:
+        return [kept.frame for kept in self._references[frame + 1]]
 
     def reference_lists(self, frame: int, header: SliceHeader) -> list[list[int | None]]:
         """The pictures that the indices of each list of a slice stand for (8.2.4)."""
         poc, kept = self.frames[frame].poc, self._references[frame]
         short = [r.frame for r in kept if r.long is None]
         long = [r.frame for r in sorted(kept, key=lambda r: r.long or 0) if r.long is not None]
+        if header.kind == I:
+            return []
         if header.kind == P:
             initial = [[*sorted(short, reverse=True), *long]]
         else:
@@ -273,16 +294,18 @@ class H264(Format):
         for number in frames:
             frame = self.frames[number]
 
-            def as_it_is(header: SliceHeader, poc: int = frame.poc) -> SliceHeader:
-                return replace(header, poc=(poc, 0))
+            header = frame.slices[0]
+            marking = header.marking
+            if not header.is_idr:
+                marking = self._kept_commands(self._references[number], number)
 
-            def without_filter(header: SliceHeader, poc: int = frame.poc) -> SliceHeader:
-                return replace(
-                    header, poc=(poc, 0), ref_idc=0, marking=None, deblocking=_NO_DEBLOCKING
-                )
-
+            as_it_is = partial(replace, poc=(frame.poc, 0), marking=marking)
+            without_filter = partial(as_it_is, ref_idc=0, marking=None, deblocking=_NO_DEBLOCKING)
             for change in [without_filter, as_it_is] if number in unfiltered else [as_it_is]:
-                data = self._rewritten(number, change)
+                if number in self.orphans:
+                    data = self._gray(number, P, frame.slices[0].frame_num, frame.poc)
+                else:
+                    data = self._rewritten(number, change)
                 if frame.sets != sets:
                     sps, sets = frame.slices[0].sps, frame.sets
                     data = self._parameters(number, sps, with_weights=True) + data
@@ -317,8 +340,10 @@ class H264(Format):
             if kind not in (SPS, PPS):
                 continue
             if nal not in self._known:
+                where, self._where = self._where, ""  # what they refuse is true of the whole video
                 parse = SequenceParameters.parse if kind == SPS else PictureParameters.parse
                 self._known[nal] = parse(nal)
+                self._where = where
             known, last = self._known[nal], self._sets[-1]
             if last.nals.get((kind, known.id)) != nal:
                 new = ParameterSets(
@@ -332,6 +357,7 @@ class H264(Format):
 
     def _frame(self, packet: bytes) -> Frame | None:
         """The picture in a packet; None: it has none."""
+        self._where = f"frame {len(self.frames)}: "
         nals = self._nals(packet)
         self._take_sets(nals)
         sets = self._sets[-1]
@@ -500,13 +526,20 @@ class H264(Format):
         usable = [pps.written(with_weights) for pps in sets if pps.sps_id == sps.id]
         return b"".join(usable) + self._gray_pps(sps).written(with_weights)
 
-    def _renumbered(self, number: int, frame_num: int, poc: int) -> bytes:
-        def renumbered(header: SliceHeader) -> SliceHeader:
-            return replace(
-                header, frame_num=frame_num, poc=(poc, 0), weights=None, deblocking=_NO_DEBLOCKING
-            )
-
-        return self._rewritten(number, renumbered)
+    def _gray(
+        self,
+        number: int,
+        kind: int,
+        frame_num: int,
+        poc: int,
+        marking: list[Operation] | None = None,
+    ) -> bytes:
+        """A picture without a residual in place of a frame."""
+        header = self.frames[number].slices[0]
+        return gray_slice(
+            header.sps, self._gray_pps(header.sps), kind=kind, ref_idc=header.ref_idc,
+            frame_num=frame_num, poc=poc, marking=marking,
+        )  # fmt: skip
 
     def _rewritten(self, number: int, change: Change) -> bytes:
         headers, nals = self.frames[number].slices, self._slices(number)

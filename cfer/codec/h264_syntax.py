@@ -71,8 +71,8 @@ class SequenceParameters:
         if profile in _HIGH_PROFILES:
             chroma = bits.take_ue()
             if chroma != 1:
-                names = {0: "monochrome", 2: "4:2:2", 3: "4:4:4"}
-                raise ValueError(f"its chroma is {names.get(chroma, 'of an unknown format')}")
+                names = {0: "it is monochrome", 2: "its chroma is 4:2:2", 3: "its chroma is 4:4:4"}
+                raise ValueError(names.get(chroma, "its chroma is of an unknown format"))
             depths = bits.take_ue() + 8, bits.take_ue() + 8
             if depths != (8, 8):
                 raise ValueError(f"its samples are of {max(depths)} bits")
@@ -389,10 +389,11 @@ def gray_slice(
     pps: PictureParameters,
     *,
     kind: int,
+    is_idr: bool = False,
+    ref_idc: int = 1,
     frame_num: int = 0,
     poc: int = 0,
     marking: list[Operation] | None = None,
-    is_idr: bool = False,
 ) -> bytes:
     """A whole picture whose samples are all 128 if those of its references are.
 
@@ -400,11 +401,11 @@ def gray_slice(
         pps: with CAVLC.
         kind: `I`: each macroblock is I_16x16 with DC prediction and no coefficient, and where
             nothing is predicted from, DC prediction is 128 (8.3.3.3, 8.3.4). `P`: each is skipped.
-        marking: commands; None: the oldest reference goes.
+        ref_idc, frame_num, poc, marking: as in `SliceHeader`.
     """
     header = SliceHeader(
-        sps, pps, ref_idc=1, is_idr=is_idr, first_macroblock=0, slice_type=5 + kind, kind=kind,
-        frame_num=frame_num, idr_id=0, poc=(poc, 0), direct_spatial=0, num_refs=(1, 1),
+        sps, pps, ref_idc=ref_idc, is_idr=is_idr, first_macroblock=0, slice_type=5 + kind,
+        kind=kind, frame_num=frame_num, idr_id=0, poc=(poc, 0), direct_spatial=0, num_refs=(1, 1),
         says_num_refs=1, modifications=[[]] if kind == P else [], weights=None,
         marking=[(0, 0)] if is_idr else marking, cabac_init=0, quantizer=0, deblocking=(1, 0, 0),
         num_bits=0,

@@ -202,9 +202,11 @@ class Mpeg4(Format):
         sent = [(self.packets[n], n) for n in numbers if self.frame_types[n] == "P"]
         return [*((packet, None) for packet in self.reference), *sent] if sent else []
 
-    def references(self, frame: int) -> Sequence[int]:
-        before = max(self.frame_types.rfind(kind, 0, frame) for kind in "IP")
-        return [before] if before >= 0 else []
+    def references(self, frame: int) -> list[Sequence[int]]:
+        return [[frame - 1]]
+
+    def kept(self, frame: int) -> Sequence[int]:
+        return [frame]
 
     @cached_property
     def reference(self) -> list[bytes]:

@@ -113,9 +113,8 @@ def verify(bitstream: Bitstream, frames: int = 24) -> Proof:
             f"{bitstream.name}: it is MPEG-4 Part 2; --verify is for H.264, and cfer bench codec "
             "measures this"
         )
-    first_shown = codec.display_order.index(0)
-    broken = set() if codec.frames[0].slices[0].is_idr else {*codec.display_order[:first_shown]}
-    numbers = [n for n, kind in enumerate(codec.frame_types) if kind != "I" and n not in broken]
+    inter = (n for n, kind in enumerate(codec.frame_types) if kind != "I")
+    numbers = [n for n in inter if n not in codec.orphans]
     if not numbers:
         raise CodecError(f"{bitstream.name}: it has I-frames alone, so there is no residual")
     count = min(frames or len(numbers), len(numbers))
@@ -211,7 +210,7 @@ class _Predictor:
     ) -> None:
         self._pictures = pictures
         self._weights = header.weights if with_weights else None
-        lists = codec.reference_lists(number, header) if header.modifications else []
+        lists = codec.reference_lists(number, header)
         self._indices: list[list[tuple[int, int]]] = []
         for found in lists:
             known = [(i, n) for i, n in enumerate(found) if n is not None and n in pictures]
@@ -304,17 +303,16 @@ def _with_references(
         frames = bitstream._shown(decoder, [(data, number) for data, number, _ in sent])
         pictures: dict[int, Planes] = {}
         for frame, (_, number, is_unfiltered) in zip(frames, sent, strict=True):
-            references = codec.references(number)
             if is_unfiltered:
-                known = {n: Picture(pictures[n]) for n in references if n in pictures}
+                known = {n: Picture(picture) for n, picture in pictures.items()}
                 vectors = frame.side_data.get("MOTION_VECTORS")
                 exported = memoryview(b"" if vectors is None else vectors)
                 yield (
                     number, planes_of(frame), np.frombuffer(exported, MOTION_VECTOR_DTYPE), known
                 )  # fmt: skip
             else:
-                kept = {n: pictures[n] for n in references if n in pictures}
-                pictures = {**kept, number: planes_of(frame)}
+                pictures[number] = planes_of(frame)
+                pictures = {n: pictures[n] for n in codec.kept(number) if n in pictures}
 
 
 def _direct(bitstream: Bitstream, codec: H264, number: int) -> Planes:
