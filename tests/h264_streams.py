@@ -63,7 +63,8 @@ def x264(
             "x264-params": parameters.removeprefix(":"),
         }
         for picture in pictures:
-            sink.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            sink.mux(stream.encode(frame.reformat(format=pixels, threads=1)))
         sink.mux(stream.encode(None))
     return file.getvalue()
 

@@ -191,7 +191,9 @@ class Bitstream:
         ends = [*starts[1:], len(self.packets)]
         self.gops = [range(start, end) for start, end in zip(starts, ends, strict=True)]
         self._decoder = self._new_decoder()
-        self._held: list[bytes] | None = None
+        # It has the gray picture of `_held`, and waits for no picture that is shown earlier.
+        self._gray_decoder = self._new_decoder()
+        self._held: list[bytes] = []
 
     @classmethod
     def open(cls, path: str | Path, codecs: Sequence[str] = tuple(FORMATS)) -> Bitstream:
@@ -305,7 +307,6 @@ class Bitstream:
                 such samples. FFmpeg does not say which index of a list a block uses: it counts as
                 predicted from all of them.
         """
-        self._held = None
         return list(self._accumulated(self.gops[gop][0], mask_intra, self._decoder))
 
     def iter_accumulated_residuals(
@@ -366,24 +367,22 @@ class Bitstream:
         if not self._format.keeps_gray:
             (decoded,) = self._decode([*((data, None) for data in gray), (packet, frame)])
             return decoded
+        decoder, is_held = self._gray_decoder, self._held is gray
+        self._held = []
         try:
-            if self._held is not gray:
-                self._decoder.flush_buffers()
-                self._held = None
+            if not is_held:
+                decoder.flush_buffers()
                 for data in gray:
-                    self._decoder.decode(packet_of(data))
-            self._held = gray
-            frames = self._decoder.decode(packet_of(packet, frame))
+                    decoder.decode(packet_of(data))
+            frames = decoder.decode(packet_of(packet, frame))
         except av.error.FFmpegError as error:
-            self._held = None
             raise CodecError(f"{self.name}: a damaged frame ({error}); cut it out") from error
-        if [decoded.pts for decoded in frames] != [frame]:
-            self._held = None
-            raise CodecError(f"{self.name}: frame {frame} shows no picture; the file is damaged")
+        if [decoded.pts for decoded in frames] != [frame] or frames[0].is_corrupt:
+            raise CodecError(f"{self.name}: frame {frame} is damaged; cut it out")
+        self._held = gray
         return frames[0]
 
     def _decode(self, sent: Sequence[Sent]) -> list[av.VideoFrame]:
-        self._held = None
         return list(self._shown(self._decoder, sent))
 
     def _shown(

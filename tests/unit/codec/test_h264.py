@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 
 import av
@@ -19,7 +20,6 @@ from cfer.codec.decoder import planes_of
 from cfer.codec.format import BitReader, BitWriter
 from cfer.codec.h264 import H264
 from cfer.codec.h264_syntax import (
-    IDR_SLICE,
     PPS,
     SLICE,
     START_CODE,
@@ -35,7 +35,7 @@ from cfer.codec.h264_syntax import (
 )
 from cfer.codec.verify import Picture, compare, verify
 
-CHECKED_FRAMES = 3  # of a real file
+CHECKED_FRAMES = 2  # of a real file
 PLAIN = "keyint=15:no-deblock=1:ref=1:bframes=0:weightp=0"
 PYRAMID = "keyint=15:ref=4:bframes=5:b-adapt=0:b-pyramid=normal"
 
@@ -53,14 +53,12 @@ def headers(bitstream: Bitstream) -> list[SliceHeader]:
 def accumulated_mismatches(bitstream: Bitstream, start: int) -> tuple[int, int, int]:
     """Frames since a start, their blocks, and how many are not prediction from such frames or from
     gray + residual. What is predicted from are accumulated residuals themselves."""
-    codec = bitstream._format
-    shapes = [(bitstream.height, bitstream.width)] + [
-        (bitstream.height // 2, bitstream.width // 2)
-    ] * 2
-    gray = Picture(tuple(np.full(shape, GRAY, np.uint8) for shape in shapes))
+    codec, sides = bitstream._format, (bitstream.height, bitstream.width)
+    chroma = sides[0] // 2, sides[1] // 2
+    gray = Picture(tuple(np.full(shape, GRAY, np.uint8) for shape in (sides, chroma, chroma)))
     pictures: dict[int, Picture] = {}
-    total, count = np.zeros(3, int), 0
-    for count, shown in enumerate(bitstream.residuals_since(start), 1):
+    total = np.zeros(3, int)
+    for shown in bitstream.residuals_since(start):
         direct = bitstream.direct_residual(shown.frame)
         known = {n: pictures.get(n, gray) for kept in codec.references(shown.frame) for n in kept}
         total += compare(
@@ -68,7 +66,7 @@ def accumulated_mismatches(bitstream: Bitstream, start: int) -> tuple[int, int, 
             shown.motion_vectors, known, with_weights=False,
         )  # fmt: skip
         pictures[shown.frame] = Picture((shown.y, shown.u, shown.v))
-    return count, int(total[0]), int(total[1])
+    return len(pictures), int(total[0]), int(total[1])
 
 
 # ---- exactness -----------------------------------------------------------------------------------
@@ -83,19 +81,17 @@ def uses_what_it_is_for(name: str, bitstream: Bitstream) -> bool:
         "baseline": not pps.cabac and "B" not in types and not pps.tail[1],
         "main": pps.cabac and "B" in types and not pps.tail[1],
         "high": pps.tail[1] > 0 and every[0].deblocking[0] == 0,
-        "several references": max(h.num_refs[0] for h in every) == 4 and any(
-            h.modifications and h.modifications[0] for h in every
-        ) is False,
+        "several references": max(h.num_refs[0] for h in every) == 4,
         "B-pyramid": any(h.kind == B and h.ref_idc for h in every)
         and any(h.marking for h in every if not h.is_idr),
-        "temporal direct, implicit weights": pps.weighted_bipred_idc == 2
+        "temporal direct": pps.weighted_bipred_idc == 2
         and any(h.kind == B and not h.direct_spatial for h in every),
         "explicit weights": sum(h.weights is not None for h in every) > 5,
         "explicit weights, a fade": sum(h.weights is not None for h in every) > 20,
         "several slices": len(every) == 4 * len(types),
         "small partitions": True,
-        "open GOP": not any(h.is_idr for h in every[1:]) and types.count("I") > 2,
-        "scaling matrices, constrained intra": pps.constrained_intra_pred and pps.tail[1] > 3,
+        "open GOP": not any(h.is_idr for h in every[1:]) and "IB" in types,
+        "scaling matrices": pps.constrained_intra_pred and pps.tail[1] > 3,
         "intra refresh": types.count("I") == 1,
     }  # fmt: skip
     return bool(checks[name])
@@ -111,13 +107,13 @@ def uses_what_it_is_for(name: str, bitstream: Bitstream) -> bool:
         ("high", "keyint=15:8x8dct=1:deblock=2,2", {"flashes": True}),
         ("several references", "keyint=15:ref=4:bframes=0:weightp=0", {}),
         ("B-pyramid", PYRAMID, {}),
-        ("temporal direct, implicit weights", "keyint=15:ref=3:bframes=3:b-adapt=0:direct=temporal", {}),
+        ("temporal direct", "keyint=15:ref=3:bframes=3:b-adapt=0:direct=temporal", {}),
         ("explicit weights", "keyint=15:weightp=2:ref=4:bframes=3", {"fades": True}),
         ("explicit weights, a fade", "keyint=30:weightp=2:ref=3:bframes=0", {"fades": True}),
         ("several slices", "keyint=15:slices=4", {}),
         ("small partitions", "keyint=15:partitions=all:ref=2:subme=7", {"small_parts": True}),
-        ("open GOP", "open-gop=1:keyint=9:min-keyint=2:bframes=3:b-adapt=0", {}),
-        ("scaling matrices, constrained intra", "keyint=15:cqm=jvt:constrained-intra=1", {"flashes": True}),
+        ("open GOP", "open-gop=1:keyint=12:bframes=3:b-adapt=0", {}),
+        ("scaling matrices", "keyint=15:cqm=jvt:constrained-intra=1", {"flashes": True}),
         ("intra refresh", "intra-refresh=1:keyint=10:bframes=0", {}),
     ],
 )  # fmt: skip
@@ -264,11 +260,23 @@ def test_another_encoder(tmp_path) -> None:
 
 @pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "mpegts", "avi", "h264"])
 def test_a_residual_is_the_same_in_every_container(container: str) -> None:
-    bitstream = clip(PYRAMID, container)
+    # AVI takes start codes alone, and has no times of display.
+    original = clip(PYRAMID, "h264" if container == "avi" else "mp4")
+    file = io.BytesIO()
+    with av.open(io.BytesIO(original.data)) as source, av.open(file, "w", format=container) as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0], rate=25)
+        stream.time_base = Fraction(1, 25)
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size:
+                packet.stream = stream
+                if container == "avi":
+                    packet.dts, packet.pts, packet.time_base = number, None, Fraction(1, 25)
+                sink.mux(packet)
+    bitstream = Bitstream(file.getvalue(), "copied")
     assert bitstream.frame_types.startswith("IPBBBBBPB")
     assert len(bitstream.gops) == 2
     for number in (3, 20):
-        one, other = bitstream.direct_residual(number), clip().direct_residual(number)
+        one, other = bitstream.direct_residual(number), original.direct_residual(number)
         for plane in "yuv":
             assert np.array_equal(getattr(one, plane), getattr(other, plane))
     order = bitstream.display_order
@@ -340,9 +348,7 @@ def test_picture_parameters_may_change_within_a_gop() -> None:
 
 
 def test_a_file_that_begins_within_an_open_gop() -> None:
-    whole = clip(
-        "open-gop=1:keyint=9:min-keyint=2:bframes=3:b-adapt=0:b-pyramid=normal:ref=4", "h264"
-    )
+    whole = clip("open-gop=1:keyint=12:bframes=3:b-adapt=0:b-pyramid=normal:ref=4", "h264")
     codec, start = whole._format, whole.gops[1][0]
     cut = Bitstream(annex_b(codec, range(start, len(whole.packets))), "cut")
     orphans = cut._format.orphans
@@ -400,28 +406,26 @@ def test_accumulation_needs_every_reference() -> None:
 # ---- intra ---------------------------------------------------------------------------------------
 
 
-def on_another_level(
-    gray: bytes, sps: SequenceParameters, pps: PictureParameters, level: int
-) -> bytes:
-    """A packet whose gray IDR picture has another level: a macroblock of samples (I_PCM), and DC
-    prediction from it everywhere else."""
-    old = gray_slice(sps, pps, kind=I, is_idr=True)
-    assert gray.endswith(old)
-    rbsp = rbsp_of(old[len(START_CODE) :])[1:]
-    count = sps.columns * sps.rows
-    bits = BitReader(rbsp)
-    header = bits.between(
-        0, 8 * len(rbsp) - ((tail := int.from_bytes(rbsp) & 255) & -tail).bit_length() - 8 * count
-    )
+def on_another_level(packet: bytes, count: int, level: int) -> bytes:
+    """A packet whose last NAL unit, an intra picture of so many gray macroblocks, has another
+    level: a macroblock of samples (I_PCM), and DC prediction from it everywhere else."""
+    start = packet.rfind(START_CODE)
+    nal = packet[start + len(START_CODE) :]
+    rbsp = rbsp_of(nal)[1:]
+    trailing = (rbsp[-1] & -rbsp[-1]).bit_length()
     writer = BitWriter()
-    writer.put(*header)
+    writer.put(*BitReader(rbsp).between(0, 8 * len(rbsp) - trailing - 8 * count))
     writer.put_ue(25)
     writer.put(0, -writer.length % 8)
-    for byte in bytes([level]) * 384 + b"\x27" * (count - 1):
-        writer.put(byte, 8)
-    return gray[: -len(old)] + nal_unit(1, IDR_SLICE, writer.with_trailing_bits())
+    writer.put(int.from_bytes(bytes([level]) * 384), 8 * 384)
+    for address in range(1, count):
+        # No coefficient is written otherwise beside a block that has many (table 9-5).
+        few, many = (0x27, 8), (0b0010011_000011, 13)
+        writer.put(*(many if address in (1, COLUMNS) else few))
+    return packet[:start] + nal_unit(nal[0] >> 5, nal[0] & 31, writer.with_trailing_bits())
 
 
+COLUMNS, MACROBLOCKS = 6, 30
 CONSTRAINED = "keyint=30:constrained-intra=1:ref=3:bframes=2:weightp=0"
 
 
@@ -429,12 +433,10 @@ def test_intra_macroblocks_are_those_that_follow_no_reference() -> None:
     """On references of another level, all of an inter block changes by the difference, and nothing
     of an intra block, which in this stream may not be predicted from inter blocks."""
     bitstream = clip(CONSTRAINED, flashes=True)
-    codec = bitstream._format
-    sps = headers(bitstream)[0].sps
     shares = []
     for number in range(1, 30):
-        gray, packet = codec.direct(number)
-        level = on_another_level(gray[0], sps, codec._gray_pps(sps), 100)
+        gray, packet = bitstream._format.direct(number)
+        level = on_another_level(gray[0], MACROBLOCKS, 100)
         frames = bitstream._shown(bitstream._new_decoder(), [(level, 0), (packet, number)])
         first, other = next(frames), next(frames)
         assert all((plane == 100).all() for plane in planes_of(first))
@@ -457,11 +459,9 @@ def test_intra_macroblocks_are_those_that_follow_no_reference() -> None:
 def test_what_is_predicted_from_intra_blocks_is_masked(parameters: str) -> None:
     """What does not follow the level of the I-frame's stand-in comes from intra blocks."""
     bitstream = clip(parameters, flashes=True)
-    codec = bitstream._format
-    sps = headers(bitstream)[0].sps
-    sent = codec.accumulated(0)
-    level = on_another_level(sent[0][0], sps, codec._gray_pps(sps), 100)
-    others = bitstream._shown(bitstream._new_decoder(), [(level, None), *sent[1:]])
+    sent = bitstream._format.accumulated(0)
+    levels = [(on_another_level(data, MACROBLOCKS, 100), None) for data, _ in sent[:2]]
+    others = bitstream._shown(bitstream._new_decoder(), [*levels, *sent[2:]])
     plain = bitstream.accumulated_residuals(0)
     hidden = bitstream.accumulated_residuals(0, mask_intra=True)
     tainted = 0
@@ -475,9 +475,9 @@ def test_what_is_predicted_from_intra_blocks_is_masked(parameters: str) -> None:
         assert (residual.u[masked[::2, ::2]] == GRAY).all()
         assert np.array_equal(residual.y[~masked], shown.y[~masked])
     assert tainted > 2000
-    first = [r.masked.mean() for r in hidden]
-    assert first[0] == 0
-    assert 0 < first[3] < 0.5
+    shares = [residual.masked.mean() for residual in hidden]
+    assert shares[0] == 0
+    assert 0 < min(share for share in shares if share) < 0.3
 
 
 # ---- headers -------------------------------------------------------------------------------------
@@ -503,7 +503,7 @@ MARKING = st.lists(
 )
 
 
-@settings(max_examples=200, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60, derandomize=True, database=None, deadline=None)
 @given(data=st.data())
 def test_a_header_is_read_as_it_was_written(data: st.DataObject) -> None:
     sps, pps = sets(data.draw(st.integers(0, 1)))
@@ -521,17 +521,32 @@ def test_a_header_is_read_as_it_was_written(data: st.DataObject) -> None:
         marking = [data.draw(st.tuples(st.integers(0, 1), st.integers(0, 1)))]
     elif ref_idc:
         marking = data.draw(st.none() | MARKING)
+    num_lists = 0 if kind == I else 2 if kind == B else 1
     header = SliceHeader(
-        sps, pps, ref_idc, is_idr, data.draw(st.integers(0, 40)), kind + data.draw(st.sampled_from([0, 5])),
-        kind, data.draw(st.integers(0, sps.max_frame_num - 1)), data.draw(st.integers(0, 9)) if is_idr else 0,
-        (data.draw(st.integers(0, (1 << 16) - 1)), 0), data.draw(st.integers(0, 1)) if kind == B else 0,
-        num_refs, says_num_refs, [data.draw(OPERATIONS) for _ in range(0 if kind == I else 2 if kind == B else 1)],
-        None, marking, data.draw(st.integers(0, 2)) if pps.cabac and kind != I else 0,
-        data.draw(st.integers(-40, 40)), deblocking, 0,
-    )  # fmt: skip
+        sps=sps,
+        pps=pps,
+        ref_idc=ref_idc,
+        is_idr=is_idr,
+        first_macroblock=data.draw(st.integers(0, 40)),
+        slice_type=kind + data.draw(st.sampled_from([0, 5])),
+        kind=kind,
+        frame_num=data.draw(st.integers(0, sps.max_frame_num - 1)),
+        idr_id=data.draw(st.integers(0, 9)) if is_idr else 0,
+        poc=(data.draw(st.integers(0, (1 << 16) - 1)), 0),
+        direct_spatial=data.draw(st.integers(0, 1)) if kind == B else 0,
+        num_refs=num_refs,
+        says_num_refs=says_num_refs,
+        modifications=[data.draw(OPERATIONS) for _ in range(num_lists)],
+        weights=None,
+        marking=marking,
+        cabac_init=data.draw(st.integers(0, 2)) if pps.cabac and kind != I else 0,
+        quantizer=data.draw(st.integers(-40, 40)),
+        deblocking=deblocking,
+        num_bits=0,
+    )
     payload = data.draw(st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 4, 200, 255]), max_size=90))
     payload = bytes([*payload, 0x80])
-    nal = header.written(b"\x41" + payload)[len(START_CODE) :]
+    nal = header.written(nal_unit(2, SLICE, payload)[len(START_CODE) :])[len(START_CODE) :]
     assert b"\x00\x00\x01" not in nal
     assert b"\x00\x00\x02" not in nal
     assert b"\x00\x00\x00" not in nal
@@ -539,12 +554,11 @@ def test_a_header_is_read_as_it_was_written(data: st.DataObject) -> None:
     assert replace(read, num_bits=0) == header
     again = read.written(nal)
     assert again == START_CODE + nal
-    bits = BitReader(rbsp_of(nal)[1:])
+    # CABAC data are kept byte by byte, those of CAVLC bit by bit up to the last one.
+    bits = "".join(f"{byte:08b}" for byte in rbsp_of(nal)[1:])
+    sent = "".join(f"{byte:08b}" for byte in payload)
     start = -(-read.num_bits // 8) * 8 if pps.cabac else read.num_bits
-    tail, length = bits.between(start, start + 8 * len(payload))
-    assert tail == int.from_bytes(payload)
-    assert bits.position == 0
-    assert length == 8 * len(payload)
+    assert bits[start:].rstrip("0") == sent.rstrip("0")
 
 
 @settings(max_examples=200, derandomize=True, database=None, deadline=None)
@@ -653,7 +667,7 @@ def test_tools_that_no_encoder_here_has_are_refused() -> None:
     gray = gray_slice(sps, replace(pps, cabac=0, id=9), kind=I, is_idr=True)
     start = written + replace(pps, cabac=0, id=9).written(True) + gray
     assert "frame 1: it numbers pictures anew in mid-stream" in refused(start, restart)
-    other = Bitstream(x264(scene(2, 64, 64), container="h264"), "other").data
+    other = annex_b(Bitstream(x264(scene(2, 64, 64), container="h264"), "a")._format, range(1))
     assert "frame 2: the size of its pictures changes" in refused(first, second, other)
     cycle = BitWriter()
     cycle.put(*sps.head)
@@ -672,8 +686,7 @@ def test_a_file_that_begins_in_the_midst_of_a_gop() -> None:
 
 def test_damage_is_an_error_and_no_picture() -> None:
     bitstream = Bitstream(clip(f"{PLAIN}:cabac=0:8x8dct=0", "h264").data, "damaged")
-    packet = bitstream.packets[4]
-    bitstream.packets[4] = packet[:30] + bytes([0x55] * (len(packet) - 30))
+    bitstream.packets[4] = bitstream.packets[4][: len(bitstream.packets[4]) // 2]
     with pytest.raises(CodecError, match="damaged"):
         bitstream.direct_residual(4)
     assert bitstream.direct_residual(3).y.shape == (80, 96)
@@ -696,7 +709,10 @@ def test_bytes_that_anybody_may_have_written(data: st.DataObject) -> None:
             for number in numbers[1:]:
                 bitstream.direct_residual(number)
     except CodecError as error:
-        assert str(error).startswith("fuzz: ")
+        said = str(error)
+    else:
+        return
+    assert said.startswith("fuzz: ")
 
 
 @cache
