@@ -151,6 +151,7 @@ class Bitstream:
         codecs: which of `FORMATS` are read.
 
     Attributes:
+        codec: "H.264" or "MPEG-4 Part 2".
         packets: the bytes of each frame.
         width, height: in samples of luma.
         fps: frames per second, on average.
@@ -181,6 +182,7 @@ class Bitstream:
             raise CodecError(f"{name}: not a readable video ({error})") from error
         if not read:
             raise CodecError(f"{name}: there is no frame in it")
+        self.codec = _NAMES[codec]
         self._format: Format = FORMATS[codec](extradata, [packet for packet, _ in read], name)
         self.packets, self.frame_types = self._format.packets, self._format.frame_types
         self._stamps = [read[n][1] for n in self._format.sources]

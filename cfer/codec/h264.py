@@ -118,11 +118,18 @@ class H264(Format):
             self._take_sets(_in_avcc(extradata) if self._length_size else _with_codes(extradata))
             waiting = b""
             for number, packet in enumerate(packets):
-                if frame := self._frame(packet):
+                slices = self._headers(packet)
+                if not slices:
+                    waiting += packet
+                elif slices[0].first_macroblock:
+                    self._continue(slices)
+                    self.packets[-1] += waiting + packet
+                    waiting = b""
+                else:
+                    self.frames.append(self._frame(slices))
                     self.packets.append(waiting + packet)
                     self.sources.append(number)
-                    self.frames.append(frame)
-                waiting = b"" if frame else waiting + packet
+                    waiting = b""
         except ValueError as error:
             raise CodecError(
                 f"{name}: {self._where}{error}, so its residuals cannot be read exactly; "
@@ -355,8 +362,8 @@ class H264(Format):
                     new.pps[known.id] = known
                 self._sets.append(new)
 
-    def _frame(self, packet: bytes) -> Frame | None:
-        """The picture in a packet; None: it has none."""
+    def _headers(self, packet: bytes) -> list[SliceHeader]:
+        """Those of the slices in a packet, of one picture."""
         self._where = f"frame {len(self.frames)}: "
         nals = self._nals(packet)
         self._take_sets(nals)
@@ -368,18 +375,28 @@ class H264(Format):
                 slices.append(SliceHeader.parse(nal, sets.sps, sets.pps))
             elif 2 <= kind <= 4:
                 raise ValueError("its slices are in partitions")
-        if not slices:
-            return None
         addresses = [header.first_macroblock for header in slices]
         if addresses.count(0) > 1:
             raise ValueError("its packet holds several pictures")
         if addresses != sorted(addresses):
             raise ValueError("its slices are in any order")
+        return slices
+
+    def _continue(self, slices: list[SliceHeader]) -> None:
+        """Some programs write each slice of a picture as a packet of its own."""
+        before = self.frames[-1].slices[-1] if self.frames else None
         header = slices[0]
-        if (
-            any(operation[0] == _RESTART for operation in header.marking or ())
-            and not header.is_idr
+        if before is None or (
+            (before.frame_num, before.poc, before.is_idr, before.ref_idc > 0)
+            != (header.frame_num, header.poc, header.is_idr, header.ref_idc > 0)
+            or before.first_macroblock >= header.first_macroblock
         ):
+            raise ValueError("its first slice is missing")
+        self.frames[-1].slices.extend(slices)
+
+    def _frame(self, slices: list[SliceHeader]) -> Frame:
+        header = slices[0]
+        if not header.is_idr and any(command[0] == _RESTART for command in header.marking or ()):
             raise ValueError("it numbers pictures anew in mid-stream")
         if self.frames:
             first = self.frames[0].slices[0].sps

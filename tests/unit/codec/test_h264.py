@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from h264_streams import annex_b, scene, x264
+from helpers import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +36,7 @@ from cfer.codec.h264_syntax import (
 )
 from cfer.codec.verify import Picture, compare, verify
 
+FIXTURES = REPOSITORY / "tests" / "fixtures" / "h264"
 CHECKED_FRAMES = 2  # of a real file
 PLAIN = "keyint=15:no-deblock=1:ref=1:bframes=0:weightp=0"
 PYRAMID = "keyint=15:ref=4:bframes=5:b-adapt=0:b-pyramid=normal"
@@ -240,19 +242,20 @@ def test_files_as_they_were_found(faces_dir) -> None:
         assert proof.blocks > 400
 
 
-@pytest.mark.skipif(
-    not {"libopenh264", "h264_v4l2m2m"} & av.codecs_available - {"h264_v4l2m2m"},
-    reason="this PyAV has no second encoder of H.264 that needs no hardware (libopenh264)",
-)
-def test_another_encoder(tmp_path) -> None:
-    path = tmp_path / "other.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libopenh264", rate=25, options={"g": "15"})
-        stream.height, stream.width, stream.pix_fmt = 80, 96, "yuv420p"
-        for picture in scene():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    assert verify(Bitstream.open(path), 0).differing == 0
+@pytest.mark.parametrize("name", ["whole", "slices", "intra"])
+def test_another_encoder(name: str) -> None:
+    """Streams of minih264 (tests/fixtures/h264); `slices` has packets with parts of pictures."""
+    bitstream = Bitstream.open(FIXTURES / f"minih264-{name}.mp4")
+    assert bitstream.frame_types == 2 * ("I" + 14 * "P")
+    assert len(headers(bitstream)) == (34 if name == "slices" else 30)
+    proof = verify(bitstream, 0)
+    assert (proof.frames, proof.differing, proof.partly) == (28, 0, 0)
+    assert proof.blocks > 1000
+    assert (proof.intra_fraction > 0.05) == (name == "intra")
+    if name != "intra":
+        for start in (0, 3):
+            frames, blocks, differing = accumulated_mismatches(bitstream, start)
+            assert (frames, blocks > 400, differing) == (14 - start, True, 0)
 
 
 # ---- containers, and what a file may be like -----------------------------------------------------
@@ -659,6 +662,7 @@ def test_tools_that_no_encoder_here_has_are_refused() -> None:
     for slice_type in (3, 4, 8, 9):
         switching = replace(header, slice_type=slice_type).written(one)
         assert "frame 1: it has switching slices (SP or SI)" in refused(first, switching)
+    assert "frame 1: its first slice is missing" in refused(first, START_CODE + two, second)
     any_order = START_CODE + two + START_CODE + one
     assert "frame 1: its slices are in any order" in refused(first, any_order)
     assert "frame 1: its packet holds several pictures" in refused(first, second + second)
