@@ -343,6 +343,8 @@ class Bitstream:
         for number in numbers:
             if self.frame_types[number] != "N":
                 decoded = next(frames)
+                if decoded.is_corrupt:
+                    raise CodecError(f"{self.name}: frame {number} is damaged; cut it out")
                 residual = Residual(number, *planes_of(decoded), decoded)
             else:
                 residual = self._zero_residual(number)

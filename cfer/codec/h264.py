@@ -26,6 +26,7 @@ from typing import Any, ClassVar, NamedTuple
 from cfer.codec.format import CodecError, Format, Sent
 from cfer.codec.h264_syntax import (
     IDR_SLICE,
+    MOST_REFERENCES,
     PPS,
     SLICE,
     SPS,
@@ -234,7 +235,9 @@ class H264(Format):
             known = self._after(known, number)
             most_before = max(most_before, len(pocs) - bisect(pocs, poc))
             insort(pocs, poc)
-        head = sps.written(most_before) + self._parameters(first, sps, with_weights=False)
+        head = sps.written(min(most_before, MOST_REFERENCES)) + self._parameters(
+            first, sps, with_weights=False
+        )
         gray = gray_slice(sps, self._gray_pps(sps), kind=I, is_idr=True)
         return [(head + gray, None), *sent]
 
@@ -319,7 +322,7 @@ class H264(Format):
                 sent.append((data, number, change is without_filter))
                 most_before = max(most_before, len(pocs) - bisect(pocs, frame.poc))
                 insort(pocs, frame.poc)
-        head = self.frames[frames[0]].slices[0].sps.written(min(most_before, 16))
+        head = self.frames[frames[0]].slices[0].sps.written(min(most_before, MOST_REFERENCES))
         return [(head + sent[0][0], *sent[0][1:]), *sent[1:]]
 
     # ---- the bitstream, read -----------------------------------------------------------------
@@ -330,10 +333,10 @@ class H264(Format):
         )
 
     def _annex_b(self, number: int) -> bytes:
-        packet = self.packets[number]
-        if not self._length_size:
-            return packet
-        return b"".join(START_CODE + nal for nal in self._nals(packet))
+        """A frame with start codes, less what is not needed to decode it."""
+        nals = self._nals(self.packets[number])
+        kept = (nal for nal in nals if nal[0] & 31 in (SLICE, IDR_SLICE, SPS, PPS))
+        return b"".join(START_CODE + nal for nal in kept)
 
     def _slices(self, number: int) -> list[bytes]:
         return [

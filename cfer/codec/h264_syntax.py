@@ -14,6 +14,7 @@ from cfer.codec.format import MACROBLOCK, BitReader, Bits, BitWriter
 SLICE, IDR_SLICE, SPS, PPS = 1, 5, 7, 8  # nal_unit_type (table 7-1)
 P, B, I = range(3)  # slice_type, modulo 5 (table 7-6)  # noqa: E741
 START_CODE = b"\x00\x00\x00\x01"
+MOST_REFERENCES = 16  # that are kept, or wait to be shown (A.3.1)
 # With so many, every distance between two pictures can be written.
 POC_BITS = 16
 _HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # 7.3.2.1.1
@@ -100,7 +101,12 @@ class SequenceParameters:
         if bits.take(1):
             width -= 2 * (bits.take_ue() + bits.take_ue())
             height -= 2 * (bits.take_ue() + bits.take_ue())
-        if frame_num_bits > 16 or poc_bits > 16 or num_ref_frames > 16 or min(width, height) < 1:
+        if (
+            frame_num_bits > 16
+            or poc_bits > 16
+            or num_ref_frames > MOST_REFERENCES
+            or min(width, height) < 1
+        ):
             raise ValueError("its sequence parameters are out of their range")
         return cls(
             number, frame_num_bits, poc_type, poc_bits, num_ref_frames, columns, rows,
@@ -118,7 +124,7 @@ class SequenceParameters:
         bits.put(1, 1)  # VUI (E.1.1) with a bitstream restriction alone
         bits.put(0b0000_0000_1, 9)
         bits.put(1, 1)  # vectors over picture boundaries
-        for value in (0, 0, 16, 16, num_reorder_frames, 16):
+        for value in (0, 0, 16, 16, num_reorder_frames, MOST_REFERENCES):
             bits.put_ue(value)
         return nal_unit(3, SPS, bits.with_trailing_bits())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
@@ -16,7 +17,8 @@ from helpers import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfer.codec import GRAY, Bitstream, CodecError, residuals
+from cfer.cli import run
+from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, encode, residuals
 from cfer.codec.decoder import planes_of
 from cfer.codec.format import BitReader, BitWriter
 from cfer.codec.h264 import H264
@@ -35,6 +37,7 @@ from cfer.codec.h264_syntax import (
     rbsp_of,
 )
 from cfer.codec.verify import Picture, compare, verify
+from cfer.errors import InputError
 
 FIXTURES = REPOSITORY / "tests" / "fixtures" / "h264"
 CHECKED_FRAMES = 2  # of a real file
@@ -404,6 +407,26 @@ def test_accumulation_needs_every_reference() -> None:
     with pytest.raises(CodecError, match="lacking: a picture before frame 5 is missing"):
         lacking.accumulated_residuals(0)
     assert len(lacking.accumulated_residuals(1)) == 14
+
+
+def test_the_command_says_what_a_file_transmits(tmp_path, capsys) -> None:
+    path = tmp_path / "phone.mp4"
+    path.write_bytes(clip("keyint=15:bframes=0", flashes=True).data)
+    assert run(["residuals", str(path), "--verify", "--frames", "3"]) == 0
+    first, p_frames, proof = capsys.readouterr().out.splitlines()
+    assert first == f"{path}: H.264, 96 × 80, 30 frames (2 I, 28 P) in 2 GOPs"
+    assert re.match(
+        r"P-frames: [1-9]\.\d\d% of the macroblocks are intra, at the worst \d\d", p_frames
+    )
+    assert re.match(r"verified: 3 frames, \d{2,3} inter blocks compared, 0 differ; ", proof)
+    mpeg4 = encode(scene(3), CodecSettings(), 25)
+    mpeg4.save(path)
+    assert run(["residuals", str(path)]) == 0
+    assert ": MPEG-4 Part 2, 96 × 80, 3 frames (1 I, 2 P) in 1 GOP\n" in capsys.readouterr().out
+    with pytest.raises(CodecError, match=r"it is MPEG-4 Part 2; --verify is for H\.264"):
+        run(["residuals", str(path), "--verify"])
+    with pytest.raises(InputError, match="--frames -1: give how many, or 0 for all"):
+        run(["residuals", str(path), "--frames", "-1"])
 
 
 # ---- intra ---------------------------------------------------------------------------------------
