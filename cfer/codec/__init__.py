@@ -1,4 +1,4 @@
-"""Residuals of a video, read as they are, and fixed-GOP bitstreams. It needs PyAV and NumPy alone."""
+"""Read the residuals of a video, and encode fixed-GOP bitstreams. It needs PyAV and NumPy alone."""
 
 from cfer.codec.bitstream import MOTION_VECTOR_DTYPE, Bitstream, Gop, Residual, read_gops, residuals
 from cfer.codec.encode import CodecSettings, encode, spelled_as_now

@@ -261,6 +261,73 @@ def test_another_encoder(name: str) -> None:
             assert (frames, blocks > 400, differing) == (14 - start, True, 0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_references_that_are_marked_and_listed_by_commands(seed: int) -> None:
+    """Long-term references too: a stream whose headers say at random what is kept, and which of it
+    each index stands for. Its pictures are strange, and as exact as any."""
+    rng = np.random.default_rng(seed)
+    bitstream = clip("keyint=15:ref=4:bframes=0:weightp=0", "h264")
+    codec = bitstream._format
+    first = headers(bitstream)[0]
+    most = first.sps.num_ref_frames
+    short, long = [0], {}  # numbers of frames; those of long-term references by their index
+    data = first.sps.written(0) + first.pps.written(True)
+    data += replace(first, poc=(0, 0)).written(codec._slices(0)[0])
+    kinds = set()
+    for number in range(1, 15):
+        header = codec.frames[number].slices[0]
+        modifications, before = [], header.frame_num
+        for _ in range(header.num_refs[0]):
+            if long and (not short or rng.random() < 0.4):
+                modifications.append((2, int(rng.choice(list(long)))))
+                continue
+            picture = int(rng.choice(short))
+            back = (before - picture - 1) % first.sps.max_frame_num
+            modifications.append((0, back))
+            before = picture
+        operations = [(4, 3)] if number == 1 else []
+        kind = int(rng.choice([0, 1, 2, 3, 6])) if number > 1 else 6
+        if kind in (1, 3) and short:
+            picture = int(rng.choice(short))
+            short.remove(picture)
+            operations.append((kind, number - picture - 1))
+            if kind == 3:
+                index = int(rng.integers(3))
+                operations[-1] += (index,)
+                long[index] = picture
+        elif kind == 2 and long:
+            operations.append((2, int(rng.choice(list(long)))))
+            del long[operations[-1][1]]
+        index = int(rng.integers(3)) if kind == 6 else None
+
+        def will_be_kept(index: int | None = index) -> int:
+            return len(short) + (len(long) + 1 if index is None else len({*long, index}))
+
+        if operations or index is not None:
+            while will_be_kept() > most:
+                operations.append((1, number - short.pop(0) - 1))
+        elif will_be_kept() > most:  # without a command the oldest one goes
+            del short[0]
+        if index is None:
+            short.append(number)
+        else:
+            operations.append((6, index))
+            long[index] = number
+        kinds |= {operation[0] for operation in operations}
+        written = replace(
+            header, poc=(2 * number, 0), modifications=[modifications], marking=operations or None
+        )
+        data += written.written(codec._slices(number)[0])
+    assert kinds >= {3, 4, 6}
+    marked = Bitstream(data, "marked")
+    assert sorted(marked._format.kept(14)) == sorted([*short, *long.values()])
+    proof = verify(marked, 0)
+    assert (proof.frames, proof.differing) == (14, 0)
+    for start in (0, 5, 9):
+        frames, blocks, differing = accumulated_mismatches(marked, start)
+        assert (frames, blocks > 100, differing) == (14 - start, True, 0)
+
+
 # ---- containers, and what a file may be like -----------------------------------------------------
 
 
