@@ -543,30 +543,33 @@ def _mark_predicted(held: np.ndarray, source: np.ndarray, vectors: np.ndarray) -
     # Sums over all above and to the left: any rectangle's count is a difference of four.
     sums = np.zeros((held.shape[0] + 1, held.shape[1] + 1), np.int64)
     sums[1:, 1:] = source.cumsum(0).cumsum(1)
+    heights, widths = vectors["h"].astype(np.int64), vectors["w"].astype(np.int64)
+    down, across = np.divmod(np.arange((MACROBLOCK // BLOCK) ** 2), MACROBLOCK // BLOCK)
+    has_part = (BLOCK * down < heights[:, None]) & (BLOCK * across < widths[:, None])
+    chosen, part = np.nonzero(has_part)
     # Of an 8 × 8 block all is looked at as one: smaller partitions may have other vectors.
-    is_whole = (vectors["w"] == 8) & (vectors["h"] == 8)
-    for down, across in np.ndindex(MACROBLOCK // BLOCK, MACROBLOCK // BLOCK):
-        chosen = vectors[(BLOCK * down < vectors["h"]) & (BLOCK * across < vectors["w"])]
-        whole = is_whole[(BLOCK * down < vectors["h"]) & (BLOCK * across < vectors["w"])]
-        places, ranges = [], []
-        for axis, size, step, last in (
-            ("y", "h", down, held.shape[0] - 1), ("x", "w", across, held.shape[1] - 1)
-        ):  # fmt: skip
-            corner = chosen[f"dst_{axis}"].astype(np.int64) - chosen[size] // 2
-            places.append((corner + BLOCK * step) // BLOCK)
-            scale = np.maximum(chosen["motion_scale"].astype(np.int64), 1)
-            moved = chosen[f"motion_{axis}"].astype(np.int64)
-            # Between two samples the widest filter, of MPEG-4's quarter samples, takes four on a
-            # side.
-            margin = np.where(moved % scale, 4, 0)
-            first = corner + moved // scale + np.where(whole, 0, BLOCK * step)
-            final = first + np.where(whole, 8, BLOCK) - 1
-            ranges.append(((first - margin) // BLOCK).clip(0, last))
-            ranges.append(((final + margin) // BLOCK).clip(0, last) + 1)
-        top, bottom, left, right = ranges
-        count = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-        hit = count > 0
-        held[places[0][hit], places[1][hit]] = True
+    is_whole = (heights == 8) & (widths == 8)
+    scale = np.maximum(vectors["motion_scale"].astype(np.int64), 1)
+    places, ranges = [], []
+    for axis, sides, steps, last in (
+        ("y", heights, down, held.shape[0] - 1),
+        ("x", widths, across, held.shape[1] - 1),
+    ):
+        corner = vectors[f"dst_{axis}"] - sides // 2
+        moved = vectors[f"motion_{axis}"].astype(np.int64)
+        # Between two samples the widest filter, of MPEG-4's quarter samples, takes four on a side.
+        margin = np.where(moved % scale, 4, 0)[chosen]
+        offset = BLOCK * steps[part]
+        whole = is_whole[chosen]
+        first = (corner + moved // scale)[chosen] + np.where(whole, 0, offset)
+        final = first + np.where(whole, 8, BLOCK) - 1
+        places.append((corner[chosen] + offset) // BLOCK)
+        ranges.append(((first - margin) // BLOCK).clip(0, last))
+        ranges.append(((final + margin) // BLOCK).clip(0, last) + 1)
+    top, bottom, left, right = ranges
+    count = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    hit = count > 0
+    held[places[0][hit], places[1][hit]] = True
 
 
 def _readable_stream(

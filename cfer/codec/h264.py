@@ -111,7 +111,9 @@ class H264(Format):
         self.packets: list[bytes] = []
         self.sources: list[int] = []
         self.frames: list[Frame] = []
-        self._length_size = (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" else 0
+        self._length_size = (
+            (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and extradata[4:] else 0
+        )
         self._sets = [ParameterSets({}, {}, {})]
         self._known: dict[bytes, SequenceParameters | PictureParameters] = {}
         self._where = ""
@@ -198,7 +200,8 @@ class H264(Format):
     def accumulated(self, start: int) -> list[Sent]:
         stop = self.frame_types.find("I", start + 1)
         stop = stop if stop > 0 else len(self.frames)
-        shown = [n for n in range(start + 1, stop) if self._is_shown_later(n, start)]
+        poc = self.frames[start].poc
+        shown = {n for n in range(start + 1, stop) if self.frames[n].poc > poc}
         if not shown:
             return []
         first = min((kept.frame for kept in self._references[start + 1]), default=start)
@@ -500,10 +503,7 @@ class H264(Format):
                 kept.append(operation)
         return kept
 
-    def _is_shown_later(self, number: int, start: int) -> bool:
-        return self.frames[number].poc > self.frames[start].poc
-
-    def _check(self, first: int, start: int, stop: int, shown: list[int]) -> None:
+    def _check(self, first: int, start: int, stop: int, shown: set[int]) -> None:
         """Raises CodecError where gray pictures are not all that a frame needs of those before."""
         before = self.frames[first].slices[0].frame_num
         for number in range(first + 1, stop):
@@ -514,7 +514,7 @@ class H264(Format):
                     "residuals there, or re-encode it (cfer encode)"
                 )
             before = header.frame_num if header.ref_idc else before
-        for number in shown:
+        for number in sorted(shown):
             for header in self.frames[number].slices:
                 if header.kind != B:
                     continue

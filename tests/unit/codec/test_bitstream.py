@@ -112,6 +112,21 @@ def test_intra_fraction_is_what_does_not_follow_the_reference(tmp_path):
         assert by_shift == pytest.approx(by_vectors)
 
 
+def test_intra_blocks_are_masked_with_what_is_predicted_from_them(tmp_path):
+    bitstream = with_intra_blocks(tmp_path)
+    plain, hidden = (bitstream.accumulated_residuals(0, mask_intra=how) for how in (False, True))
+    assert not hidden[0].masked.any()
+    assert hidden[1].masked.mean() == plain[1].intra_fraction > 0
+    for one, other in zip(plain, hidden, strict=True):
+        assert (other.masked >= other.intra.repeat(4, 0).repeat(4, 1)).all()
+        assert one.masked is None
+        masked = other.masked.repeat(4, 0).repeat(4, 1)
+        assert (other.y[masked] == GRAY).all()
+        assert np.array_equal(other.y[~masked], one.y[~masked])
+    alone = bitstream.direct_residual(2, mask_intra=True)
+    assert np.array_equal(alone.masked, alone.intra.repeat(4, 0).repeat(4, 1))
+
+
 def test_saturation_is_counted():
     black, white = (np.full((32, 32, 3), level, np.uint8) for level in (0, 255))
     half = black.copy()
