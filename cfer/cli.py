@@ -53,6 +53,9 @@ COMMANDS = {
     "predict": Command("the expressions of videos", "cfer.predict.command", "predict"),
     "look": Command("what the method sees of a video", "cfer.predict.command", "look"),
     "encode": Command("a face as a fixed-GOP bitstream", "cfer.predict.command", "encode"),
+    "residuals": Command(
+        "what a video transmits, and proof of it", "cfer.predict.command", "residuals"
+    ),
     "models": Command("list, show, export, import", "cfer.predict.command", run="models"),
     "serve": Command("predictions over HTTP", "cfer.predict.command", "serve"),
     "bench": Command("speed and robustness, from a checkout", "benchmarks.__main__", run="main"),

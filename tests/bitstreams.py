@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from cfer.codec import GRAY, CodecSettings, encode
-from cfer.codec.bitstream import Bitstream, Residual, _planes
+from cfer.codec.bitstream import Bitstream, Residual
+from cfer.codec.decoder import planes_of
 from cfer.codec.mpeg4 import VOP_START_CODE
 
 # ----------------------------------------------------------------- clips
@@ -135,7 +136,7 @@ def count_mismatches(bitstream: Bitstream, residuals: dict[int, Residual]):
     mismatches = compared = saturated = 0
     kinds = {"full": 0, "half": 0, "four": 0, "rounding 0": 0, "rounding 1": 0}
     for number, residual in residuals.items():
-        rounding = rounding_control(bitstream.packets[number], bitstream._layer.time_bits)
+        rounding = rounding_control(bitstream.packets[number], bitstream._format.layer.time_bits)
         kinds[f"rounding {rounding}"] += 1
         prediction, counted = predict(pictures[number - 1], residual.motion_vectors, rounding)
         for name, value in counted.items():
@@ -161,12 +162,12 @@ def luma_on_flat_reference(bitstream: Bitstream, number: int, gray_level: int):
     decoder = av.CodecContext.create("mpeg4", "r")
     decoder.thread_count = 1
     frames = []
-    for data in (other._i_packet(range(1)), bitstream.packets[number]):
+    for data in (other._format.alone(0), bitstream.packets[number]):
         packet = av.Packet(len(data))
         packet.update(data)
         frames += decoder.decode(packet)
     frames += decoder.decode(None)
-    level, luma = (_planes(frame)[0].astype(int) for frame in frames)
+    level, luma = (planes_of(frame)[0].astype(int) for frame in frames)
     assert level.min() == level.max()
     return luma, level[0, 0]
 

@@ -1,8 +1,8 @@
-"""Fixed-GOP bitstreams: encode pictures, and read residuals. It needs PyAV and NumPy alone."""
+"""Read the residuals of a video, and encode fixed-GOP bitstreams. It needs PyAV and NumPy alone."""
 
 from cfer.codec.bitstream import MOTION_VECTOR_DTYPE, Bitstream, Gop, Residual, read_gops, residuals
 from cfer.codec.encode import CodecSettings, encode, spelled_as_now
-from cfer.codec.mpeg4 import GRAY, MACROBLOCK, CodecError
+from cfer.codec.format import GRAY, MACROBLOCK, CodecError
 
 __all__ = [
     "GRAY",

@@ -1,28 +1,26 @@
 """Read the residuals of a bitstream with an unpatched decoder.
 
-The codec is MPEG-4 Part 2 (ISO/IEC 14496-2), through PyAV's stock decoder. A decoder computes
-`clip(prediction(reference, motion) + residual)` for every block of a P-frame, and shows only the
-sum. Give it a flat mid-gray picture as the reference: any motion-compensated prediction from a
-constant is that constant, at any sub-pel position and with either rounding, so the decoder shows
-`clip(128 + residual)`, the transmitted residual itself. The gray picture is an I-VOP that is
-written, bit by bit, for the stream's own header (`gray_vop`), so it fits any encoder's stream.
-FFmpeg uses the same picture where an I-frame is missing, so mostly not even that has to be decoded
-(`_missing_is_gray`).
+The formats are H.264 (ITU-T H.264) and MPEG-4 Part 2 (ISO/IEC 14496-2), through PyAV's stock
+decoders. A decoder computes `clip(prediction(references, motion) + residual)` for every block of a
+P- or B-frame, and shows only the sum. Give it flat mid-gray pictures as the references: any
+motion-compensated prediction from a constant is that constant, at any sub-pel position, so the
+decoder shows `clip(128 + residual)`, the transmitted residual itself. How the gray picture is
+written for a stream's own headers is up to its format: `mpeg4.py`, `h264.py`.
 
-    bitstream = encode(pictures, CodecSettings(gop_size=12), fps=25)      # or Bitstream.open(path)
+    bitstream = Bitstream.open("phone.mp4")  # or encode(pictures, CodecSettings(gop_size=12), 25)
     bitstream.direct_residual(7)             # frame 7 alone: one packet is decoded
-    bitstream.accumulated_residuals(0)       # the first GOP's P-frames, each since its I-frame
+    bitstream.accumulated_residuals(0)       # the first GOP's frames, each since its I-frame
 
-`cfer bench codec` measures speed and exactness on clips of your own.
+`cfer residuals --verify VIDEO` proves it on a file of your own; `cfer bench codec` measures speed.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -32,14 +30,13 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from cfer.codec.containers import CutOff, open_input, video_stream, whole_packets
-from cfer.codec.mpeg4 import (
-    GRAY,
-    MACROBLOCK,
-    VOP_START_CODE,
-    CodecError,
-    VideoObjectLayer,
-    gray_vop,
-)
+from cfer.codec.decoder import new_decoder, packet_of, planes_of
+from cfer.codec.format import GRAY, MACROBLOCK, CodecError, Format, Sent
+from cfer.codec.h264 import H264
+from cfer.codec.mpeg4 import Mpeg4
+
+FORMATS: dict[str, type[Mpeg4 | H264]] = {"mpeg4": Mpeg4, "h264": H264}
+BLOCK = 4  # samples along a side of what is masked or not
 
 # FFmpeg's AVMotionVector, as PyAV exports it.
 MOTION_VECTOR_DTYPE = np.dtype(
@@ -54,7 +51,7 @@ MOTION_VECTOR_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Residual:
-    """The residual of one P-frame, as the bitstream carries it.
+    """The residual of one P- or B-frame, as the bitstream carries it.
 
     Attributes:
         frame: frame number in the bitstream, from 0.
@@ -62,6 +59,8 @@ class Residual:
         u, v: chroma, read-only uint8 (ceil(H/2), ceil(W/2)), 128 = zero.
         motion: its vectors, or the decoded frame that has them; see `motion_vectors`.
         is_coded: False where the bitstream only says that the picture stays (an N-VOP).
+        masked: where samples were set to 128 since they hold appearance, bool (rows, columns) of
+            4 × 4 blocks of luma, to the end of the last macroblocks; None: nobody asked for it.
     """
 
     frame: int
@@ -70,12 +69,20 @@ class Residual:
     v: np.ndarray
     motion: np.ndarray | av.VideoFrame = field(repr=False)
     is_coded: bool = True
+    masked: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def motion_vectors(self) -> np.ndarray:
-        """The frame's vectors, `MOTION_VECTOR_DTYPE` (M,), one for each inter block: `dst_x` and
-        `dst_y` are the block's center and `w` and `h` its size, in samples of luma; its reference
-        is `motion_x / motion_scale` and `motion_y / motion_scale` samples away from it."""
+        """The frame's vectors, `MOTION_VECTOR_DTYPE` (M,), one for each inter block and list:
+        `dst_x` and `dst_y` are the block's center and `w` and `h` its size, in samples of luma; its
+        reference is `motion_x / motion_scale` and `motion_y / motion_scale` samples away from it,
+        in a frame shown earlier (`source` −1) or later (1).
+
+        Of partitions smaller than 8 × 8, FFmpeg exports one vector for each 8 × 8 block; where a
+        B-frame's macroblock uses both lists, each of its blocks has two vectors, one of them (0, 0)
+        if it is not used. A direct residual's vectors of B-frames may be wrong, since direct mode
+        takes vectors from another frame.
+        """
         if isinstance(self.motion, np.ndarray):
             return self.motion
         exported = self.motion.side_data.get("MOTION_VECTORS")
@@ -83,17 +90,21 @@ class Residual:
         return np.frombuffer(known, MOTION_VECTOR_DTYPE)
 
     @property
-    def intra_fraction(self) -> float:
-        """Share of the frame's macroblocks that are intra, in [0, 1].
+    def intra(self) -> np.ndarray:
+        """Which macroblocks are intra, bool (ceil(H/16), ceil(W/16)): those without a vector.
 
         An intra block carries appearance, not a residual.
         """
-        if not self.is_coded:
-            return 0.0
         height, width = self.y.shape
-        macroblocks = -(-width // MACROBLOCK) * -(-height // MACROBLOCK)
-        sides = self.motion_vectors["w"].astype(np.int64), self.motion_vectors["h"]
-        return 1 - int((sides[0] * sides[1]).sum()) / (macroblocks * MACROBLOCK**2)
+        is_intra = np.ones((-(-height // MACROBLOCK), -(-width // MACROBLOCK)), bool)
+        vectors = self.motion_vectors
+        is_intra[vectors["dst_y"] // MACROBLOCK, vectors["dst_x"] // MACROBLOCK] = False
+        return is_intra & self.is_coded
+
+    @property
+    def intra_fraction(self) -> float:
+        """Share of the frame's macroblocks that are intra, in [0, 1]."""
+        return float(self.intra.mean())
 
     @property
     def saturated_fraction(self) -> float:
@@ -127,70 +138,75 @@ class Residual:
 
 
 class Bitstream:
-    """An MPEG-4 Part 2 video of I- and P-frames, read packet by packet.
+    """A video in H.264, or in MPEG-4 Part 2 without B-frames, read packet by packet.
 
-    Frame numbers count from 0 in the order of the bitstream, which is the order of display, since
-    there are no B-frames. Not safe for use from several threads at once.
+    Frame numbers count from 0 in the order of the bitstream: a frame has a higher number than those
+    that it is predicted from, and a GOP is a range of numbers. With B-frames this is not the order
+    in which frames are shown; `times` and `display_order` say that. Not safe for use from several
+    threads at once.
 
     Args:
-        data: the bytes of a file, of any container.
+        data: the bytes of a file: MP4, MOV, Matroska, AVI, MPEG-TS, or H.264 with start codes.
         name: what messages call it.
+        codecs: which of `FORMATS` are read.
 
     Attributes:
+        codec: "H.264" or "MPEG-4 Part 2".
         packets: the bytes of each frame.
         width, height: in samples of luma.
         fps: frames per second, on average.
-        frame_types: one letter a frame: I, P, or N (not coded: the picture before it, again).
+        frame_types: one letter a frame: I, P, B, or N (not coded: the picture before it, again).
         gops: the frame numbers of each GOP; the first of each is its I-frame.
 
     Raises:
-        CodecError: another codec, a B-frame, a coding tool whose residuals cannot be read exactly,
-            or a file that is damaged or cut off.
+        CodecError: another codec, a coding tool whose residuals cannot be read exactly, or a file
+            that is damaged or cut off.
     """
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes, name: str, codecs: Sequence[str] = tuple(FORMATS)) -> None:
         self.name = name
         self.data = data
         try:
             file = io.BytesIO(data)
             with open_input(file) as container:
-                stream = _mpeg4_stream(container, name)
+                stream, codec = _readable_stream(container, name, codecs)
                 extradata = bytes(stream.codec_context.extradata or b"")
                 self.fps = Fraction(stream.average_rate or stream.base_rate or 25)
-                read = _packets_by_index(data, container, stream) or [
+                read = (codec == "mpeg4" and _packets_by_index(data, container, stream)) or [
                     (bytes(packet), packet.dts if packet.pts is None else packet.pts)
                     for packet in whole_packets(container, stream, file)
                     if packet.size
                 ]
-                self.packets = [packet for packet, _ in read]
-                self._stamps = [stamp for _, stamp in read]
                 self._time_base, self._duration = stream.time_base, stream.duration
         except (av.error.FFmpegError, CutOff) as error:
             raise CodecError(f"{name}: not a readable video ({error})") from error
-        if not self.packets:
+        if not read:
             raise CodecError(f"{name}: there is no frame in it")
-        # The layer header is somewhere before the first picture, wherever the muxer put it.
-        self._header = extradata + self.packets[0][: max(self.packets[0].find(VOP_START_CODE), 0)]
-        self._layer = VideoObjectLayer.parse(self._header, name)
-        self.width, self.height = self._layer.width, self._layer.height
-        self.frame_types = "".join(map(self._frame_type, range(len(self.packets))))
+        self.codec = _NAMES[codec]
+        self._format: Format = FORMATS[codec](extradata, [packet for packet, _ in read], name)
+        self.packets, self.frame_types = self._format.packets, self._format.frame_types
+        self._stamps = [read[n][1] for n in self._format.sources]
+        self.width, self.height = self._format.width, self._format.height
         if self.frame_types[0] != "I":
             raise CodecError(f"{name}: its first frame is no I-frame; cut it at an I-frame")
         starts = [n for n, kind in enumerate(self.frame_types) if kind == "I"]
         ends = [*starts[1:], len(self.packets)]
         self.gops = [range(start, end) for start, end in zip(starts, ends, strict=True)]
-        self._decoder = _new_decoder(self._header)
+        self._decoder = self._new_decoder()
+        # It has the gray picture of `_held`, and waits for no picture that is shown earlier.
+        self._gray_decoder = self._new_decoder()
+        self._held: list[bytes] = []
 
     @classmethod
-    def open(cls, path: str | Path) -> Bitstream:
+    def open(cls, path: str | Path, codecs: Sequence[str] = tuple(FORMATS)) -> Bitstream:
         """Read a file; raises `CodecError` as the class does, or where the file is not readable."""
         try:
             with open(path, "rb") as file:
                 # A film in another codec may be larger than the memory: look before reading.
                 with open_input(file) as container:
-                    _mpeg4_stream(container, str(path))
+                    _readable_stream(container, str(path), codecs)
                 file.seek(0)
-                return cls(file.read(), str(path))
+                return cls(file.read(), str(path), codecs)
         except av.error.FFmpegError as error:
             raise CodecError(f"{path}: not a readable video ({error})") from error
         except OSError as error:
@@ -206,35 +222,47 @@ class Bitstream:
             f"{len(self.gops)} GOPs, {sum(map(len, self.packets))} bytes)"
         )
 
+    @property
+    def display_order(self) -> Sequence[int]:
+        """The numbers of the frames, in the order in which they are shown."""
+        return self._format.display_order
+
     @cached_property
     def times(self) -> list[float]:
         """When each frame is shown and, one value more, when the last one ends: seconds since the
         first one, by the container's time stamps, or by `fps` where it lacks some."""
-        count = len(self.packets)
-        stamps = [stamp for stamp in self._stamps if stamp is not None]
+        count, order = len(self.packets), self.display_order
+        stamps = [self._stamps[n] for n in order]
+        known = [stamp for stamp in stamps if stamp is not None]
         base = self._time_base
-        if base is None or len(stamps) < count or stamps != sorted(stamps):
-            return [float(number / self.fps) for number in range(count + 1)]
-        end = stamps[0] + (self._duration or 0)
-        if end <= stamps[-1]:
-            end = stamps[-1] + round(1 / (self.fps * base))
-        return [float((stamp - stamps[0]) * base) for stamp in (*stamps, end)]
+        times = [0.0] * (count + 1)
+        if base is None or len(known) < count or known != sorted(set(known)):
+            for place, number in enumerate([*order, count]):
+                times[number] = float(place / self.fps)
+            return times
+        end = known[0] + (self._duration or 0)
+        if end <= known[-1]:
+            end = known[-1] + round(1 / (self.fps * base))
+        for stamp, number in zip([*known, end], [*order, count], strict=True):
+            times[number] = float((stamp - known[0]) * base)
+        return times
 
     def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Decode everything, as any player does: `gop_pictures` of every GOP."""
-        for number in range(len(self.gops)):
-            yield from self.gop_pictures(number)
+        """Decode everything, as any player does: (y, u, v) of each frame, read-only uint8, as in
+        `Residual`, in the order of their numbers."""
+        return self._pictures(range(len(self.packets)))
 
     def gop_pictures(self, gop: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The pictures of one GOP: (y, u, v) of each frame, read-only uint8, as in `Residual`."""
-        numbers = self.gops[gop]
-        coded = [n for n in numbers if self.frame_types[n] != "N"]
-        packets = [self._i_packet(numbers), *(self.packets[n] for n in coded[1:])]
+        """The pictures of one GOP, as `pictures`. Of H.264, all is decoded since the IDR picture
+        before, as far back as references may be."""
+        return self._pictures(self.gops[gop])
+
+    def _pictures(self, numbers: range) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         # A decoder of its own, since between two pictures another may be asked for.
-        frames = self._decode_one_by_one(_new_decoder(self._header), packets)
+        frames = self._shown(self._new_decoder(), self._format.whole(numbers))
         for number in numbers:
             if self.frame_types[number] != "N":
-                picture = _planes(next(frames))
+                picture = planes_of(next(frames))
             yield picture
 
     def i_frames(self) -> list[np.ndarray]:
@@ -243,103 +271,156 @@ class Bitstream:
 
     def i_frame(self, gop: int) -> np.ndarray:
         """The I-frame of one GOP as RGB, uint8 (H, W, 3)."""
-        (frame,) = self._decode([self._i_packet(self.gops[gop])])
+        number = self.gops[gop][0]
+        (frame,) = self._decode([(self._format.alone(number), number)])
         # By default a conversion starts as many threads as there are cores, for each picture.
         return frame.to_ndarray(format="rgb24", threads=1)
 
-    def direct_residual(self, frame: int) -> Residual:
-        """What the bitstream transmits for one P-frame; that frame's packet alone is decoded.
+    def direct_residual(self, frame: int, *, mask_intra: bool = False) -> Residual:
+        """What the bitstream transmits for one P- or B-frame; that frame's packet alone is decoded.
+
+        Args:
+            mask_intra: set the samples of intra blocks to 128.
 
         Raises:
-            ValueError: the frame is not a P-frame of this bitstream.
+            ValueError: the frame is not a P- or B-frame of this bitstream.
         """
         if not 0 <= frame < len(self.packets) or self.frame_types[frame] == "I":
             raise ValueError(f"frame {frame} is not one of the P-frames of {self!r}")
         if self.frame_types[frame] == "N":
-            return self._zero_residual(frame)
-        (decoded,) = self._decode([self.packets[frame]], self._reference)
-        return Residual(frame, *_planes(decoded), decoded)
+            residual = self._zero_residual(frame)
+        else:
+            decoded = self._decode_on_gray(frame)
+            residual = Residual(frame, *planes_of(decoded), decoded)
+        return masked(residual, _in_blocks(residual.intra)) if mask_intra else residual
 
-    def accumulated_residuals(self, gop: int) -> list[Residual]:
-        """Every P-frame's change since its I-frame, less what motion explains.
+    def accumulated_residuals(self, gop: int, *, mask_intra: bool = False) -> list[Residual]:
+        """Every frame's change since the I-frame of its GOP, less what motion explains.
 
-        The gray picture stands in for the I-frame, and the P-frames are decoded on top of each
-        other: CoViAR's back-traced residual (Wu et al., "Compressed Video Action Recognition",
-        CVPR 2018), at the decoder's own sub-pel accuracy. The last P-frame's residual holds the
-        change of the whole GOP.
+        Gray pictures stand in for the I-frame and all before it, and the frames are decoded on top
+        of each other: CoViAR's back-traced residual (Wu et al., "Compressed Video Action
+        Recognition", CVPR 2018), at the decoder's own sub-pel accuracy. The last P-frame's residual
+        holds the change of the whole GOP. Of H.264 the loop filter and explicit weights are left
+        out, as in a direct residual; frames that are shown before the I-frame (of an open GOP) are
+        not among them.
+
+        Args:
+            mask_intra: set to 128 the samples of intra blocks, and of all that is predicted from
+                such samples. FFmpeg does not say which index of a list a block uses: it counts as
+                predicted from all of them.
         """
-        return list(self._accumulated_residuals(gop, self._decoder))
+        return list(self._accumulated(self.gops[gop][0], mask_intra, self._decoder))
 
-    def iter_accumulated_residuals(self, gop: int) -> Iterator[Residual]:
+    def iter_accumulated_residuals(
+        self, gop: int, *, mask_intra: bool = False
+    ) -> Iterator[Residual]:
         """As `accumulated_residuals`, one by one, so that a long GOP takes little memory."""
-        # A decoder of its own, since between two residuals another may be asked for.
-        return self._accumulated_residuals(gop, _new_decoder(self._header))
+        return self.residuals_since(self.gops[gop][0], mask_intra=mask_intra)
 
-    def _accumulated_residuals(self, gop: int, decoder: av.VideoCodecContext) -> Iterator[Residual]:
-        numbers = self.gops[gop][1:]
-        packets = [self.packets[n] for n in numbers if self.frame_types[n] == "P"]
-        frames = self._decode_one_by_one(decoder, packets, self._reference)
+    def residuals_since(self, start: int, *, mask_intra: bool = False) -> Iterator[Residual]:
+        """As `accumulated_residuals`, since any I- or P-frame, up to the next I-frame.
+
+        Raises:
+            ValueError: the frame is not an I- or P-frame of this bitstream.
+            CodecError: the residuals would not be exact, which the message explains.
+        """
+        if not 0 <= start < len(self.packets) or self.frame_types[start] == "B":
+            raise ValueError(f"frame {start} is not one of the I- and P-frames of {self!r}")
+        # A decoder of its own, since between two residuals another may be asked for.
+        return self._accumulated(start, mask_intra, self._new_decoder())
+
+    def _accumulated(
+        self, start: int, mask_intra: bool, decoder: av.VideoCodecContext
+    ) -> Iterator[Residual]:
+        sent = self._format.accumulated(start)
+        frames = self._shown(decoder, sent)
+        asked = {number for _, number in sent}
+        stop = self.frame_types.find("I", start + 1)
+        window = range(start + 1, stop if stop > 0 else len(self.packets))
+        numbers = [n for n in window if n in asked or self.frame_types[n] == "N"]
         before: Residual | None = None
+        appearance: dict[int, np.ndarray] = {}
         for number in numbers:
-            if self.frame_types[number] == "P":
+            if self.frame_types[number] != "N":
                 decoded = next(frames)
-                residual = Residual(number, *_planes(decoded), decoded)
+                if decoded.is_corrupt:
+                    raise CodecError(f"{self.name}: frame {number} is damaged; cut it out")
+                residual = Residual(number, *planes_of(decoded), decoded)
             else:
                 residual = self._zero_residual(number)
                 if before is not None:
                     residual = replace(residual, y=before.y, u=before.u, v=before.v)
-            yield residual
+            if mask_intra:
+                lists = self._format.references(number)
+                held = _appearance(
+                    residual, [[appearance[n] for n in known if n in appearance] for known in lists]
+                )
+                kept = {n: appearance[n] for n in self._format.kept(number) if n in appearance}
+                appearance = {**kept, number: held}
+                yield masked(residual, held)
+            else:
+                yield residual
             before = residual
 
-    @cached_property
-    def _reference(self) -> list[bytes]:
-        """The packets that the decoder is given in place of an I-frame, to show residuals."""
-        # FFmpeg's gray picture ends at the visible edge, and motion may point into the rest of a
-        # macroblock beyond it. Where the decoder delays pictures, it also shows its gray one.
-        whole = self.width % MACROBLOCK == 0 and self.height % MACROBLOCK == 0
-        if whole and self._layer.low_delay and _missing_is_gray():
-            return []
-        return [self._gray]
+    def _new_decoder(self) -> av.VideoCodecContext:
+        codec = self._format
+        return new_decoder(codec.decoder, codec.header, codec.decoder_options)
 
-    @property
-    def _gray(self) -> bytes:
-        return self._header + gray_vop(self._layer)
-
-    def _decode(
-        self, packets: list[bytes], reference: list[bytes] | None = None
-    ) -> list[av.VideoFrame]:
-        return list(self._decode_one_by_one(self._decoder, packets, reference))
-
-    def _decode_one_by_one(
-        self,
-        decoder: av.VideoCodecContext,
-        packets: list[bytes],
-        reference: list[bytes] | None = None,
-    ) -> Iterator[av.VideoFrame]:
-        """Decode packets, independently of earlier ones: a GOP, or P-frames on a reference."""
-        given = [*(reference or []), *packets]
-        skipped, count = len(given) - len(packets), 0
+    def _decode_on_gray(self, frame: int) -> av.VideoFrame:
+        gray, packet = self._format.direct(frame)
+        if not self._format.keeps_gray:
+            (decoded,) = self._decode([*((data, None) for data in gray), (packet, frame)])
+            return decoded
+        decoder, is_held = self._gray_decoder, self._held is gray
+        self._held = []
         try:
-            for data in [*given, None]:
-                if data is None and count == len(given):
+            if not is_held:
+                decoder.flush_buffers()
+                for data in gray:
+                    decoder.decode(packet_of(data))
+            frames = decoder.decode(packet_of(packet, frame))
+        except av.error.FFmpegError as error:
+            raise CodecError(f"{self.name}: a damaged frame ({error}); cut it out") from error
+        if [decoded.pts for decoded in frames] != [frame] or frames[0].is_corrupt:
+            raise CodecError(f"{self.name}: frame {frame} is damaged; cut it out")
+        self._held = gray
+        return frames[0]
+
+    def _decode(self, sent: Sequence[Sent]) -> list[av.VideoFrame]:
+        return list(self._shown(self._decoder, sent))
+
+    def _shown(
+        self, decoder: av.VideoCodecContext, sent: Sequence[Sent]
+    ) -> Iterator[av.VideoFrame]:
+        """The frames that are asked for, in the order of the bitstream, from a decoder that need
+        not know anything before."""
+        waiting: dict[int, av.VideoFrame] = {}
+        asked = [place for place, (_, number) in enumerate(sent) if number is not None]
+        count = given = 0
+        decoder.flush_buffers()
+        try:
+            for place in range(len(sent) + 1):
+                if place == len(sent) and count == len(sent):
                     break
-                for frame in decoder.decode(data if data is None else _packet(data)):
+                packet = packet_of(sent[place][0], place) if place < len(sent) else None
+                for frame in decoder.decode(packet):
                     count += 1
-                    if skipped < count <= len(given):
-                        yield frame
+                    if frame.pts is not None:
+                        waiting[frame.pts] = frame
+                for shown in [n for n in waiting if n < len(sent) and sent[n][1] is None]:
+                    del waiting[shown]
+                while given < len(asked) and asked[given] in waiting:
+                    given += 1
+                    yield waiting.pop(asked[given - 1])
         except av.error.FFmpegError as error:
             raise CodecError(f"{self.name}: a damaged frame ({error}); cut it out") from error
         finally:
             decoder.flush_buffers()
-        if count != len(given):
+        if count != len(sent) or given != len(asked):
             raise CodecError(
-                f"{self.name}: {len(given)} frames went into the decoder and {count} came out; the "
+                f"{self.name}: {len(sent)} frames went into the decoder and {count} came out; the "
                 "file is damaged"
             )
-
-    def _i_packet(self, gop: range) -> bytes:
-        packet = self.packets[gop[0]]
-        return self._header + packet[packet.find(VOP_START_CODE) :]
 
     def _zero_residual(self, number: int) -> Residual:
         chroma = (-(-self.height // 2), -(-self.width // 2))
@@ -351,30 +432,6 @@ class Bitstream:
             motion=np.zeros(0, MOTION_VECTOR_DTYPE),
             is_coded=False,
         )
-
-    def _frame_type(self, number: int) -> str:
-        packet = self.packets[number]
-        start = packet.find(VOP_START_CODE)
-        if not 0 <= start < len(packet) - 4:
-            raise CodecError(f"{self.name}: frame {number} holds no picture; the file is damaged")
-        if packet.find(VOP_START_CODE, start + 4) >= 0:
-            raise CodecError(
-                f"{self.name}: packet {number} holds several pictures (a packed bitstream); "
-                "re-encode it (cfer encode)"
-            )
-        kind = "IPBS"[packet[start + 4] >> 6]
-        if kind in "BS":
-            tool = "a B-frame" if kind == "B" else "a sprite (global motion compensation)"
-            raise CodecError(
-                f"{self.name}: frame {number} is {tool}, whose residual cannot be read exactly; "
-                "re-encode it (cfer encode), or encode with -bf 0"
-            )
-        try:
-            return kind if kind == "I" or self._layer.is_coded(packet[start + 4 :]) else "N"
-        except ValueError as error:
-            raise CodecError(
-                f"{self.name}: frame {number}: {error}; the file is damaged"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -401,7 +458,7 @@ class Gop:
 
     @property
     def direct_residuals(self) -> list[Residual]:
-        """`Bitstream.direct_residual` of each P-frame."""
+        """`Bitstream.direct_residual` of each frame but the I-frame."""
         return [self.bitstream.direct_residual(frame) for frame in self.frames[1:]]
 
     @property
@@ -411,7 +468,7 @@ class Gop:
 
 
 def read_gops(path: str | Path) -> list[Gop]:
-    """The GOPs of an MPEG-4 Part 2 video; `cfer encode VIDEO CLIP.mp4` makes one of any video.
+    """The GOPs of a video in H.264 or MPEG-4 Part 2.
 
     Raises:
         CodecError: see `Bitstream`.
@@ -420,8 +477,15 @@ def read_gops(path: str | Path) -> list[Gop]:
     return [Gop(bitstream, number) for number in range(len(bitstream.gops))]
 
 
-def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]:
-    """The residual of every P-frame, in order; `kind` is "accumulated" or "direct".
+def residuals(
+    path: str | Path, kind: str = "accumulated", *, mask_intra: bool = False
+) -> Iterator[Residual]:
+    """The residual of every P- and B-frame, in the order of the bitstream.
+
+    Args:
+        path: a video in H.264 or MPEG-4 Part 2.
+        kind: "accumulated" (see `Bitstream.accumulated_residuals`) or "direct".
+        mask_intra: set samples that hold appearance to 128.
 
     Raises:
         CodecError: see `Bitstream`; or a kind of another name.
@@ -431,22 +495,100 @@ def residuals(path: str | Path, kind: str = "accumulated") -> Iterator[Residual]
     bitstream = Bitstream.open(path)
     for number, gop in enumerate(bitstream.gops):
         if kind == "accumulated":
-            yield from bitstream.iter_accumulated_residuals(number)
+            yield from bitstream.iter_accumulated_residuals(number, mask_intra=mask_intra)
         else:
-            yield from map(bitstream.direct_residual, gop[1:])
+            for frame in gop[1:]:
+                yield bitstream.direct_residual(frame, mask_intra=mask_intra)
 
 
-def _mpeg4_stream(container: InputContainer, name: str) -> VideoStream:
+def masked(residual: Residual, blocks: np.ndarray) -> Residual:
+    """A residual with the samples of some blocks set to 128; `blocks` as `Residual.masked`."""
+    planes = []
+    for plane, side in ((residual.y, BLOCK), (residual.u, BLOCK // 2), (residual.v, BLOCK // 2)):
+        height, width = plane.shape
+        samples = blocks.repeat(side, axis=0).repeat(side, axis=1)[:height, :width]
+        changed = np.where(samples, np.uint8(GRAY), plane)
+        changed.flags.writeable = False
+        planes.append(changed)
+    y, u, v = planes
+    return replace(residual, y=y, u=u, v=v, masked=blocks)
+
+
+def _in_blocks(macroblocks: np.ndarray) -> np.ndarray:
+    side = MACROBLOCK // BLOCK
+    blocks: np.ndarray = macroblocks.repeat(side, axis=0).repeat(side, axis=1)
+    return blocks
+
+
+def _appearance(residual: Residual, references: list[list[np.ndarray]]) -> np.ndarray:
+    """Which 4 × 4 blocks of a frame are intra, or predicted from samples that hold appearance.
+
+    Args:
+        references: of each list, the same of each frame that is in it.
+    """
+    held = _in_blocks(residual.intra)
+    vectors = residual.motion_vectors
+    for known, uses_it in zip(
+        references, (vectors["source"] <= 0, vectors["source"] > 0), strict=False
+    ):
+        if not residual.is_coded:
+            held = np.logical_or.reduce([held, *known])
+        elif any(source.any() for source in known):
+            _mark_predicted(held, np.logical_or.reduce(known), vectors[uses_it])
+    return held
+
+
+def _mark_predicted(held: np.ndarray, source: np.ndarray, vectors: np.ndarray) -> None:
+    """Set the 4 × 4 blocks that vectors predict from blocks of a reference that are set."""
+    # Sums over all above and to the left: any rectangle's count is a difference of four.
+    sums = np.zeros((held.shape[0] + 1, held.shape[1] + 1), np.int64)
+    sums[1:, 1:] = source.cumsum(0).cumsum(1)
+    heights, widths = vectors["h"].astype(np.int64), vectors["w"].astype(np.int64)
+    down, across = np.divmod(np.arange((MACROBLOCK // BLOCK) ** 2), MACROBLOCK // BLOCK)
+    has_part = (BLOCK * down < heights[:, None]) & (BLOCK * across < widths[:, None])
+    chosen, part = np.nonzero(has_part)
+    # Of an 8 × 8 block all is looked at as one: smaller partitions may have other vectors.
+    is_whole = (heights == 8) & (widths == 8)
+    scale = np.maximum(vectors["motion_scale"].astype(np.int64), 1)
+    places, ranges = [], []
+    for axis, sides, steps, last in (
+        ("y", heights, down, held.shape[0] - 1),
+        ("x", widths, across, held.shape[1] - 1),
+    ):
+        corner = vectors[f"dst_{axis}"] - sides // 2
+        moved = vectors[f"motion_{axis}"].astype(np.int64)
+        # Between two samples the widest filter, of MPEG-4's quarter samples, takes four on a side.
+        margin = np.where(moved % scale, 4, 0)[chosen]
+        offset = BLOCK * steps[part]
+        whole = is_whole[chosen]
+        first = (corner + moved // scale)[chosen] + np.where(whole, 0, offset)
+        final = first + np.where(whole, 8, BLOCK) - 1
+        places.append((corner[chosen] + offset) // BLOCK)
+        ranges.append(((first - margin) // BLOCK).clip(0, last))
+        ranges.append(((final + margin) // BLOCK).clip(0, last) + 1)
+    top, bottom, left, right = ranges
+    count = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    hit = count > 0
+    held[places[0][hit], places[1][hit]] = True
+
+
+def _readable_stream(
+    container: InputContainer, name: str, codecs: Sequence[str]
+) -> tuple[VideoStream, str]:
     stream = video_stream(container)
     if stream is None:
         raise CodecError(f"{name}: there is no video stream in it")
     codec = stream.codec_context.name if stream.codec_context else "none that is known"
-    if codec != "mpeg4":
+    if codec not in codecs:
         raise CodecError(
-            f"{name}: its codec is {codec}, and residuals are read from MPEG-4 Part 2; re-encode "
-            "it (cfer encode, or cfer extract)"
+            f"{name}: its codec is {codec}, and residuals are read from "
+            f"{' and '.join(_NAMES[codec] for codec in codecs)}; re-encode it (cfer encode, or "
+            "cfer extract)"
         )
-    return stream
+    return stream, codec
+
+
+_NAMES = {"mpeg4": "MPEG-4 Part 2", "h264": "H.264"}
 
 
 def _packets_by_index(
@@ -467,53 +609,3 @@ def _packets_by_index(
         end = start + size
     # Without B-frames, the order of decoding is that of display.
     return [(data[start : start + size], stamp) for start, size, _, stamp in entries]
-
-
-def _packet(data: bytes) -> av.Packet:
-    # `av.Packet(data)` would give the decoder a buffer without the padding that it reads beyond the
-    # end: wrong frames, and different ones in every process.
-    packet = av.Packet(len(data))
-    packet.update(data)
-    return packet
-
-
-def _planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three planes of a 4:2:0 frame: views of the decoder's buffers, which they keep alive."""
-    arrays = []
-    for plane in frame.planes:
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        # The decoder may still refer to this picture.
-        rows.flags.writeable = False
-        arrays.append(rows[: plane.height, : plane.width])
-    y, u, v = arrays
-    return y, u, v
-
-
-def _new_decoder(header: bytes) -> av.VideoCodecContext:
-    decoder = av.CodecContext.create("mpeg4", "r")
-    assert isinstance(decoder, av.VideoCodecContext)
-    decoder.thread_count = 1
-    # Report damaged data; by default the decoder conceals it.
-    decoder.options = {"flags2": "+export_mvs", "err_detect": "explode"}
-    decoder.extradata = header
-    return decoder
-
-
-# A stream of 16 × 16, and a P-frame of it that changes nothing.
-_STILL_HEADER = bytes.fromhex("000001b001000001b58913000001000000012000c48d8800cd0084021463")
-_STILL_P_FRAME = bytes.fromhex("000001b650f0237f")
-
-
-@cache
-def _missing_is_gray() -> bool:
-    """Whether this FFmpeg uses a picture of 128 where a P-frame lacks its I-frame.
-
-    Every version so far does (`mpegvideo`'s dummy pictures), but none promises it: each process
-    checks once.
-    """
-    decoder = _new_decoder(_STILL_HEADER)
-    try:
-        frames = [*decoder.decode(_packet(_STILL_P_FRAME)), *decoder.decode(None)]
-    except av.error.FFmpegError:
-        return False
-    return len(frames) == 1 and all((plane == GRAY).all() for plane in _planes(frames[0]))

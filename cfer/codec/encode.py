@@ -19,7 +19,7 @@ from av.packet import Packet
 
 from cfer.codec.bitstream import Bitstream
 from cfer.codec.containers import TICKS_PER_SECOND, ticks_of
-from cfer.codec.mpeg4 import CodecError
+from cfer.codec.format import CodecError
 
 # The layer header has 16 bits for the number of ticks in a second.
 MAX_TICKS_PER_SECOND = 65535

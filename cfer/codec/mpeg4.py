@@ -1,35 +1,26 @@
-"""MPEG-4 Part 2 (ISO/IEC 14496-2), bit by bit: the layer header, and the gray picture for it."""
+"""MPEG-4 Part 2 (ISO/IEC 14496-2), bit by bit: the layer header, and the gray picture for it.
+
+Prediction is from the frame before, so the gray picture is an I-VOP that is written for the
+stream's own header (`gray_vop`) and fits any encoder's stream. FFmpeg uses the same picture where
+an I-frame is missing, so mostly not even that has to be decoded (`_missing_is_gray`).
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import ClassVar
 
-from cfer.errors import InputError
+import av.error
 
-GRAY = 128
+from cfer.codec.decoder import new_decoder, packet_of, planes_of
+from cfer.codec.format import GRAY, MACROBLOCK, BitReader, CodecError, Format, Sent
+
 VOP_START_CODE = b"\x00\x00\x01\xb6"
-MACROBLOCK = 16  # samples along one side
 # The start code of a video object layer (6.3.1), and the header behind it.
 _LAYER = re.compile(rb"\x00\x00\x01[\x20-\x2f](.{1,400})", re.DOTALL)
-
-
-class CodecError(InputError):
-    """A bitstream that cannot be written as asked, or cannot be read exactly."""
-
-
-class BitReader:
-    """Bits of a header, most significant first."""
-
-    def __init__(self, data: bytes) -> None:
-        self._value = int.from_bytes(data, "big")
-        self._left = 8 * len(data)
-
-    def take(self, count: int) -> int:
-        if count > self._left:
-            raise ValueError("the header ends too early")
-        self._left -= count
-        return (self._value >> self._left) & ((1 << count) - 1)
 
 
 @dataclass(frozen=True)
@@ -160,3 +151,117 @@ def gray_vop(layer: VideoObjectLayer) -> bytes:
     text = "".join(bits) + "0"  # stuffing: a zero, then ones up to the byte's end
     text += "1" * (-len(text) % 8)
     return VOP_START_CODE + int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+class Mpeg4(Format):
+    """The frames of an MPEG-4 Part 2 video (see `Format`).
+
+    Args:
+        extradata: the codec's header, as the container has it.
+        packets: the bytes of each frame.
+        name: what messages call the video.
+
+    Raises:
+        CodecError: a B-frame, a coding tool whose residuals cannot be read exactly, or damage.
+    """
+
+    decoder = "mpeg4"
+    keeps_gray = False
+    # Report damaged data; by default the decoder conceals it.
+    decoder_options: ClassVar = {"err_detect": "explode"}
+
+    def __init__(self, extradata: bytes, packets: list[bytes], name: str) -> None:
+        self.packets, self.name = packets, name
+        self.sources = range(len(packets))
+        # The layer header is somewhere before the first picture, wherever the muxer put it.
+        self.header = extradata + packets[0][: max(packets[0].find(VOP_START_CODE), 0)]
+        self.layer = VideoObjectLayer.parse(self.header, name)
+        self.width, self.height = self.layer.width, self.layer.height
+        self.frame_types = "".join(map(self.frame_type, range(len(packets))))
+
+    @property
+    def display_order(self) -> Sequence[int]:
+        return range(len(self.packets))
+
+    def whole(self, frames: range) -> list[Sent]:
+        first = self.frame_types.rindex("I", 0, frames[0] + 1)
+        coded = [n for n in range(first, frames.stop) if self.frame_types[n] != "N"]
+        sent = [(self.packets[n], n if n in frames else None) for n in coded]
+        return [(self.alone(first), sent[0][1]), *sent[1:]]
+
+    def alone(self, i_frame: int) -> bytes:
+        packet = self.packets[i_frame]
+        return self.header + packet[packet.find(VOP_START_CODE) :]
+
+    def direct(self, frame: int) -> tuple[list[bytes], bytes]:
+        return self.reference, self.packets[frame]
+
+    def accumulated(self, start: int) -> list[Sent]:
+        stop = self.frame_types.find("I", start + 1)
+        numbers = range(start + 1, stop if stop > 0 else len(self.packets))
+        sent = [(self.packets[n], n) for n in numbers if self.frame_types[n] == "P"]
+        return [*((packet, None) for packet in self.reference), *sent] if sent else []
+
+    def references(self, frame: int) -> list[Sequence[int]]:
+        return [[frame - 1]]
+
+    def kept(self, frame: int) -> Sequence[int]:
+        return [frame]
+
+    @cached_property
+    def reference(self) -> list[bytes]:
+        """The packets that the decoder is given in place of an I-frame, to show residuals."""
+        # FFmpeg's gray picture ends at the visible edge, and motion may point into the rest of a
+        # macroblock beyond it. Where the decoder delays pictures, it also shows its gray one.
+        whole = self.width % MACROBLOCK == 0 and self.height % MACROBLOCK == 0
+        if whole and self.layer.low_delay and _missing_is_gray():
+            return []
+        return [self.gray]
+
+    @property
+    def gray(self) -> bytes:
+        return self.header + gray_vop(self.layer)
+
+    def frame_type(self, number: int) -> str:
+        packet = self.packets[number]
+        start = packet.find(VOP_START_CODE)
+        if not 0 <= start < len(packet) - 4:
+            raise CodecError(f"{self.name}: frame {number} holds no picture; the file is damaged")
+        if packet.find(VOP_START_CODE, start + 4) >= 0:
+            raise CodecError(
+                f"{self.name}: packet {number} holds several pictures (a packed bitstream); "
+                "re-encode it (cfer encode)"
+            )
+        kind = "IPBS"[packet[start + 4] >> 6]
+        if kind in "BS":
+            tool = "a B-frame" if kind == "B" else "a sprite (global motion compensation)"
+            raise CodecError(
+                f"{self.name}: frame {number} is {tool}, whose residual cannot be read exactly; "
+                "re-encode it (cfer encode), or encode with -bf 0"
+            )
+        try:
+            return kind if kind == "I" or self.layer.is_coded(packet[start + 4 :]) else "N"
+        except ValueError as error:
+            raise CodecError(
+                f"{self.name}: frame {number}: {error}; the file is damaged"
+            ) from error
+
+
+# A stream of 16 × 16, and a P-frame of it that changes nothing.
+_STILL_HEADER = bytes.fromhex("000001b001000001b58913000001000000012000c48d8800cd0084021463")
+_STILL_P_FRAME = bytes.fromhex("000001b650f0237f")
+
+
+@cache
+def _missing_is_gray() -> bool:
+    """Whether this FFmpeg uses a picture of 128 where a P-frame lacks its I-frame.
+
+    Every version so far does (`mpegvideo`'s dummy pictures), but none promises it: each process
+    checks once.
+    """
+    decoder = new_decoder("mpeg4", _STILL_HEADER, Mpeg4.decoder_options)
+    try:
+        frames = [*decoder.decode(packet_of(_STILL_P_FRAME)), *decoder.decode(None)]
+    except av.error.FFmpegError:
+        return False
+    return len(frames) == 1 and all((plane == GRAY).all() for plane in planes_of(frames[0]))

@@ -1,4 +1,5 @@
-"""The commands about videos and models: `cfer predict`, `look`, `encode`, `models`, `serve`."""
+"""The commands about videos and models: `cfer predict`, `look`, `encode`, `residuals`, `models`,
+`serve`."""
 
 from __future__ import annotations
 
@@ -286,6 +287,54 @@ def encode(
         f"{len(bitstream.data):,} bytes"
     )
     return 0
+
+
+def residuals(video: Positional[Video], verify: bool = False, frames: int = 24) -> int:
+    """What a video in H.264 or MPEG-4 Part 2 transmits: its frames by kind, how much of them is
+    intra (appearance, and no residual), and how much is too large for 8 bits.
+
+    Args:
+        video: a file; nothing is encoded anew.
+        verify: of H.264, prove that residuals are exact: decoded pictures, less the residual, must
+            be predictions from the pictures that they refer to. Exit status 1 if a block differs.
+        frames: how many P- and B-frames are compared, evenly chosen; 0: all.
+    """
+    import numpy as np
+
+    from cfer.codec import Bitstream
+    from cfer.codec.verify import verify as proof_of
+
+    if frames < 0:
+        raise InputError(f"--frames {frames}: give how many, or 0 for all")
+    bitstream = Bitstream.open(video)
+    kinds = {kind: bitstream.frame_types.count(kind) for kind in "IPBN"}
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    num_gops = len(bitstream.gops)
+    print(
+        f"{printable(str(video))}: {bitstream.codec}, {bitstream.width} × {bitstream.height}, "
+        f"{len(bitstream.packets)} frames ({counts}) in {num_gops} GOP{'s' * (num_gops > 1)}"
+    )
+    for kind in "PB":
+        numbers = [n for n, k in enumerate(bitstream.frame_types) if k == kind]
+        every = [
+            (r.intra_fraction, r.saturated_fraction)
+            for r in map(bitstream.direct_residual, numbers)
+        ]
+        if every:
+            intra, saturated = np.array(every).T
+            print(
+                f"{kind}-frames: {intra.mean():.2%} of the macroblocks are intra, at the worst "
+                f"{intra.max():.2%}; {saturated.mean():.4%} of the samples saturate"
+            )
+    if not verify:
+        return 0
+    proof = proof_of(bitstream, frames)
+    partly = f", {proof.partly:,} of them in part (smaller than 8 × 8)" if proof.partly else ""
+    print(
+        f"verified: {proof.frames} frames, {proof.blocks:,} inter blocks compared{partly}, "
+        f"{proof.differing:,} differ; {proof.intra_fraction:.2%} of the macroblocks are intra"
+    )
+    return 1 if proof.differing else 0
 
 
 def models(argv: Sequence[str] | None = None) -> int:

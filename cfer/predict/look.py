@@ -98,7 +98,7 @@ def _open(path: Path, card: ModelCard) -> Bitstream:
         raise InputError(f"{path}: there is no such file or folder")
     if path.is_file():
         try:
-            return Bitstream.open(path)
+            return Bitstream.open(path, codecs=["mpeg4"])
         except CodecError:
             pass  # another codec: it is decoded, and encoded anew
     return face_bitstream(path, card.size, card.codec)

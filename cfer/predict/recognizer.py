@@ -166,7 +166,7 @@ class Recognizer:
         bitstream = None
         if path.is_file():
             with suppress(CodecError):  # a video of another codec is decoded, and encoded anew
-                bitstream = Bitstream.open(path)
+                bitstream = Bitstream.open(path, codecs=["mpeg4"])
         if bitstream is not None and self.is_fixed_gop(bitstream):
             gops = range(len(bitstream.gops))
             if is_part:

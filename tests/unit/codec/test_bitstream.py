@@ -112,6 +112,21 @@ def test_intra_fraction_is_what_does_not_follow_the_reference(tmp_path):
         assert by_shift == pytest.approx(by_vectors)
 
 
+def test_intra_blocks_are_masked_with_what_is_predicted_from_them(tmp_path):
+    bitstream = with_intra_blocks(tmp_path)
+    plain, hidden = (bitstream.accumulated_residuals(0, mask_intra=how) for how in (False, True))
+    assert not hidden[0].masked.any()
+    assert hidden[1].masked.mean() == plain[1].intra_fraction > 0
+    for one, other in zip(plain, hidden, strict=True):
+        assert (other.masked >= other.intra.repeat(4, 0).repeat(4, 1)).all()
+        assert one.masked is None
+        masked = other.masked.repeat(4, 0).repeat(4, 1)
+        assert (other.y[masked] == GRAY).all()
+        assert np.array_equal(other.y[~masked], one.y[~masked])
+    alone = bitstream.direct_residual(2, mask_intra=True)
+    assert np.array_equal(alone.masked, alone.intra.repeat(4, 0).repeat(4, 1))
+
+
 def test_saturation_is_counted():
     black, white = (np.full((32, 32, 3), level, np.uint8) for level in (0, 255))
     half = black.copy()
@@ -160,9 +175,9 @@ def test_a_missing_i_frame_is_gray(tmp_path, side, options):
     path = someone_elses(pictures, tmp_path / "a.mp4", 12, qmin="2", qmax="2", **options)
     residuals = Bitstream.open(path)
     on_gray = Bitstream.open(path)
-    on_gray._reference = [on_gray._gray]
+    on_gray._format.reference = [on_gray._format.gray]
     if side[0] % 16 == 0 and side[1] % 16 == 0:
-        assert residuals._reference == []
+        assert residuals._format.reference == []
     for gop in range(2):
         read = residuals.accumulated_residuals(gop), on_gray.accumulated_residuals(gop)
         for one, other in zip(*read, strict=True):
@@ -191,7 +206,7 @@ def test_a_still_picture_has_no_residual():
 def test_a_frame_that_is_not_coded_has_a_zero_residual():
     clip = encode(moving_texture(6), CodecSettings(), 25)
     data = clip.data
-    changed = not_coded(clip.packets[3], clip._layer.time_bits)
+    changed = not_coded(clip.packets[3], clip._format.layer.time_bits)
     # The container holds the packet at its old length; what follows the header is stuffing.
     changed = changed.ljust(len(clip.packets[3]), b"\x00")
     assert data.count(clip.packets[3]) == 1
@@ -236,7 +251,7 @@ def test_two_pictures_in_one_packet_are_an_error():
     bitstream = Bitstream(clip.data, "packed")
     bitstream.packets[2:4] = [bitstream.packets[2] + bitstream.packets[3]]
     with pytest.raises(CodecError, match="packed: packet 2 holds several pictures"):
-        bitstream._frame_type(2)
+        bitstream._format.frame_type(2)
 
 
 def test_residuals_of_a_gop_of_any_length_are_held_one_at_a_time() -> None:

@@ -80,10 +80,10 @@ def test_another_codec_is_refused(tmp_path):
 
 def test_a_film_in_another_codec_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "film.mkv"
-    write_video(path, [np.zeros((64, 64, 3), np.uint8)] * 3)
+    write_video(path, [np.zeros((64, 64, 3), np.uint8)] * 3, codec="mpeg2video")
     os.truncate(path, 1 << 28)  # a hole: it takes no room on the disk
     tracemalloc.start()
-    with pytest.raises(CodecError, match="its codec is h264"):
+    with pytest.raises(CodecError, match="its codec is mpeg2video"):
         Bitstream.open(path)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()

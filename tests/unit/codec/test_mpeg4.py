@@ -8,7 +8,7 @@ import pytest
 from bitstreams import direct_residuals, moving_texture, someone_elses
 
 from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, encode
-from cfer.codec.bitstream import _planes
+from cfer.codec.decoder import planes_of
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def test_someone_elses_file(tmp_path, suffix, gop, options):
     )
     bitstream = Bitstream.open(path)
     assert bitstream.frame_types.startswith("I" + "P" * min(gop - 1, 25))
-    (gray,) = bitstream._decode([bitstream._gray])
-    assert all((plane == GRAY).all() for plane in _planes(gray))
+    (gray,) = bitstream._decode([(bitstream._format.gray, 0)])
+    assert all((plane == GRAY).all() for plane in planes_of(gray))
     pictures = list(bitstream.pictures())
     for number, residual in direct_residuals(bitstream).items():
         # Whatever the tools that made it, decoded − residual is a prediction from the frame before,
@@ -52,8 +52,8 @@ def test_odd_sizes(height, width):
     residual = bitstream.direct_residual(2)
     assert residual.y.shape == (height, width)
     assert residual.u.shape == (-(-height // 2), -(-width // 2))
-    (gray,) = bitstream._decode([bitstream._gray])
-    assert all((plane == GRAY).all() for plane in _planes(gray))
+    (gray,) = bitstream._decode([(bitstream._format.gray, 0)])
+    assert all((plane == GRAY).all() for plane in planes_of(gray))
     assert bitstream.i_frames()[0].shape == (height, width, 3)
 
 

@@ -131,7 +131,8 @@ def test_quarters_that_move_apart_have_a_vector_each(tmp_path):
 
 def test_a_frame_that_is_not_coded_is_empty():
     clip = encode(moving_texture(6), CodecSettings(), 25)
-    changed = not_coded(clip.packets[3], clip._layer.time_bits).ljust(len(clip.packets[3]), b"\0")
+    changed = not_coded(clip.packets[3], clip._format.layer.time_bits)
+    changed = changed.ljust(len(clip.packets[3]), b"\0")
     bitstream = Bitstream(clip.data.replace(clip.packets[3], changed), "with an N-VOP")
     assert (block_types(bitstream.direct_residual(3)) == EMPTY).all()
     assert movements(bitstream.direct_residual(3)).shape == (0, 4)

@@ -1,0 +1,612 @@
+"""H.264 on gray references.
+
+The filters of prediction sum to one (6 taps to 32, of chroma to 64), the mean of two equal
+predictions is the same again, and implicit weights sum to 64: prediction from a gray picture is
+gray (ITU-T H.264, 8.4.2). Nor does parsing a slice depend on any other picture. So the decoder is
+given
+
+- a gray IDR picture, written for the stream's own parameters in CAVLC (`gray_slice`);
+- the stream's parameters and slice headers, written anew: without explicit weights, whose offsets
+  would be added to gray, and without the loop filter, which would smear the residual.
+
+For a direct residual, the frame is no reference, and the gray picture is all that its lists have.
+For residuals since a frame, pictures keep their numbers, so that each is predicted from those that
+it was predicted from; up to that frame, gray ones stand for the references.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect, insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, ClassVar, NamedTuple
+
+from cfer.codec.format import CodecError, Format, Sent
+from cfer.codec.h264_syntax import (
+    IDR_SLICE,
+    MOST_REFERENCES,
+    PPS,
+    SLICE,
+    SPS,
+    START_CODE,
+    B,
+    I,
+    Operation,
+    P,
+    PictureParameters,
+    SequenceParameters,
+    SliceHeader,
+    gray_slice,
+)
+
+Change = Callable[[SliceHeader], SliceHeader]
+
+_START = re.compile(b"\x00\x00\x01")
+_NO_DEBLOCKING = (1, 0, 0)
+_PURE: dict[str, Any] = {"weights": None, "deblocking": _NO_DEBLOCKING}
+_RESTART, _TO_LONG, _CURRENT_TO_LONG = 5, 3, 6  # commands of reference marking (table 7-9)
+
+
+@dataclass(frozen=True)
+class ParameterSets:
+    """Those that are in force: of each id, what it says; and the NAL units that they came in."""
+
+    sps: dict[int, SequenceParameters]
+    pps: dict[int, PictureParameters]
+    nals: dict[tuple[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A picture of the bitstream.
+
+    Attributes:
+        slices: the headers of its slices.
+        sets: the number of the parameter sets that they refer to.
+        period: how many IDR pictures came before the next one.
+        poc: its place in the order of display, within the period (8.2.1).
+    """
+
+    slices: list[SliceHeader]
+    sets: int
+    period: int
+    poc: int
+
+
+class Reference(NamedTuple):
+    """A picture that is kept: its frame number in the bitstream, and its long-term index."""
+
+    frame: int
+    long: int | None
+
+
+class H264(Format):
+    """The frames of an H.264 video (see `Format`).
+
+    Args:
+        extradata: parameter sets, as the container has them: in an avcC record (ISO/IEC 14496-15),
+            and the packets then have lengths; or with start codes (Annex B), or none.
+        packets: each with a picture, or with parameters for the next one.
+        name: what messages call the video.
+
+    Raises:
+        CodecError: a coding tool whose residuals are not proven exact, or damage.
+    """
+
+    decoder = "h264"
+    header = b""
+    keeps_gray = True
+    # `strict`: wait for as many pictures as may be shown earlier; else FFmpeg guesses, and drops
+    # some. `output_corrupt`: a bitstream may begin at an I-frame that is no IDR picture.
+    decoder_options: ClassVar = {
+        "err_detect": "explode",
+        "strict": "strict",
+        "flags": "+output_corrupt",
+    }
+
+    def __init__(self, extradata: bytes, packets: list[bytes], name: str) -> None:
+        self.name = name
+        self.packets: list[bytes] = []
+        self.sources: list[int] = []
+        self.frames: list[Frame] = []
+        self._length_size = (
+            (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and extradata[4:] else 0
+        )
+        self._sets = [ParameterSets({}, {}, {})]
+        self._known: dict[bytes, SequenceParameters | PictureParameters] = {}
+        self._where = ""
+        try:
+            self._take_sets(_in_avcc(extradata) if self._length_size else _with_codes(extradata))
+            waiting = b""
+            for number, packet in enumerate(packets):
+                slices = self._headers(packet)
+                if not slices:
+                    waiting += packet
+                elif slices[0].first_macroblock:
+                    self._continue(slices)
+                    self.packets[-1] += waiting + packet
+                    waiting = b""
+                else:
+                    self.frames.append(self._frame(slices))
+                    self.packets.append(waiting + packet)
+                    self.sources.append(number)
+                    waiting = b""
+        except ValueError as error:
+            raise CodecError(
+                f"{name}: {self._where}{error}, so its residuals cannot be read exactly; "
+                "re-encode it (cfer encode)"
+            ) from error
+        if not self.frames:
+            raise CodecError(f"{name}: there is no frame in it")
+        first = self.frames[0].slices[0].sps
+        self.width, self.height = first.width, first.height
+        kinds = ({header.kind for header in frame.slices} for frame in self.frames)
+        self.frame_types = "".join("B" if B in k else "P" if P in k else "I" for k in kinds)
+        self._grays: dict[tuple[int, int], list[bytes]] = {}
+
+    @cached_property
+    def display_order(self) -> Sequence[int]:
+        def place(number: int) -> tuple[int, int]:
+            return self.frames[number].period, self.frames[number].poc
+
+        return sorted(range(len(self.frames)), key=place)
+
+    @cached_property
+    def orphans(self) -> set[int]:
+        """The frames that are predicted from what the file lacks: those shown before its first
+        I-frame. In their place that I-frame is shown."""
+        first = self.frames[0]
+        if first.slices[0].is_idr:
+            return set()
+        same = (n for n, frame in enumerate(self.frames) if frame.period == first.period)
+        return {n for n in same if self.frames[n].poc < first.poc}
+
+    def whole(self, frames: range) -> list[Sent]:
+        first = frames[0]
+        while first and not self.frames[first].slices[0].is_idr:
+            first -= 1
+        if first == 0 and self.orphans:
+            every = self.with_references(range(frames.stop), set())
+            return [(data, n if n in frames else None) for data, n, _ in every]
+        sent = [(self._annex_b(n), n if n in frames else None) for n in range(first, frames.stop)]
+        return [(self.alone(first), sent[0][1]), *sent[1:]]
+
+    def alone(self, i_frame: int) -> bytes:
+        sets = self._sets[self.frames[i_frame].sets]
+        return b"".join(START_CODE + nal for nal in sets.nals.values()) + self._annex_b(i_frame)
+
+    def direct(self, frame: int) -> tuple[list[bytes], bytes]:
+        header = self.frames[frame].slices[0]
+        key = self.frames[frame].sets, header.sps.id
+        if key not in self._grays:
+            start = self._parameters(frame, header.sps, with_weights=False)
+            gray = gray_slice(header.sps, self._gray_pps(header.sps), kind=I, is_idr=True)
+            self._grays[key] = [header.sps.written(0) + start + gray]
+
+        def on_gray(header: SliceHeader) -> SliceHeader:
+            # The gray picture is number 0, one before this; a whole turn back it is the same.
+            turn = header.sps.max_frame_num - 1
+            counts = header.num_refs[: len(header.modifications)]
+            lists: list[list[Operation]] = [
+                [(0, 0), *[(0, turn)] * (count - 1)] for count in counts
+            ]
+            alone: dict[str, Any] = {"ref_idc": 0, "frame_num": 1, "poc": (2, 0), "marking": None}
+            return replace(header, modifications=lists, **alone, **_PURE)
+
+        return self._grays[key], self._rewritten(frame, on_gray)
+
+    def accumulated(self, start: int) -> list[Sent]:
+        stop = self.frame_types.find("I", start + 1)
+        stop = stop if stop > 0 else len(self.frames)
+        poc = self.frames[start].poc
+        shown = {n for n in range(start + 1, stop) if self.frames[n].poc > poc}
+        if not shown:
+            return []
+        first = min((kept.frame for kept in self._references[start + 1]), default=start)
+        self._check(first, start, stop, shown)
+        sps = self.frames[start].slices[0].sps
+        frame_num_of_gray = self.frames[first].slices[0].frame_num - 1
+        poc_of_gray = min(self.frames[n].poc for n in range(first, stop)) - 2
+        sent: list[Sent] = []
+        pocs = [0]
+        most_before = 0
+        known: list[Reference] = []
+        sets = self.frames[first].sets
+        for number in range(first, stop):
+            frame = self.frames[number]
+            header = frame.slices[0]
+            frame_num, poc = header.frame_num - frame_num_of_gray, frame.poc - poc_of_gray
+            marking = self._kept_commands(known, number)
+            if number in shown:
+                change = partial(
+                    replace, frame_num=frame_num, poc=(poc, 0), marking=marking, **_PURE
+                )
+                picture = self._rewritten(number, change)
+            elif header.ref_idc:
+                if number == first:
+                    marking = [(1, 0), *(marking or [])]  # the gray IDR picture has served
+                kind = I if self.frame_types[number] == "I" else P
+                picture = self._gray(number, kind, frame_num, poc, marking)
+            else:
+                continue
+            if frame.sets != sets:
+                picture = self._parameters(number, sps, with_weights=False) + picture
+                sets = frame.sets
+            sent.append((picture, number if number in shown else None))
+            known = self._after(known, number)
+            most_before = max(most_before, len(pocs) - bisect(pocs, poc))
+            insort(pocs, poc)
+        head = sps.written(min(most_before, MOST_REFERENCES)) + self._parameters(
+            first, sps, with_weights=False
+        )
+        gray = gray_slice(sps, self._gray_pps(sps), kind=I, is_idr=True)
+        return [(head + gray, None), *sent]
+
+    def references(self, frame: int) -> list[Sequence[int]]:
+        found: tuple[set[int], set[int]] = set(), set()
+        for header in self.frames[frame].slices:
+            for known, pictures in zip(found, self.reference_lists(frame, header), strict=False):
+                known.update(n for n in pictures if n is not None)
+        return [sorted(known) for known in found]
+
+    def kept(self, frame: int) -> Sequence[int]:
+        return [kept.frame for kept in self._references[frame + 1]]
+
+    def reference_lists(self, frame: int, header: SliceHeader) -> list[list[int | None]]:
+        """The pictures that the indices of each list of a slice stand for (8.2.4)."""
+        poc, kept = self.frames[frame].poc, self._references[frame]
+        short = [r.frame for r in kept if r.long is None]
+        long = [r.frame for r in sorted(kept, key=lambda r: r.long or 0) if r.long is not None]
+        if header.kind == I:
+            return []
+        if header.kind == P:
+            initial = [[*sorted(short, reverse=True), *long]]
+        else:
+            short.sort(key=lambda n: self.frames[n].poc)
+            earlier = [n for n in short if self.frames[n].poc < poc][::-1]
+            later = [n for n in short if self.frames[n].poc > poc]
+            initial = [[*earlier, *later, *long], [*later, *earlier, *long]]
+            if initial[0] == initial[1] and len(initial[1]) > 1:
+                initial[1][:2] = initial[1][1::-1]
+        lists: list[list[int | None]] = []
+        for given, operations, count in zip(
+            initial, header.modifications, header.num_refs, strict=False
+        ):
+            found: list[int | None] = [*given[:count], *[None] * (count - len(given))]
+            number = header.frame_num
+            for index, (operation, value) in enumerate(operations):
+                if operation < 2:
+                    number += value + 1 if operation else -value - 1
+                    number %= header.sps.max_frame_num
+                    picture = self._short(kept, number)
+                else:
+                    picture = next((r.frame for r in kept if r.long == value), None)
+                rest = [n for n in found[index:] if n != picture]
+                found = [*found[:index], picture, *rest][:count]
+                found += [None] * (count - len(found))
+            lists.append(found)
+        return lists
+
+    def with_references(self, frames: range, unfiltered: set[int]) -> list[tuple[bytes, int, bool]]:
+        """What a decoder is given to show frames as they are, and before some of them the same
+        without the loop filter, for no other to refer to: what prediction and residual add up to.
+
+        Args:
+            frames: the first is an IDR picture, or the bitstream's first frame.
+            unfiltered: the numbers of those.
+
+        Returns:
+            packets, each with its frame's number and whether it is without the loop filter.
+        """
+        sent: list[tuple[bytes, int, bool]] = []
+        pocs: list[int] = []
+        most_before = 0
+        sets = -1
+        for number in frames:
+            frame = self.frames[number]
+
+            header = frame.slices[0]
+            marking = header.marking
+            if not header.is_idr:
+                marking = self._kept_commands(self._references[number], number)
+
+            as_it_is = partial(replace, poc=(frame.poc, 0), marking=marking)
+            without_filter = partial(as_it_is, ref_idc=0, marking=None, deblocking=_NO_DEBLOCKING)
+            for change in [without_filter, as_it_is] if number in unfiltered else [as_it_is]:
+                if number in self.orphans:
+                    data = self._gray(number, P, frame.slices[0].frame_num, frame.poc)
+                else:
+                    data = self._rewritten(number, change)
+                if frame.sets != sets:
+                    sps, sets = frame.slices[0].sps, frame.sets
+                    data = self._parameters(number, sps, with_weights=True) + data
+                sent.append((data, number, change is without_filter))
+                most_before = max(most_before, len(pocs) - bisect(pocs, frame.poc))
+                insort(pocs, frame.poc)
+        head = self.frames[frames[0]].slices[0].sps.written(min(most_before, MOST_REFERENCES))
+        return [(head + sent[0][0], *sent[0][1:]), *sent[1:]]
+
+    # ---- the bitstream, read -----------------------------------------------------------------
+
+    def _nals(self, packet: bytes) -> list[bytes]:
+        return (
+            _with_lengths(packet, self._length_size) if self._length_size else _with_codes(packet)
+        )
+
+    def _annex_b(self, number: int) -> bytes:
+        """A frame with start codes, less what is not needed to decode it."""
+        nals = self._nals(self.packets[number])
+        kept = (nal for nal in nals if nal[0] & 31 in (SLICE, IDR_SLICE, SPS, PPS))
+        return b"".join(START_CODE + nal for nal in kept)
+
+    def _slices(self, number: int) -> list[bytes]:
+        return [
+            nal for nal in self._nals(self.packets[number]) if nal[0] & 31 in (SLICE, IDR_SLICE)
+        ]
+
+    def _take_sets(self, nals: list[bytes]) -> None:
+        """Parameter sets that come with a packet hold from there on."""
+        for nal in nals:
+            kind = nal[0] & 31
+            if kind not in (SPS, PPS):
+                continue
+            if nal not in self._known:
+                where, self._where = self._where, ""  # what they refuse is true of the whole video
+                parse = SequenceParameters.parse if kind == SPS else PictureParameters.parse
+                self._known[nal] = parse(nal)
+                self._where = where
+            known, last = self._known[nal], self._sets[-1]
+            if last.nals.get((kind, known.id)) != nal:
+                new = ParameterSets(
+                    {**last.sps}, {**last.pps}, {**last.nals, (kind, known.id): nal}
+                )
+                if isinstance(known, SequenceParameters):
+                    new.sps[known.id] = known
+                else:
+                    new.pps[known.id] = known
+                self._sets.append(new)
+
+    def _headers(self, packet: bytes) -> list[SliceHeader]:
+        """Those of the slices in a packet, of one picture."""
+        self._where = f"frame {len(self.frames)}: "
+        nals = self._nals(packet)
+        self._take_sets(nals)
+        sets = self._sets[-1]
+        slices = []
+        for nal in nals:
+            kind = nal[0] & 31
+            if kind in (SLICE, IDR_SLICE):
+                slices.append(SliceHeader.parse(nal, sets.sps, sets.pps))
+            elif 2 <= kind <= 4:
+                raise ValueError("its slices are in partitions")
+        addresses = [header.first_macroblock for header in slices]
+        if addresses.count(0) > 1:
+            raise ValueError("its packet holds several pictures")
+        if addresses != sorted(addresses):
+            raise ValueError("its slices are in any order")
+        return slices
+
+    def _continue(self, slices: list[SliceHeader]) -> None:
+        """Some programs write each slice of a picture as a packet of its own."""
+        before = self.frames[-1].slices[-1] if self.frames else None
+        header = slices[0]
+        if before is None or (
+            (before.frame_num, before.poc, before.is_idr, before.ref_idc > 0)
+            != (header.frame_num, header.poc, header.is_idr, header.ref_idc > 0)
+            or before.first_macroblock >= header.first_macroblock
+        ):
+            raise ValueError("its first slice is missing")
+        self.frames[-1].slices.extend(slices)
+
+    def _frame(self, slices: list[SliceHeader]) -> Frame:
+        header = slices[0]
+        if not header.is_idr and any(command[0] == _RESTART for command in header.marking or ()):
+            raise ValueError("it numbers pictures anew in mid-stream")
+        if self.frames:
+            first = self.frames[0].slices[0].sps
+            if (header.sps.width, header.sps.height) != (first.width, first.height):
+                raise ValueError("the size of its pictures changes")
+        period = (self.frames[-1].period if self.frames else 0) + header.is_idr
+        return Frame(slices, len(self._sets) - 1, period, self._poc(header))
+
+    def _poc(self, header: SliceHeader) -> int:
+        """The picture order count of the next frame (8.2.1.1, 8.2.1.3)."""
+        if header.sps.poc_type == 0:
+            lsb, delta = header.poc
+            high, low = (0, 0) if header.is_idr else self._poc_before
+            most = 1 << header.sps.poc_bits
+            if lsb < low and low - lsb >= most // 2:
+                high += most
+            elif lsb > low and lsb - low > most // 2:
+                high -= most
+            if header.ref_idc:
+                self._poc_before = high, lsb
+            return high + lsb + min(delta, 0)
+        turns, before = (0, 0) if header.is_idr else self._poc_before
+        turns += header.sps.max_frame_num if before > header.frame_num else 0
+        self._poc_before = turns, header.frame_num
+        return 2 * (turns + header.frame_num) - (header.ref_idc == 0)
+
+    _poc_before = (0, 0)
+
+    # ---- which pictures are kept -------------------------------------------------------------
+
+    @cached_property
+    def _references(self) -> list[list[Reference]]:
+        """The pictures that each frame may be predicted from, in the order of the bitstream."""
+        found: list[list[Reference]] = [[]]
+        for number in range(len(self.frames)):
+            if self.frames[number].slices[0].is_idr:
+                found[-1] = []
+            found.append(self._after(found[-1], number))
+        return found
+
+    def _after(self, kept: list[Reference], number: int) -> list[Reference]:
+        """Which references are kept after a frame (8.2.5)."""
+        header = self.frames[number].slices[0]
+        if not header.ref_idc:
+            return kept
+        operations = _commands(header)
+        if operations is None:
+            short = [r for r in kept if r.long is None]
+            if short and len(kept) >= max(header.sps.num_ref_frames, 1):
+                kept = [r for r in kept if r != short[0]]
+            return [*kept, Reference(number, None)]
+        current: int | None = None
+        for operation in operations:
+            command, value = operation[0], operation[-1]
+            if command == 4:
+                kept = [r for r in kept if r.long is None or r.long < value]
+            elif command == _CURRENT_TO_LONG:
+                kept, current = [r for r in kept if r.long != value], value
+            else:
+                target = self._target(kept, header, operation)
+                if command == _TO_LONG:
+                    kept = [r for r in kept if r.long != value or r.frame == target]
+                kept = [r for r in kept if r.frame != target]
+                if command == _TO_LONG and target is not None:
+                    kept = [*kept, Reference(target, value)]
+        return [*kept, Reference(number, current)]
+
+    def _short(self, kept: list[Reference], frame_num: int) -> int | None:
+        return next(
+            (
+                r.frame
+                for r in kept
+                if r.long is None and self.frames[r.frame].slices[0].frame_num == frame_num
+            ),
+            None,
+        )
+
+    def _target(
+        self, kept: list[Reference], header: SliceHeader, operation: Operation
+    ) -> int | None:
+        """The frame that a command of marking is about, if it is there."""
+        if operation[0] == 2:
+            return next((r.frame for r in kept if r.long == operation[1]), None)
+        return self._short(kept, (header.frame_num - operation[1] - 1) % header.sps.max_frame_num)
+
+    def _kept_commands(self, known: list[Reference], number: int) -> list[Operation] | None:
+        """A frame's commands of marking, less those about pictures that the decoder lacks."""
+        header = self.frames[number].slices[0]
+        operations = _commands(header)
+        if operations is None:
+            return None
+        kept = []
+        for operation in operations:
+            if (
+                operation[0] in (4, _CURRENT_TO_LONG)
+                or self._target(known, header, operation) is not None
+            ):
+                kept.append(operation)
+        return kept
+
+    def _check(self, first: int, start: int, stop: int, shown: set[int]) -> None:
+        """Raises CodecError where gray pictures are not all that a frame needs of those before."""
+        before = self.frames[first].slices[0].frame_num
+        for number in range(first + 1, stop):
+            header = self.frames[number].slices[0]
+            if header.frame_num != (before + 1) % header.sps.max_frame_num:
+                raise CodecError(
+                    f"{self.name}: a picture before frame {number} is missing; read direct "
+                    "residuals there, or re-encode it (cfer encode)"
+                )
+            before = header.frame_num if header.ref_idc else before
+        for number in sorted(shown):
+            for header in self.frames[number].slices:
+                if header.kind != B:
+                    continue
+                # Blocks in direct mode take their vectors from there (8.4.1.2.1).
+                taken_from = self.reference_lists(number, header)[1][0]
+                if taken_from not in shown and (
+                    taken_from is None or self.frame_types[taken_from] != "I"
+                ):
+                    raise CodecError(
+                        f"{self.name}: frame {number} takes motion vectors from before frame "
+                        f"{start}; begin at an I-frame"
+                    )
+
+    # ---- what is written ---------------------------------------------------------------------
+
+    def _gray_pps(self, sps: SequenceParameters) -> PictureParameters:
+        return PictureParameters(self._free_id, sps.id)
+
+    @cached_property
+    def _free_id(self) -> int:
+        free = set(range(256)).difference(*(sets.pps for sets in self._sets))
+        if not free:
+            raise CodecError(f"{self.name}: no id of picture parameters is free; re-encode it")
+        return min(free)
+
+    def _parameters(self, frame: int, sps: SequenceParameters, *, with_weights: bool) -> bytes:
+        """The picture parameters that a frame's slices may refer to, and those of gray slices."""
+        sets = self._sets[self.frames[frame].sets].pps.values()
+        usable = [pps.written(with_weights) for pps in sets if pps.sps_id == sps.id]
+        return b"".join(usable) + self._gray_pps(sps).written(with_weights)
+
+    def _gray(
+        self,
+        number: int,
+        kind: int,
+        frame_num: int,
+        poc: int,
+        marking: list[Operation] | None = None,
+    ) -> bytes:
+        """A picture without a residual in place of a frame."""
+        header = self.frames[number].slices[0]
+        return gray_slice(
+            header.sps, self._gray_pps(header.sps), kind=kind, ref_idc=header.ref_idc,
+            frame_num=frame_num, poc=poc, marking=marking,
+        )  # fmt: skip
+
+    def _rewritten(self, number: int, change: Change) -> bytes:
+        headers, nals = self.frames[number].slices, self._slices(number)
+        if len(headers) != len(nals):
+            raise CodecError(f"{self.name}: frame {number} is damaged; cut it out")
+        return b"".join(change(h).written(nal) for h, nal in zip(headers, nals, strict=True))
+
+
+def _commands(header: SliceHeader) -> list[Operation] | None:
+    """The commands of marking, those that an IDR picture stands for too (8.2.5.1)."""
+    if not header.is_idr:
+        return header.marking
+    assert header.marking is not None
+    is_long = header.marking[0][1]
+    return [(4, 1), (_CURRENT_TO_LONG, 0)] if is_long else [(4, 0)]
+
+
+def _in_avcc(extradata: bytes) -> list[bytes]:
+    """The parameter sets of an avcC record (ISO/IEC 14496-15, 5.3.3.1)."""
+    nals = []
+    at = 5
+    for mask in (31, 255):
+        count = extradata[at] & mask if at < len(extradata) else 0
+        at += 1
+        for _ in range(count):
+            length = int.from_bytes(extradata[at : at + 2], "big")
+            nals.append(extradata[at + 2 : at + 2 + length])
+            at += 2 + length
+    return [nal for nal in nals if nal]
+
+
+def _with_lengths(packet: bytes, size: int) -> list[bytes]:
+    nals = []
+    at = 0
+    while at + size < len(packet):
+        end = at + size + int.from_bytes(packet[at : at + size], "big")
+        if end > len(packet):
+            raise ValueError("a slice is cut off")
+        if end > at + size:
+            nals.append(packet[at + size : end])
+        at = end
+    return nals
+
+
+def _with_codes(packet: bytes) -> list[bytes]:
+    """The NAL units between start codes (B.1.1), which end with no zero."""
+    starts = [match.end() for match in _START.finditer(packet)]
+    ends = [*(start - 3 for start in starts[1:]), len(packet)]
+    nals = (packet[start:end].rstrip(b"\x00") for start, end in zip(starts, ends, strict=False))
+    return [nal for nal in nals if nal]

@@ -1,0 +1,76 @@
+"""Streams of H.264 to test on, made by libx264."""
+
+from __future__ import annotations
+
+import io
+
+import av
+import numpy as np
+from bitstreams import moving_texture
+
+from cfer.codec.h264 import H264
+from cfer.codec.h264_syntax import START_CODE
+
+
+def scene(
+    frames: int = 30,
+    height: int = 80,
+    width: int = 96,
+    *,
+    fades: bool = False,
+    flashes: bool = False,
+    small_parts: bool = False,
+) -> list[np.ndarray]:
+    """A moving texture with noise, RGB; neither black nor white, so that nothing is clipped.
+
+    Args:
+        fades: it gets darker and brighter: explicit weights.
+        flashes: every fourth picture holds what nothing predicts: intra blocks.
+        small_parts: small squares move each in its own way: partitions below 8 × 8.
+    """
+    rng = np.random.default_rng(0)
+    pictures = []
+    for t, texture in enumerate(moving_texture(frames, height, width)):
+        picture = texture * 0.6 + 50 + rng.normal(0, 4, texture.shape)
+        for part in range(24 if small_parts else 0):
+            x = int(10 + part % 6 * 14 + 3 * np.sin(t * (1 + part % 5) / 2 + part))
+            y = int(8 + part // 6 * 17 + 3 * np.cos(t * (1 + part % 3) * 0.7 + part))
+            picture[y : y + 6, x : x + 6] += 60 if part % 2 else -60
+        if fades:
+            picture = 30 + (picture - 30) * (0.35 + 0.65 * abs(np.cos(t / 9)))
+        if flashes and t % 4 == 2:
+            picture[16:48, 24 + t : 60 + t] = rng.integers(40, 220, (32, 36, 1))
+        pictures.append(np.clip(picture, 3, 252).astype(np.uint8))
+    return pictures
+
+
+def x264(
+    pictures: list[np.ndarray],
+    parameters: str = "",
+    container: str = "mp4",
+    pixels: str = "yuv420p",
+    crf: int = 20,
+) -> bytes:
+    """A file; `parameters` are libx264's own."""
+    file = io.BytesIO()
+    parameters += ":scenecut=0:threads=1"
+    with av.open(file, "w", format=container) as sink:
+        stream = sink.add_stream("libx264", rate=25)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pixels
+        stream.codec_context.options = {
+            "crf": str(crf),
+            "x264-params": parameters.removeprefix(":"),
+        }
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            sink.mux(stream.encode(frame.reformat(format=pixels, threads=1)))
+        sink.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def annex_b(codec: H264, frames: range) -> bytes:
+    """Some frames with start codes, after the parameters of the first."""
+    sets = codec._sets[codec.frames[frames[0]].sets]
+    head = b"".join(START_CODE + nal for nal in sets.nals.values())
+    return head + b"".join(codec._annex_b(number) for number in frames)
