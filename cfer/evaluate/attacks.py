@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,10 +32,12 @@ NUM_REPEATS = 3  # each person is a victim once in each
 NUM_FOLDS = 5
 LEAST_PEOPLE = 10  # of fewer, an attacker learns nothing, and an interval says nothing
 LEAST_OF_A_VALUE = 4  # people, of an attribute
+MOST_PEOPLE, MOST_CLIPS = 120, 6000  # attacked: of each pair of these there is a score
 NUM_BINS = 200  # of scores
 NUM_RESAMPLES = 1000
 STRENGTHS = np.logspace(1, 5, 5)  # of ridge regressions of whitened codes
 CONTRASTIVE_SIZE, CONTRASTIVE_STEPS = 16, 50
+EXPLAINED = "explained"
 OTHERS, TRAINING = "held-out", "training"  # whom the attacker learns from
 ATTACKS = (
     "verification, cosine",
@@ -69,7 +71,8 @@ class Attack:
             linkage `auc`, `eer`, `d_sys` and (not where codes are compared one by one) `rank1`,
             pooled over half of a person's videos. Otherwise the one figure that `measure` names,
             pooled over all of the clips.
-        measure: "auc", "accuracy", "balanced accuracy" or "explained".
+        measure: "auc", "accuracy", "recall" (mean over the values) or "explained" (share of the
+            variance about the mean face).
     """
 
     name: str
@@ -142,16 +145,21 @@ def attack(
         seed: of the splits, the networks and the bootstrap.
 
     Returns:
-        An empty suite for fewer than `LEAST_PEOPLE` held-out people with two videos or more.
+        An empty suite for fewer than `LEAST_PEOPLE` held-out people with two videos or more. Of
+        more than `MOST_PEOPLE` people or `MOST_CLIPS` clips, as many at random are attacked.
     """
     victims = _Clips.of(held_out, videos)
     videos_of = {who: set(victims.videos[victims.people == who]) for who in set(victims.people)}
-    victims = victims[np.array([len(videos_of[who]) > 1 for who in victims.people], bool)]
-    people = np.unique(victims.people)
+    people = np.array(sorted(who for who, found in videos_of.items() if len(found) > 1))
     if len(people) < LEAST_PEOPLE:
         return Suite()
+    generator = np.random.default_rng(seed)
+    people = np.sort(generator.permutation(people)[:MOST_PEOPLE])
+    victims = victims[np.isin(victims.people, people)]
+    if len(victims.people) > MOST_CLIPS:
+        victims = victims[np.sort(generator.permutation(len(victims.people))[:MOST_CLIPS])]
     others = _Clips.of(training, videos)
-    others = others[~np.isin(others.people, people)]
+    others = others[~np.isin(others.people, [*videos_of])]
     sources = {OTHERS: victims}
     if len(np.unique(others.people)) >= LEAST_PEOPLE:
         sources[TRAINING] = others
@@ -446,7 +454,7 @@ class Trials:
 
     def __init__(self, people: np.ndarray) -> None:
         self.people = people
-        self.counts = np.zeros((len(people), len(people), NUM_BINS))
+        self.counts = np.zeros((len(people), len(people), NUM_BINS), np.float32)
         self.hits: list[tuple[np.ndarray, np.ndarray, int]] = []
 
     def add(
@@ -634,8 +642,33 @@ def _identification(training: _Clips, seed: int) -> list[Attack]:
     all_clips = _estimate(
         _by_person(pooled.astype(float), asked_people, weights), 1 / len(asked_people)
     )
-    name = f"identification of {len(asked_people)} training people"
+    name = f"identification, {len(asked_people)} people"
     return [Attack(name, TRAINING, "accuracy", {"accuracy": one}, {"accuracy": all_clips})]
+
+
+def _read(
+    learned: _Clips, attacked: _Clips, wanted: Mapping[str, np.ndarray], pool: bool, balanced: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict what is `wanted` of each person, (k,), from one code or from the mean of all.
+
+    Pooled, it is fitted to such means as well: as they have less noise, more of them is believed.
+
+    Args:
+        balanced: what is wanted says which of k values a person has, and all values weigh the same.
+
+    Returns:
+        The people attacked, once for each prediction, and the predictions (N, k).
+    """
+    mine, theirs = _prepared(learned, attacked)
+    white = whitening(mine, learned.people)
+    mine, theirs = mine @ white, theirs @ white
+    people, asked = learned.people, attacked.people
+    if pool:
+        mine, theirs = _means(mine, people), _means(theirs, asked)
+        people, asked = np.unique(people), np.unique(asked)
+    targets = np.array([wanted[who] for who in people])
+    weights = targets @ (1 / targets.sum(0)) if balanced else None
+    return asked, fit_ridge(mine, targets, people, weights)(theirs)
 
 
 def _attribute(
@@ -644,19 +677,18 @@ def _attribute(
     """Read an attribute of people from others' codes: mean recall over its values, by person."""
     from sklearn.model_selection import StratifiedKFold
 
-    people = np.unique(victims.people)
-    counts = Counter(values[who] for who in people if who in values)
-    asked = {value for value, count in counts.items() if count >= LEAST_OF_A_VALUE}
-    if len(asked) < 2:
+    counts = Counter(values[who] for who in np.unique(victims.people) if who in values)
+    kinds = sorted(value for value, count in counts.items() if count >= LEAST_OF_A_VALUE)
+    if len(kinds) < 2:
         return
-    victims = victims[np.array([values.get(who) in asked for who in victims.people], bool)]
+    wanted = {who: np.eye(len(kinds))[kinds.index(v)] for who, v in values.items() if v in kinds}
+    victims = victims[np.isin(victims.people, [*wanted])]
     people = np.unique(victims.people)
-    kinds = sorted(asked)
-    truth = np.searchsorted(kinds, [values[who] for who in people])
-    folds = min(NUM_FOLDS, *(counts[value] for value in asked))
+    truth = np.array([wanted[who].argmax() for who in people])
+    folds = min(NUM_FOLDS, *(counts[value] for value in kinds))
     for source, known in sources.items():
-        known = known[np.array([values.get(who) in asked for who in known.people], bool)]
-        if {values[who] for who in known.people} != asked:
+        known = known[np.isin(known.people, [*wanted])]
+        if {values[who] for who in known.people} != {*kinds}:
             continue
         right: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {False: [], True: []}
         for repeat in range(NUM_REPEATS if source == OTHERS else 1):
@@ -667,36 +699,28 @@ def _attribute(
             for part in parts if source == OTHERS else [np.arange(len(people))]:
                 mine = np.isin(victims.people, people[part])
                 learned = known[~mine] if source == OTHERS else known
-                codes, theirs = _prepared(learned, victims[mine])
-                white = whitening(codes, learned.people)
-                given = np.searchsorted(kinds, [values[who] for who in learned.people])
-                weights = 1 / np.bincount(given)[given]
-                model = fit_ridge(codes @ white, np.eye(len(kinds))[given], learned.people, weights)
-                scores = model(theirs @ white)
-                who = np.searchsorted(people, victims.people[mine])
-                right[False].append((who, scores.argmax(1) == truth[who]))
-                who = np.unique(who)
-                said = _means(scores, victims.people[mine]).argmax(1)
-                right[True].append((who, said == truth[who]))
-        found = {}
-        for pool, parts in right.items():
-            who = np.concatenate([people for people, _ in parts])
-            hits = np.concatenate([hits for _, hits in parts]).astype(float)
-            recalls = []
-            for kind in range(len(kinds)):
-                # Drawn within each value, so that none is missing in a resample.
-                of_it = np.flatnonzero(truth == kind)
-                weights = np.zeros((1 + NUM_RESAMPLES, len(people)))
-                weights[:, of_it] = _resampled(len(of_it), seed)
-                recalls.append(_by_person(hits, who, weights))
-            found[pool] = _estimate(np.mean(recalls, axis=0), 1 / len(kinds))
-        yield Attack(
-            f"{name} ({', '.join(kinds)})",
-            source,
-            "balanced accuracy",
-            {"balanced accuracy": found[False]},
-            {"balanced accuracy": found[True]},
-        )
+                for pool, found in right.items():
+                    asked, scores = _read(learned, victims[mine], wanted, pool, balanced=True)
+                    who = np.searchsorted(people, asked)
+                    found.append((who, scores.argmax(1) == truth[who]))
+        one, pooled = (_mean_recall(found, truth, seed) for found in right.values())
+        title = f"{name}, {len(kinds)} values"
+        yield Attack(title, source, "recall", {"recall": one}, {"recall": pooled})
+
+
+def _mean_recall(
+    found: Sequence[tuple[np.ndarray, np.ndarray]], truth: np.ndarray, seed: int
+) -> Estimate:
+    """The mean over the values (P,) of `found`: numbers of people, and who is recognized."""
+    who, hits = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    recalls = []
+    for kind in np.unique(truth):
+        # Drawn within each value, so that none is missing in a resample.
+        of_it = np.flatnonzero(truth == kind)
+        weights = np.zeros((1 + NUM_RESAMPLES, len(truth)))
+        weights[:, of_it] = _resampled(len(of_it), seed)
+        recalls.append(_by_person(hits.astype(float), who, weights))
+    return _estimate(np.mean(recalls, axis=0), 1 / len(recalls))
 
 
 def _inversion(
@@ -705,37 +729,33 @@ def _inversion(
     """Rebuild pictures: the share of their variance about the attacker's mean face explained."""
     victims = victims[np.isin(victims.people, [*faces])]
     people = np.unique(victims.people)
+    attacks: list[Attack] = []
+    rebuilt: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if len(people) < LEAST_PEOPLE:
-        return [], {}
-    attacks, rebuilt = [], {}
+        return attacks, rebuilt
+    wanted = {who: face.ravel() for who, face in faces.items()}
     for source, known in sources.items():
         known = known[np.isin(known.people, [*faces])]
         if len(np.unique(known.people)) < LEAST_PEOPLE:
             continue
-        sums: dict[bool, np.ndarray] = {pool: np.zeros((2, len(people))) for pool in (False, True)}
+        sums = {pool: np.zeros((2, len(people))) for pool in (False, True)}
         for _, _, learned, attacked, _ in _splits(victims, {source: known}, seed):
-            codes, theirs = _prepared(learned, attacked)
-            white = whitening(codes, learned.people)
-            targets = np.array([faces[who].ravel() for who in learned.people])
-            mean = _means(targets, learned.people).mean(0)
-            model = fit_ridge(codes @ white, targets - mean, learned.people)
-            predicted = model(theirs @ white)
-            for pool in (False, True):
-                asked = np.unique(attacked.people) if pool else attacked.people
-                guesses = _means(predicted, attacked.people) if pool else predicted
-                real = np.array([faces[who].ravel() for who in asked]) - mean
+            mean = np.mean([wanted[who] for who in np.unique(learned.people)], axis=0)
+            for pool, (left, total) in sums.items():
+                asked, guesses = _read(learned, attacked, wanted, pool, balanced=False)
+                real = np.array([wanted[who] for who in asked])
                 who = np.searchsorted(people, asked)
-                sums[pool][0] += np.bincount(who, np.square(real - guesses).sum(1), len(people))
-                sums[pool][1] += np.bincount(who, np.square(real).sum(1), len(people))
-                if pool:
-                    for person, guess in zip(asked, guesses, strict=True):
-                        shape = faces[person].shape
-                        rebuilt[str(person)] = (faces[person], (mean + guess).reshape(shape))
+                left += np.bincount(who, np.square(real - guesses).sum(1), len(people))
+                total += np.bincount(who, np.square(real - mean).sum(1), len(people))
+            # The last is of all clips together.
+            for name, guess in zip(asked, guesses, strict=True):
+                rebuilt[str(name)] = (faces[name], guess.reshape(faces[name].shape))
         weights = _resampled(len(people), seed)
         one, pooled = (
             _estimate(1 - (weights @ left) / np.maximum(weights @ total, 1e-12), 0.0)
             for left, total in sums.values()
         )
-        both = ({"explained": one}, {"explained": pooled})
-        attacks.append(Attack("inversion, ridge", source, "explained", *both))
+        attacks.append(
+            Attack("inversion, ridge", source, EXPLAINED, {EXPLAINED: one}, {EXPLAINED: pooled})
+        )
     return attacks, rebuilt
