@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from mlflow.entities import Run
 
 from cfer.codec import Bitstream
+from cfer.data.folds import read_videos
 from cfer.data.shards import read_description
 from cfer.data.storage import Folder
 from cfer.errors import InputError
@@ -49,7 +50,7 @@ def attack_run(run: Run, groups: Groups | None = None) -> Suite:
     data = data_of(run)
     if read_description(data).digest != run.data.params.get("data_digest"):
         raise InputError(f"{data}: not the data set any more that the run was trained on")
-    videos = videos_of(data)
+    videos = read_videos(data)
     people = {who for who in (*held_out.subjects, *train.subjects) if who is not None}
     faces = faces_of(data, people)
     return attack(held_out, train, videos, groups, faces, int(run.data.params["seed"]))
@@ -59,18 +60,6 @@ def data_of(run: Run) -> str:
     """The location of the data set that a run was trained on; empty where it is not known."""
     inputs = run.inputs.dataset_inputs if run.inputs else []
     return json.loads(inputs[0].dataset.source).get("uri", "") if inputs else ""
-
-
-def videos_of(data: str) -> dict[str, str]:
-    """{clip id: the file or folder that it is from} of a data set."""
-    folder = Folder(data)
-    videos: dict[str, str] = {}
-    for path in read_description(data).shard_paths(folder):
-        table = pq.read_table(
-            path, columns=["clip_id", "source"], filesystem=folder.patient_filesystem
-        )
-        videos |= zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-    return videos
 
 
 def faces_of(data: str, people: set[str]) -> dict[str, np.ndarray]:
@@ -182,6 +171,21 @@ def blocks(suite: Suite) -> list[list[list[str]]]:
         rows(["rank-1, pooled", "D_sys, pooled"], links, auc=True),
         rows(["one clip", "all clips"], others, auc=False),
     ]
+
+
+def wide_table(suite: Suite) -> list[list[str]]:
+    """All of `blocks` in one table, the head first; a dash where an attack has no such figure."""
+    names = ("auc", "eer", "rank1", "d_sys")
+    rows = [["attack", "learned from", "one clip", "pooled", "EER", "rank-1", "D_sys"]]
+    for each in suite.attacks:
+        first = next(iter(each.pooled))
+        cells = [_cell(when[first], with_chance=True) for when in (each.one, each.pooled)]
+        others = [
+            _cell(each.pooled[name], with_chance=True) if name in each.pooled else "–"
+            for name in names[1:]
+        ]
+        rows.append([each.name, each.learned_from, *cells, *others])
+    return rows
 
 
 def _cell(estimate: Estimate, with_chance: bool = False) -> str:

@@ -177,7 +177,7 @@ def attack(
     )
 
 
-def figures(suite: Suite) -> dict[str, float]:
+def attack_figures(suite: Suite) -> dict[str, float]:
     """The suite for a table of runs: `attack/linkage_ridge_training_auc`, `…_pooled_auc`, …"""
     found = {}
     for attack in suite.attacks:

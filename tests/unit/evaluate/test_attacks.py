@@ -168,11 +168,11 @@ def test_too_few_people_are_not_attacked() -> None:
     codes = np.zeros((8, 2))
     few = ScoredClips(np.zeros(8, int), codes, codes, codes, [*"aabbccdd"], ids)
     assert attacks.attack(few, few, dict(zip(ids, ids, strict=True))) == Suite()
-    assert attacks.figures(Suite()) == {}
+    assert attacks.attack_figures(Suite()) == {}
 
 
 def test_figures_are_named_after_the_attack() -> None:
-    found = attacks.figures(suite("strong"))
+    found = attacks.attack_figures(suite("strong"))
     assert found["attack/linkage_MLP_training_pooled_auc"] == value(
         suite("strong"), "linkage, MLP", learned_from=TRAINING
     )
