@@ -148,18 +148,13 @@ def attack(
         An empty suite for fewer than `LEAST_PEOPLE` held-out people with two videos or more. Of
         more than `MOST_PEOPLE` people or `MOST_CLIPS` clips, as many at random are attacked.
     """
-    victims = _Clips.of(held_out, videos)
-    videos_of = {who: set(victims.videos[victims.people == who]) for who in set(victims.people)}
-    people = np.array(sorted(who for who, found in videos_of.items() if len(found) > 1))
+    known = _Clips.of(held_out, videos)
+    victims = _attackable(known, seed)
+    people = np.unique(victims.people)
     if len(people) < LEAST_PEOPLE:
         return Suite()
-    generator = np.random.default_rng(seed)
-    people = np.sort(generator.permutation(people)[:MOST_PEOPLE])
-    victims = victims[np.isin(victims.people, people)]
-    if len(victims.people) > MOST_CLIPS:
-        victims = victims[np.sort(generator.permutation(len(victims.people))[:MOST_CLIPS])]
     others = _Clips.of(training, videos)
-    others = others[~np.isin(others.people, [*videos_of])]
+    others = others[~np.isin(others.people, known.people)]
     sources = {OTHERS: victims}
     if len(np.unique(others.people)) >= LEAST_PEOPLE:
         sources[TRAINING] = others
@@ -189,6 +184,16 @@ def attack_figures(suite: Suite) -> dict[str, float]:
 
 
 # ---- who attacks whom ----------------------------------------------------------------------------
+
+
+def _attackable(clips: _Clips, seed: int) -> _Clips:
+    """At most `MOST_CLIPS` of at most `MOST_PEOPLE`, each with two videos or more."""
+    generator = np.random.default_rng(seed)
+    people = generator.permutation(np.unique(clips.people))[:MOST_PEOPLE]
+    clips = clips[np.isin(clips.people, people)]
+    clips = clips[np.sort(generator.permutation(len(clips.people))[:MOST_CLIPS])]
+    several = [who for who in people if len(np.unique(clips.videos[clips.people == who])) > 1]
+    return clips[np.isin(clips.people, several)]
 
 
 def _splits(

@@ -171,6 +171,20 @@ def test_too_few_people_are_not_attacked() -> None:
     assert attacks.attack_figures(Suite()) == {}
 
 
+def test_of_too_many_people_and_clips_some_are_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacks, "MOST_PEOPLE", 12)
+    monkeypatch.setattr(attacks, "MOST_CLIPS", 40)
+    people = np.repeat([f"p{number:02d}" for number in range(20)], 6)
+    videos = np.arange(120) // 2
+    codes = np.arange(240.0).reshape(120, 2)
+    clips = attacks._Clips(codes, codes, people, videos % 3, videos)
+    chosen = attacks._attackable(clips, 0)
+    assert len(np.unique(chosen.people)) <= 12
+    assert 20 < len(chosen.people) <= 40
+    for who in chosen.people:
+        assert len(np.unique(chosen.videos[chosen.people == who])) > 1
+
+
 def test_figures_are_named_after_the_attack() -> None:
     found = attacks.attack_figures(suite("strong"))
     assert found["attack/linkage_MLP_training_pooled_auc"] == value(
