@@ -426,7 +426,11 @@ def _matches(victims: _Clips, sources: Mapping[str, _Clips], seed: int) -> Itera
     for name in ATTACKS:
         for source in sources:
             if (name, source, True) in trials:
-                one, pooled = (trials[name, source, pool].estimates(seed) for pool in (False, True))
+                # The cosine learns nothing of them but how its dimensions are scaled.
+                widened = 1.0 if name == ATTACKS[0] else widening(source)
+                one, pooled = (
+                    trials[name, source, pool].estimates(seed, widened) for pool in (False, True)
+                )
                 yield Attack(name, source, "auc", one, pooled)
 
 
@@ -493,7 +497,7 @@ class Trials:
             ties = (scores == own[:, None]).sum(1)
             self.hits.append((who, np.where(own >= best, 1 / ties, 0.0), len(enrolled)))
 
-    def estimates(self, seed: int) -> dict[str, Estimate]:
+    def estimates(self, seed: int, widened: float = 1.0) -> dict[str, Estimate]:
         """`auc`, `eer`, `d_sys` and, where a probe was compared with each person once, `rank1`.
 
         *AUC*: how often a comparison of one person has the higher score than one of two; *EER*: the
@@ -518,12 +522,12 @@ class Trials:
         ):
             values = measure(mated, others)
             by_chance = float(measure(*shuffled).mean()) if chance is None else chance
-            found[name] = _estimate(values, by_chance)
+            found[name] = _estimate(values, by_chance, widened)
         if self.hits:
             who = np.concatenate([people for people, _, _ in self.hits])
             hits = np.concatenate([hits for _, hits, _ in self.hits])
             chance = float(np.mean(np.concatenate([[1 / n] * len(p) for p, _, n in self.hits])))
-            found["rank1"] = _estimate(_by_person(hits, who, weights), chance)
+            found["rank1"] = _estimate(_by_person(hits, who, weights), chance, widened)
         return found
 
     def _histograms(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -589,6 +593,16 @@ def linkability(mated: np.ndarray, others: np.ndarray) -> np.ndarray:
 # ---- intervals -----------------------------------------------------------------------------------
 
 
+def widening(learned_from: str) -> float:
+    """How much wider an interval is than the bootstrap over the victims says.
+
+    Where victims are attackers in turn, the parts are not independent: their attackers are mostly
+    the same people. The variance is that of Nadeau & Bengio ("Inference for the Generalization
+    Error", Machine Learning 2003): 1/n becomes 1/n + (people attacked) / (people learned from).
+    """
+    return float(np.sqrt(1 + NUM_FOLDS / (NUM_FOLDS - 1))) if learned_from == OTHERS else 1.0
+
+
 def _resampled(num_people: int, seed: int) -> np.ndarray:
     """How often each person is in a resample: (1 + NUM_RESAMPLES, P); first, all once."""
     generator = np.random.default_rng(seed)
@@ -603,15 +617,18 @@ def _by_person(values: np.ndarray, people: np.ndarray, weights: np.ndarray) -> n
     return sums / np.maximum(weights @ np.bincount(people, minlength=size), 1e-12)
 
 
-def _estimate(values: np.ndarray, chance: float) -> Estimate:
-    """The first value, with the interval of the others.
+def _estimate(
+    values: np.ndarray, chance: float, widened: float = 1.0, least: float = 0.0
+) -> Estimate:
+    """The first value, with the interval of the others, `widened` by a factor.
 
     A resample has the same people twice, which makes some figures (D_sys) larger in all of them:
-    the interval is moved back by that.
+    the interval is moved back by that. It ends at `least` and at 1, beyond which no value is.
     """
-    value, resampled = float(values[0]), values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(resampled, [0.025, 0.975]) - (resampled.mean() - value)
-    return Estimate(value, float(min(low, value)), float(max(high, value)), chance)
+    value, resampled = float(values[0]), values[1:]
+    low, high = np.quantile(resampled, [0.025, 0.975]) - resampled.mean()
+    low, high = value + widened * min(low, 0.0), value + widened * max(high, 0.0)
+    return Estimate(value, float(max(low, least)), float(min(high, 1.0)), chance)
 
 
 # ---- identification, attributes, inversion -------------------------------------------------------
@@ -708,13 +725,15 @@ def _attribute(
                     asked, scores = _read(learned, victims[mine], wanted, pool, balanced=True)
                     who = np.searchsorted(people, asked)
                     found.append((who, scores.argmax(1) == truth[who]))
-        one, pooled = (_mean_recall(found, truth, seed) for found in right.values())
+        one, pooled = (
+            _mean_recall(found, truth, seed, widening(source)) for found in right.values()
+        )
         title = f"{name}, {len(kinds)} values"
         yield Attack(title, source, "recall", {"recall": one}, {"recall": pooled})
 
 
 def _mean_recall(
-    found: Sequence[tuple[np.ndarray, np.ndarray]], truth: np.ndarray, seed: int
+    found: Sequence[tuple[np.ndarray, np.ndarray]], truth: np.ndarray, seed: int, widened: float
 ) -> Estimate:
     """The mean over the values (P,) of `found`: numbers of people, and who is recognized."""
     who, hits = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -725,7 +744,7 @@ def _mean_recall(
         weights = np.zeros((1 + NUM_RESAMPLES, len(truth)))
         weights[:, of_it] = _resampled(len(of_it), seed)
         recalls.append(_by_person(hits.astype(float), who, weights))
-    return _estimate(np.mean(recalls, axis=0), 1 / len(recalls))
+    return _estimate(np.mean(recalls, axis=0), 1 / len(recalls), widened)
 
 
 def _inversion(
@@ -757,7 +776,12 @@ def _inversion(
                 rebuilt[str(name)] = (faces[name], guess.reshape(faces[name].shape))
         weights = _resampled(len(people), seed)
         one, pooled = (
-            _estimate(1 - (weights @ left) / np.maximum(weights @ total, 1e-12), 0.0)
+            _estimate(
+                1 - (weights @ left) / np.maximum(weights @ total, 1e-12),
+                chance=0.0,
+                widened=widening(source),
+                least=-np.inf,
+            )
             for left, total in sums.values()
         )
         attacks.append(

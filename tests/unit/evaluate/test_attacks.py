@@ -274,6 +274,13 @@ def test_the_interval_is_that_of_people_and_not_of_clips() -> None:
     found = attacks._estimate(values, 0.5)
     # 1.96 · √(0.25 / 20)
     assert found.high - found.value == pytest.approx(0.22, abs=0.04)
+    # Five parts, each attacked by the four others: 1/n becomes 1/n + 1/4.
+    assert attacks.widening(TRAINING) == 1
+    assert attacks.widening(OTHERS) ** 2 / 5 == pytest.approx(1 / 5 + 1 / 4)
+    wider = attacks._estimate(values, 0.5, attacks.widening(OTHERS))
+    assert wider.high - wider.value == pytest.approx(1.5 * (found.high - found.value))
+    # None ends beyond what a figure can be.
+    assert attacks._estimate(np.array([0.9, 0.7, 1.1]), 0.5, 5.0).high == 1
 
 
 def test_clips_of_one_video_link_nothing() -> None:
