@@ -26,6 +26,7 @@ from pipeline.puppets.photos import photographs_below
 from pipeline.puppets.smile import is_held_out
 
 EXPERIMENT, RUN, MODEL = "default", "default-model", "default.safetensors"
+PEOPLE = "people.csv"
 STEPS = (
     "puppets --photos {photos} --out videos",
     "extract --videos videos/manifest.csv --out shards --identity dlib",
@@ -63,9 +64,19 @@ def make(photos: Path, out: Path = Path("default")) -> int:
             print(f"stopped, since the command above ended with {done.returncode}")
             return done.returncode
     groups = groups_of_people(photos)
+    _write_people(groups, out / PEOPLE)
     with chdir(out):
         _write_groups(groups)
     return 0
+
+
+def _write_people(people: Mapping[str, Mapping[str, str]], file: Path) -> None:
+    """What `cfer evaluate RUN --groups` reads."""
+    names = sorted({name for known in people.values() for name in known})
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, ["subject", *names])
+        writer.writeheader()
+        writer.writerows({"subject": who, **known} for who, known in people.items())
 
 
 def _write_groups(people: Mapping[str, Mapping[str, str]]) -> None:

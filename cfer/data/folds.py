@@ -82,6 +82,22 @@ def read_index(directory: str) -> ClipIndex:
     )
 
 
+def read_videos(directory: str) -> dict[str, str]:
+    """{clip id: the file or folder that it is from}. The windows of one video have one in common.
+
+    Raises:
+        InputError: not a complete data set.
+    """
+    folder = Folder(directory)
+    videos: dict[str, str] = {}
+    for path in read_description(directory).shard_paths(folder):
+        table = pq.read_table(
+            path, columns=["clip_id", "source"], filesystem=folder.patient_filesystem
+        )
+        videos |= zip(*(table[name].to_pylist() for name in ("clip_id", "source")), strict=True)
+    return videos
+
+
 def split_by_column(index: ClipIndex) -> Split:
     """The data set's own split: `train` on one side, `validation`, `val` or `test` on the other.
 

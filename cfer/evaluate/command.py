@@ -1,7 +1,8 @@
 """What a recognizer is worth: `cfer evaluate`, and the page about an experiment: `cfer report`.
 
 cfer evaluate EXPERIMENT          # table of its finished runs
-cfer evaluate RUN                 # one of them: recall of each class, calibration, leakage
+cfer evaluate RUN                 # one of them: recall of each class, calibration, attacks
+cfer evaluate RUN --bound OTHER   # beside the attacks on a run that was trained to identify people
 cfer evaluate RUN --data SHARDS   # a stored model on a data set
 cfer report EXPERIMENT            # report/report.md and report/report.html
 """
@@ -9,22 +10,32 @@ cfer report EXPERIMENT            # report/report.md and report/report.html
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from cfer.errors import InputError
 from cfer.outputs import check_output_folder
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 def evaluate(
     name: Annotated[Positional[str], arg(metavar="NAME")],
     data: Annotated[str | None, arg(metavar="SHARDS")] = None,
+    groups: Annotated[Path | None, arg(metavar="CSV")] = None,
+    bound: Annotated[str | None, arg(metavar="RUN")] = None,
 ) -> int:
-    """Recognition on held-out subjects, and how much identity the expression code has.
+    """Recognition on held-out subjects, and what an attacker learns from the expression code.
 
     Args:
         name: An MLflow experiment, or a run's name or id; with --data also a model's URI or folder.
         data: Evaluate the stored model on every labeled clip of a data set that is new to it.
+        groups: What is known of the people, to be read from a run's codes: a column `subject`, and
+            one for each attribute, such as gender.
+        bound: Another run, to which the same attacks are made: one that was trained to identify
+            people says what the input holds.
     """
     from cfer import tracking
     from cfer.evaluate import table
@@ -35,8 +46,24 @@ def evaluate(
     elif tracking.is_experiment(name):
         print(table.of_experiment(tracking.find_runs(name)))
     else:
-        print(table.of_run(tracking.find_run(name)))
+        run = tracking.find_run(name)
+        print(table.of_run(run))
+        _print_attacks(run, groups, bound)
     return 0
+
+
+def _print_attacks(run: Run, groups_file: Path | None, bound: str | None) -> None:
+    from cfer import tracking
+    from cfer.evaluate import attacked_run
+
+    groups = None if groups_file is None else attacked_run.read_groups(groups_file)
+    for one in [run] if bound is None else [run, tracking.find_run(bound)]:
+        if one is not run:
+            print(f"\n{one.info.run_name}, which bounds it:")
+        try:
+            print("\n" + attacked_run.table(attacked_run.attack_run(one, groups)))
+        except InputError as error:
+            print(f"\nattacks: not made, {error}")
 
 
 def report(

@@ -137,6 +137,29 @@ def reliability_figure(clips: ScoredClips, title: str) -> Figure:
     return figure
 
 
+def faces_figure(
+    rebuilt: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, most: int = 10
+) -> Figure:
+    """Real faces above, and what an attacker rebuilds of each from the codes below it.
+
+    Args:
+        rebuilt: {person: (real, rebuilt)}, gray float (h, w) in [0, 1]; the first `most` are shown.
+    """
+    from matplotlib.figure import Figure
+
+    shown = sorted(rebuilt)[:most]
+    figure = Figure(figsize=(1.1 * len(shown) + 0.6, 3), layout="constrained")
+    for row in range(2):
+        for column, name in enumerate(shown):
+            axes = figure.add_subplot(2, len(shown), 1 + row * len(shown) + column)
+            axes.imshow(rebuilt[name][row], vmin=0, vmax=1, cmap="gray")
+            axes.set(xticks=[], yticks=[])
+            if column == 0:
+                axes.set_ylabel(("real", "rebuilt")[row])
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
 def sweep_figure(
     name: str,
     values: Sequence[Any],

@@ -22,11 +22,17 @@ from mlflow.entities import Run
 
 from cfer import tracking
 from cfer.errors import InputError
+from cfer.evaluate.attacked_run import LEGEND, TOO_FEW, attack_run, data_of, wide_table
+from cfer.evaluate.attacks import EXPLAINED
+from cfer.evaluate.figures import faces_figure
 from cfer.evaluate.significance import MethodResults, difference
 
 REFERENCE_METHOD = "cross-entropy"
 # Rows of other encodings have that method, too: the plain one is preferred.
 REFERENCE_NAMES = (REFERENCE_METHOD, "recommended")
+VERIFICATION = "attack/verification_learned_held-out"
+LINKAGE = "attack/linkage_contrastive_training"
+LINKAGE_OF_OTHERS = "attack/linkage_contrastive_held-out"
 PICTURES_OF_A_RUN = {
     "embedding.png": "Expression codes of one run's held-out clips",
     "curves.png": "One run's curves",
@@ -127,8 +133,7 @@ def read_rows(experiment: str, runs: Sequence[Run]) -> list[MethodResults]:
 
 def _about(row: MethodResults) -> str:
     params = row.run.data.params
-    inputs = row.run.inputs.dataset_inputs if row.run.inputs else []
-    data = json.loads(inputs[0].dataset.source).get("uri", "") if inputs else ""
+    data = data_of(row.run)
     codec = ", ".join(
         f"{name.removeprefix('codec_')} {value}"
         for name, value in sorted(params.items())
@@ -182,6 +187,17 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
         "R² z_R → z_I": lambda row: row.mean("leakage/r2", 3),
         "vCLUB": lambda row: row.mean("leakage/vclub", 3),
     }
+    attacked = {
+        "method": lambda row: f"**{row.name}**",
+        "verification, one clip": lambda row: row.cell(f"{VERIFICATION}_auc"),
+        "verification, pooled": lambda row: row.cell(f"{VERIFICATION}_pooled_auc"),
+        "linkage, one clip": lambda row: row.cell(f"{LINKAGE}_auc"),
+        "linkage, pooled": lambda row: row.cell(f"{LINKAGE}_pooled_auc"),
+        f"linkage, pooled − {reference.name}": lambda row: _against(
+            row, reference, f"{LINKAGE}_pooled_auc"
+        ),
+        "learned from held-out people": lambda row: row.cell(f"{LINKAGE_OF_OTHERS}_pooled_auc"),
+    }
     calibration = {
         "method": lambda row: f"**{row.name}**",
         "temperature": lambda row: _calibration(row, "temperature"),
@@ -215,6 +231,17 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
             "is less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
             "*p*: corrected resampled t-test, run by run, not corrected for the number of rows; "
             "where the runs of a row differ in their seeds alone, it says nothing of other people."
+        ],
+    )
+    yield Section(
+        "What an attacker finds out",
+        table(attacked),
+        [
+            "AUC of attacks on held-out people, 0.5 by chance (`docs/privacy.md`). *Verification*: "
+            "are two codes of one person, by a metric learned from other held-out people. "
+            "*Linkage*: whose face belongs to a code, learned from the training people, or from "
+            "other held-out people, whom no defense has seen. *Pooled*: all clips of half of a "
+            "person's videos. A dash: fewer than ten people were held out."
         ],
     )
     yield Section(
@@ -292,6 +319,30 @@ def _pictures(
                 copied(run, file, title, row.name) for file, title in PICTURES_OF_A_RUN.items()
             ],
         )
+        yield _attacks(run, row.name, out)
+
+
+def _attacks(run: Run, name: str, out: Path) -> Section:
+    """The whole suite on one run of a row, with intervals, and the faces that were rebuilt."""
+    title = f"Attacks on one run of {name}"
+    try:
+        suite = attack_run(run)
+    except InputError as error:
+        return Section(title, texts=[f"Not made: {error}."])
+    if not suite.people:
+        return Section(title, texts=[TOO_FEW])
+    file = out / re.sub(r"[^\w.+-]", "-", f"{name}-faces.png")
+    explained = [a.pooled[EXPLAINED].value for a in suite.attacks if EXPLAINED in a.pooled]
+    pictures = []
+    if suite.rebuilt:
+        share = f"{explained[-1]:.2f} of the variance about the mean face"
+        faces_figure(suite.rebuilt, f"rebuilt from all codes of a person: {share}").savefig(file)
+        pictures = [[(f"Rebuilt faces: {name}", file)]]
+    legend = LEGEND.format(pooled=suite.clips_pooled).replace("\n", " ")
+    about = (
+        f"{suite.people} people, {suite.clips:,} clips; [95 % interval over people] (by chance)."
+    )
+    return Section(title, wide_table(suite), [f"{about}. {legend}"], pictures)
 
 
 def _pictured(rows: Sequence[MethodResults], reference: MethodResults) -> list[MethodResults]:

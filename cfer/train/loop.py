@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cfer import tracking
 from cfer.data.inputs import APEX_SIZE
 from cfer.errors import NotFinite
+from cfer.evaluate.attacks import attack, attack_figures
 from cfer.evaluate.calibration import calibration, held_out_people
 from cfer.evaluate.figures import (
     confusion_figure,
@@ -59,6 +60,7 @@ class Setup:
         mlflow_run_id, tracking_uri: where the run is tracked.
         held_out: who is held out.
         num_train: training clips of all workers.
+        videos: {clip id: the video that it is from}.
         train_subjects: those of the training clips, sorted; player 1 knows them by their positions.
         class_weights: in the cross-entropy, one for each class; None: all weigh the same.
         parallel_runs: how many runs share this machine's cores.
@@ -74,6 +76,7 @@ class Setup:
     tracking_uri: str
     held_out: list[str]
     num_train: int
+    videos: Mapping[str, str]
     train_subjects: list[str]
     class_weights: list[float] | None
     parallel_runs: int
@@ -379,6 +382,7 @@ def _finish(
     calibrated = calibration(of_others)
     extra = {
         **leakage(training, validation, setup.config.seed),
+        **attack_figures(attack(of_others, training, setup.videos, seed=setup.config.seed)),
         **{f"recall/{name}": value for name, value in recalls(confusion, classes).items()},
         **calibrated,
         **cost,

@@ -23,6 +23,7 @@ from cfer import cli
 from cfer.data.shards import read_description
 from cfer.errors import InputError
 from cfer.evaluate import report
+from cfer.evaluate.attacked_run import TOO_FEW
 from cfer.evaluate.calibration import calibration
 from cfer.evaluate.metrics import ScoredClips
 from cfer.train.checkpoint import SEAL_NAME, STATE_NAME, Results, read_results
@@ -287,7 +288,10 @@ def test_the_table_and_the_page(
     cells = [f"{parent.data.metrics[f'calibration/{name}']:.3f}" for name in names]
     assert f"| **game-lambda=1.0** | {' | '.join(cells)} | " in text
     html = page.read_text()
-    assert html.count("<table>") == 4
+    assert html.count("<table>") == 5
+    # Of five people, nobody can be attacked by what others taught.
+    assert html.count("Attacks on one run of game-lambda") == 2
+    assert TOO_FEW in html
     # The curve of the sweep, two pictures of each row, two more of one run of each.
     assert html.count("data:image/png;base64,") == 1 + 4 + 4
     assert 'src="game' not in html

@@ -1,0 +1,194 @@
+"""The attacks on the codes of a stored run, and how they are shown.
+
+A run holds its clips' codes, identities and people. Which video a clip is from, and what the faces
+look like, is read from the run's data set: pictures of people are not stored a second time.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from mlflow.entities import Run
+
+from cfer.codec import Bitstream
+from cfer.data.folds import read_videos
+from cfer.data.shards import read_description
+from cfer.data.storage import Folder
+from cfer.errors import InputError
+from cfer.evaluate.attacks import Attack, Estimate, Suite, attack
+from cfer.evaluate.calibration import held_out_people
+from cfer.evaluate.table import predictions_of
+
+FACE_SIDE = 32
+MOST_PICTURES = 8  # of a person, averaged into a face
+NEUTRAL = "neutral"
+COLUMN = "subject"
+Groups = Mapping[str, Mapping[str, str]]
+
+
+def attack_run(run: Run, groups: Groups | None = None) -> Suite:
+    """Attack the people whom a run has held out; empty where it held out too few.
+
+    Args:
+        groups: {person: {attribute: value}}.
+
+    Raises:
+        InputError: a run without predictions, or whose data set is not where it was.
+    """
+    predictions = predictions_of(run)
+    if predictions is None:
+        raise InputError(
+            f"{run.info.run_name}: it holds no codes; give one of its runs (mlflow ui)"
+        )
+    train, _ = predictions
+    held_out = held_out_people(*predictions)
+    data = data_of(run)
+    if read_description(data).digest != run.data.params.get("data_digest"):
+        raise InputError(f"{data}: not the data set any more that the run was trained on")
+    videos = read_videos(data)
+    people = {who for who in (*held_out.subjects, *train.subjects) if who is not None}
+    faces = faces_of(data, people)
+    return attack(held_out, train, videos, groups, faces, int(run.data.params["seed"]))
+
+
+def data_of(run: Run) -> str:
+    """The location of the data set that a run was trained on; empty where it is not known."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return json.loads(inputs[0].dataset.source).get("uri", "") if inputs else ""
+
+
+def faces_of(data: str, people: set[str]) -> dict[str, np.ndarray]:
+    """{person: gray float (FACE_SIDE, FACE_SIDE) in [0, 1]}: the mean of some I-frames.
+
+    Of the person's neutral clips, or where there are none, of all clips.
+    """
+    folder = Folder(data)
+    pictures: dict[bool, dict[str, list[np.ndarray]]] = {True: {}, False: {}}
+    for path in read_description(data).shard_paths(folder):
+        table = pq.read_table(
+            path,
+            columns=["clip_id", "subject", "label_name", "bitstream"],
+            filesystem=folder.patient_filesystem,
+        )
+        for row in table.to_pylist():
+            known = pictures[row["label_name"] == NEUTRAL].setdefault(row["subject"], [])
+            if row["subject"] in people and len(known) < MOST_PICTURES:
+                known.append(_small(Bitstream(row["bitstream"], row["clip_id"]).i_frame(0)))
+    return {
+        who: np.mean(pictures[True].get(who) or pictures[False][who], axis=0)
+        for who in sorted(people)
+        if pictures[True].get(who) or pictures[False].get(who)
+    }
+
+
+def _small(picture: np.ndarray) -> np.ndarray:
+    """RGB uint8 (H, W, 3) → gray float (FACE_SIDE, FACE_SIDE) in [0, 1]."""
+    import cv2
+
+    gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    return cv2.resize(gray, (FACE_SIDE, FACE_SIDE), interpolation=cv2.INTER_AREA) / 255.0
+
+
+def read_groups(file: Path) -> dict[str, dict[str, str]]:
+    """A CSV file with a column `subject` and one for each attribute → {person: {attribute: value}}.
+
+    Raises:
+        InputError: no such file, or no such column.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"--groups {file}: not a CSV file that can be read ({error})") from error
+    if not rows or COLUMN not in rows[0] or len(rows[0]) < 2:
+        raise InputError(
+            f"--groups {file}: it needs a column {COLUMN!r} and one for each attribute, such as "
+            "gender, and a row for each person"
+        )
+    return {
+        row[COLUMN]: {name: value for name, value in row.items() if name != COLUMN and value}
+        for row in rows
+    }
+
+
+# ---- how it is shown -----------------------------------------------------------------------------
+
+
+LEGEND = """\
+Pooled: all clips of half of a person's videos (about {pooled:.0f}), matched with the codes or
+faces of the other half. Identification: accuracy on other videos. Attributes: mean recall of
+the values. Inversion: share of the faces' variance that is rebuilt."""
+TOO_FEW = "attacks: none, since too few people are held out to learn from some and attack others"
+
+
+def table(suite: Suite) -> str:
+    """The suite in lines of at most 100 characters; a sentence where there is none."""
+    if not suite.people:
+        return TOO_FEW
+    parts = [
+        f"What an attacker finds out about {suite.people} held-out people from the codes of their "
+        f"{suite.clips:,} clips\n[95 % interval over people] (by chance); see docs/privacy.md"
+    ]
+    for rows in blocks(suite):
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (zip(row, widths, strict=True) for row in rows)
+        parts.append(
+            "\n".join(
+                "  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in lines
+            )
+        )
+    return "\n\n".join([*parts, LEGEND.format(pooled=suite.clips_pooled)])
+
+
+def blocks(suite: Suite) -> list[list[list[str]]]:
+    """Tables, the head first: AUC and EER; rank-1 and linkability; the other attacks."""
+
+    def rows(
+        head: Sequence[str], cells: Callable[[Attack], list[str]], auc: bool
+    ) -> list[list[str]]:
+        chosen = [each for each in suite.attacks if (each.measure == "auc") == auc]
+        return [
+            ["attack", "learned from", *head],
+            *([each.name, each.learned_from, *cells(each)] for each in chosen),
+        ]
+
+    def errors(each: Attack) -> list[str]:
+        return [_cell(each.one["auc"]), _cell(each.pooled["auc"]), _cell(each.pooled["eer"])]
+
+    def links(each: Attack) -> list[str]:
+        return [_cell(each.pooled[name], with_chance=True) for name in ("rank1", "d_sys")]
+
+    def others(each: Attack) -> list[str]:
+        return [_cell(when[each.measure], with_chance=True) for when in (each.one, each.pooled)]
+
+    return [
+        rows(["AUC, one clip", "AUC, pooled", "EER, pooled"], errors, auc=True),
+        rows(["rank-1, pooled", "D_sys, pooled"], links, auc=True),
+        rows(["one clip", "all clips"], others, auc=False),
+    ]
+
+
+def wide_table(suite: Suite) -> list[list[str]]:
+    """All of `blocks` in one table, the head first; a dash where an attack has no such figure."""
+    names = ("auc", "eer", "rank1", "d_sys")
+    rows = [["attack", "learned from", "one clip", "pooled", "EER", "rank-1", "D_sys"]]
+    for each in suite.attacks:
+        first = next(iter(each.pooled))
+        cells = [_cell(when[first], with_chance=True) for when in (each.one, each.pooled)]
+        others = [
+            _cell(each.pooled[name], with_chance=True) if name in each.pooled else "–"
+            for name in names[1:]
+        ]
+        rows.append([each.name, each.learned_from, *cells, *others])
+    return rows
+
+
+def _cell(estimate: Estimate, with_chance: bool = False) -> str:
+    values = (estimate.value, estimate.low, estimate.high, estimate.chance)
+    value, low, high, chance = (f"{number:.2f}".replace("-", "−") for number in values)
+    return f"{value} [{low}, {high}]" + (f" ({chance})" if with_chance else "")

@@ -1,0 +1,89 @@
+"""What the attacks need of a data set and of a table of people, and how they are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cfer.data.folds import read_index, read_videos
+from cfer.errors import InputError
+from cfer.evaluate.attacked_run import FACE_SIDE, TOO_FEW, faces_of, read_groups, table, wide_table
+from cfer.evaluate.attacks import OTHERS, TRAINING, Attack, Estimate, Suite
+from cfer.evaluate.figures import faces_figure
+
+
+def test_the_windows_of_a_video_have_it_in_common(drawn_shards: Path) -> None:
+    index = read_index(str(drawn_shards))
+    videos = read_videos(str(drawn_shards))
+    assert sorted(videos) == sorted(index.clip_ids)
+    assert all(Path(video).suffix == ".mp4" for video in videos.values())
+
+
+def test_a_face_is_the_mean_of_a_persons_i_frames(drawn_shards: Path) -> None:
+    index = read_index(str(drawn_shards))
+    wanted = {who for who in index.subjects if who is not None}
+    faces = faces_of(str(drawn_shards), wanted)
+    assert faces.keys() == wanted
+    for face in faces.values():
+        assert face.shape == (FACE_SIDE, FACE_SIDE)
+        assert 0 <= face.min() < face.max() <= 1
+    first, second, *_ = (faces[who] for who in sorted(wanted))
+    assert np.abs(first - second).mean() > 0.01
+    assert faces_of(str(drawn_shards), {"nobody"}) == {}
+
+
+def test_groups_of_people_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("subject,gender,age\na,female,under 25\nb,,35 and over\n")
+    assert read_groups(file) == {
+        "a": {"gender": "female", "age": "under 25"},
+        "b": {"age": "35 and over"},
+    }
+    for text in ("person,gender\na,female\n", "subject\na\n", ""):
+        file.write_text(text)
+        with pytest.raises(InputError, match="it needs a column 'subject'"):
+            read_groups(file)
+    with pytest.raises(InputError, match="not a CSV file that can be read"):
+        read_groups(tmp_path / "nothing.csv")
+
+
+def suite() -> Suite:
+    sure = Estimate(0.123, 0.012, 0.987, 0.5)
+    matched = dict.fromkeys(("auc", "eer", "d_sys", "rank1"), sure)
+    read = {"recall": Estimate(-0.1, -0.2, 0.3, 0.0)}
+    return Suite(
+        people=120,
+        clips=6000,
+        clips_pooled=25.0,
+        attacks=[
+            Attack("verification, learned", OTHERS, "auc", matched, matched),
+            Attack("identification, 113 people", TRAINING, "recall", read, read),
+        ],
+    )
+
+
+def test_the_table_is_read_in_a_hundred_columns() -> None:
+    text = table(suite())
+    assert max(map(len, text.splitlines())) <= 100
+    assert "verification, learned  held-out      0.12 [0.01, 0.99]  " in text
+    assert "identification, 113 people  training      −0.10 [−0.20, 0.30] (0.00)" in text
+    assert table(Suite()) == TOO_FEW
+
+
+def test_the_pages_table_has_a_dash_where_an_attack_has_no_such_figure() -> None:
+    head, first, second = wide_table(suite())
+    assert len(head) == len(first) == len(second)
+    assert second[-3:] == ["–"] * 3
+    assert "–" not in first
+
+
+def test_the_faces_are_shown_one_below_the_other() -> None:
+    pictures = np.linspace(0, 1, 12 * 2 * 16).reshape(12, 2, 4, 4)
+    rebuilt = {f"p{number:02d}": (real, made) for number, (real, made) in enumerate(pictures)}
+    figure = faces_figure(rebuilt, "faces", most=10)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert len(shown) == 20
+    np.testing.assert_allclose(shown[3], pictures[3, 0])
+    np.testing.assert_allclose(shown[13], pictures[3, 1])
