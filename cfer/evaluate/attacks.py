@@ -578,7 +578,7 @@ def eer_of_histograms(mated: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def linkability(mated: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """D_sys of histograms, (B, bins) each → (B,), in [0, 1] (Gomez-Barrero et al. 2018, eq. 5, 8).
+    """D_sys of histograms, (B, bins) each → (B,), in [0, 1] (Gomez-Barrero et al. 2018).
 
     At a score, with both kinds of pairs equally likely beforehand, LR = p(s | one) / p(s | two),
     and D(s) = 2 · LR / (1 + LR) − 1 where LR > 1, else 0: how much surer than chance one can be
