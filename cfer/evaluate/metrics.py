@@ -1,7 +1,7 @@
 """Recognition on held-out clips: accuracy, UAR (mean recall over the classes), macro-F1.
 
-What only one training process needs, once, is imported inside functions: in
-`cfer.evaluate.probes` the classifiers, in `cfer.evaluate.figures` matplotlib.
+scikit-learn and matplotlib take most of a second to import, so the functions of `cfer.evaluate`
+that need them import them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import log_softmax
-from sklearn import metrics
 
 from cfer.errors import NotFinite
 
@@ -95,6 +94,8 @@ class ScoredClips:
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """int (C, C): row = true class, column = predicted class."""
+    from sklearn import metrics
+
     return metrics.confusion_matrix(labels, predicted, labels=range(num_classes))
 
 
@@ -104,6 +105,8 @@ def recognition(confusion: np.ndarray) -> dict[str, float]:
     UAR is the mean recall over the classes that occur; macro-F1 the mean F1 over the classes that
     occur or were predicted.
     """
+    from sklearn import metrics
+
     occurring = np.flatnonzero(confusion.sum(1))
     seen = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
     true, predicted = np.indices(confusion.shape).reshape(2, -1)

@@ -97,10 +97,11 @@ def run(
     location = location_of(config)
     held_out = who_is_held_out(index, split)
     run_id = read_record(location, RECORD_NAME, config, description, held_out)
-    tracking.connect(tracking_uri)
+    results = None
     if run_id is not None:
+        tracking.connect(tracking_uri)
         tracking.check_run(run_id, config.run)
-    results = None if run_id is None else read_results(location)
+        results = read_results(location)
     if results is not None:
         tracking.mark_finished(results.mlflow_run_id)
         if parent is None:
@@ -129,6 +130,7 @@ def run(
             say(f"it was started before: going on from {where}")
 
     if run_id is None:
+        tracking.connect(tracking_uri)
         run_id = create_tracked_run(config, description, parent)
         write_record(location, RECORD_NAME, config, description, run_id, held_out=held_out)
     subjects = dict(zip(index.clip_ids, index.subjects, strict=True))
