@@ -18,7 +18,8 @@ import pyarrow as pa
 from av.video.reformatter import VideoReformatter
 
 from benchmarks.measure import Measurement, Ratio, Work, side_by_side
-from cfer.codec import GRAY, MOTION_VECTOR_DTYPE, Bitstream, CodecSettings, encode
+from cfer.codec import GRAY, Bitstream, CodecSettings, encode
+from cfer.codec.decoder import vectors_of
 from cfer.data.inputs import BLOCK, block_motion
 from cfer.errors import InputError
 
@@ -70,8 +71,8 @@ def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int)
 
     def vectors() -> int:
         # As few bytes are copied as FFmpeg lets one: vectors come with decoded frames only.
-        found = (f.side_data.get("MOTION_VECTORS") for data in files for f in _frames(data, True))
-        return len([np.frombuffer(memoryview(v), MOTION_VECTOR_DTYPE) for v in found if v])
+        found = (vectors_of(frame) for data in files for frame in _frames(data, True))
+        return sum(len(vectors) > 0 for vectors in found)
 
     def coviar() -> int:
         return sum(1 for data in files for _ in coviar_residuals(data))
@@ -138,10 +139,8 @@ def coviar_residuals(data: bytes) -> Iterator[np.ndarray]:
             across, down = np.meshgrid(np.arange(width), np.arange(height))
             position = np.stack([across, down], -1).astype(np.int16)
         if before is not None and frame.pict_type == av.video.frame.PictureType.P:
-            exported = frame.side_data.get("MOTION_VECTORS")
-            known = memoryview(b"" if exported is None else exported)
             rows, columns = -(-height // BLOCK), -(-width // BLOCK)
-            motion = block_motion(np.frombuffer(known, MOTION_VECTOR_DTYPE), rows, columns)
+            motion = block_motion(vectors_of(frame), rows, columns)
             whole = np.rint(motion[::-1]).astype(np.int16).transpose(1, 2, 0)
             each = whole.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
             displaced = cv2.remap(

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cfer.errors import InputError, exit_with_message
 from cfer.options import parse
+from pipeline.datasets.made import write_csv
 from pipeline.puppets.photos import photographs_below
 from pipeline.puppets.smile import is_held_out
 
@@ -73,10 +74,8 @@ def make(photos: Path, out: Path = Path("default")) -> int:
 def _write_people(people: Mapping[str, Mapping[str, str]], file: Path) -> None:
     """What `cfer evaluate RUN --groups` reads."""
     names = sorted({name for known in people.values() for name in known})
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, ["subject", *names])
-        writer.writeheader()
-        writer.writerows({"subject": who, **known} for who, known in people.items())
+    rows = ((who, *(known.get(name, "") for name in names)) for who, known in people.items())
+    write_csv(file, ("subject", *names), rows)
 
 
 def _write_groups(people: Mapping[str, Mapping[str, str]]) -> None:

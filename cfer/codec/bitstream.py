@@ -30,23 +30,19 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from cfer.codec.containers import CutOff, open_input, video_stream, whole_packets
-from cfer.codec.decoder import new_decoder, packet_of, planes_of
+from cfer.codec.decoder import (
+    MOTION_VECTOR_DTYPE,
+    new_decoder,
+    packet_of,
+    planes_of,
+    vectors_of,
+)
 from cfer.codec.format import GRAY, MACROBLOCK, CodecError, Format, Sent
 from cfer.codec.h264 import H264
 from cfer.codec.mpeg4 import Mpeg4
 
 FORMATS: dict[str, type[Mpeg4 | H264]] = {"mpeg4": Mpeg4, "h264": H264}
 BLOCK = 4  # samples along a side of what is masked or not
-
-# FFmpeg's AVMotionVector, as PyAV exports it.
-MOTION_VECTOR_DTYPE = np.dtype(
-    [
-        ("source", "i4"), ("w", "u1"), ("h", "u1"),
-        ("src_x", "i2"), ("src_y", "i2"), ("dst_x", "i2"), ("dst_y", "i2"),
-        ("flags", "u8"), ("motion_x", "i4"), ("motion_y", "i4"), ("motion_scale", "u2"),
-    ],
-    align=True,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,7 @@ class Residual:
         """
         if isinstance(self.motion, np.ndarray):
             return self.motion
-        exported = self.motion.side_data.get("MOTION_VECTORS")
-        known = memoryview(b"" if exported is None else exported)
-        return np.frombuffer(known, MOTION_VECTOR_DTYPE)
+        return vectors_of(self.motion)
 
     @property
     def intra(self) -> np.ndarray:
@@ -335,9 +329,9 @@ class Bitstream:
         sent = self._format.accumulated(start)
         frames = self._shown(decoder, sent)
         asked = {number for _, number in sent}
-        stop = self.frame_types.find("I", start + 1)
-        window = range(start + 1, stop if stop > 0 else len(self.packets))
-        numbers = [n for n in window if n in asked or self.frame_types[n] == "N"]
+        numbers = [
+            n for n in self._format.window(start) if n in asked or self.frame_types[n] == "N"
+        ]
         before: Residual | None = None
         appearance: dict[int, np.ndarray] = {}
         for number in numbers:

@@ -7,6 +7,16 @@ from collections.abc import Mapping
 import av
 import numpy as np
 
+# FFmpeg's AVMotionVector, as PyAV exports it.
+MOTION_VECTOR_DTYPE = np.dtype(
+    [
+        ("source", "i4"), ("w", "u1"), ("h", "u1"),
+        ("src_x", "i2"), ("src_y", "i2"), ("dst_x", "i2"), ("dst_y", "i2"),
+        ("flags", "u8"), ("motion_x", "i4"), ("motion_y", "i4"), ("motion_scale", "u2"),
+    ],
+    align=True,
+)  # fmt: skip
+
 
 def new_decoder(name: str, header: bytes, options: Mapping[str, str]) -> av.VideoCodecContext:
     decoder = av.CodecContext.create(name, "r")
@@ -38,3 +48,9 @@ def planes_of(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         arrays.append(rows[: plane.height, : plane.width])
     y, u, v = arrays
     return y, u, v
+
+
+def vectors_of(frame: av.VideoFrame) -> np.ndarray:
+    """The vectors that the decoder exports of a frame, `MOTION_VECTOR_DTYPE` (M,)."""
+    exported = frame.side_data.get("MOTION_VECTORS")
+    return np.frombuffer(memoryview(b"" if exported is None else exported), MOTION_VECTOR_DTYPE)

@@ -46,6 +46,11 @@ class Format(Protocol):
     def display_order(self) -> Sequence[int]:
         """The numbers of the frames, in the order in which they are shown."""
 
+    def window(self, start: int) -> range:
+        """The frames after one, up to the next I-frame."""
+        stop = self.frame_types.find("I", start + 1)
+        return range(start + 1, stop if stop > 0 else len(self.packets))
+
     def whole(self, frames: range) -> list[Sent]:
         """What has to be decoded to see these frames as any player shows them."""
 

@@ -117,6 +117,7 @@ class H264(Format):
         self._sets = [ParameterSets({}, {}, {})]
         self._known: dict[bytes, SequenceParameters | PictureParameters] = {}
         self._where = ""
+        self._poc_before = (0, 0)
         try:
             self._take_sets(_in_avcc(extradata) if self._length_size else _with_codes(extradata))
             waiting = b""
@@ -198,23 +199,20 @@ class H264(Format):
         return self._grays[key], self._rewritten(frame, on_gray)
 
     def accumulated(self, start: int) -> list[Sent]:
-        stop = self.frame_types.find("I", start + 1)
-        stop = stop if stop > 0 else len(self.frames)
-        poc = self.frames[start].poc
-        shown = {n for n in range(start + 1, stop) if self.frames[n].poc > poc}
+        window, poc = self.window(start), self.frames[start].poc
+        shown = {n for n in window if self.frames[n].poc > poc}
         if not shown:
             return []
         first = min((kept.frame for kept in self._references[start + 1]), default=start)
-        self._check(first, start, stop, shown)
+        self._check(first, start, window.stop, shown)
         sps = self.frames[start].slices[0].sps
         frame_num_of_gray = self.frames[first].slices[0].frame_num - 1
-        poc_of_gray = min(self.frames[n].poc for n in range(first, stop)) - 2
+        poc_of_gray = min(self.frames[n].poc for n in range(first, window.stop)) - 2
         sent: list[Sent] = []
         pocs = [0]
-        most_before = 0
         known: list[Reference] = []
         sets = self.frames[first].sets
-        for number in range(first, stop):
+        for number in range(first, window.stop):
             frame = self.frames[number]
             header = frame.slices[0]
             frame_num, poc = header.frame_num - frame_num_of_gray, frame.poc - poc_of_gray
@@ -236,11 +234,9 @@ class H264(Format):
                 sets = frame.sets
             sent.append((picture, number if number in shown else None))
             known = self._after(known, number)
-            most_before = max(most_before, len(pocs) - bisect(pocs, poc))
-            insort(pocs, poc)
-        head = sps.written(min(most_before, MOST_REFERENCES)) + self._parameters(
-            first, sps, with_weights=False
-        )
+            pocs.append(poc)
+        head = sps.written(_num_reordered(pocs))
+        head += self._parameters(first, sps, with_weights=False)
         gray = gray_slice(sps, self._gray_pps(sps), kind=I, is_idr=True)
         return [(head + gray, None), *sent]
 
@@ -302,16 +298,13 @@ class H264(Format):
         """
         sent: list[tuple[bytes, int, bool]] = []
         pocs: list[int] = []
-        most_before = 0
         sets = -1
         for number in frames:
             frame = self.frames[number]
-
             header = frame.slices[0]
             marking = header.marking
             if not header.is_idr:
                 marking = self._kept_commands(self._references[number], number)
-
             as_it_is = partial(replace, poc=(frame.poc, 0), marking=marking)
             without_filter = partial(as_it_is, ref_idc=0, marking=None, deblocking=_NO_DEBLOCKING)
             for change in [without_filter, as_it_is] if number in unfiltered else [as_it_is]:
@@ -323,9 +316,8 @@ class H264(Format):
                     sps, sets = frame.slices[0].sps, frame.sets
                     data = self._parameters(number, sps, with_weights=True) + data
                 sent.append((data, number, change is without_filter))
-                most_before = max(most_before, len(pocs) - bisect(pocs, frame.poc))
-                insort(pocs, frame.poc)
-        head = self.frames[frames[0]].slices[0].sps.written(min(most_before, MOST_REFERENCES))
+                pocs.append(frame.poc)
+        head = self.frames[frames[0]].slices[0].sps.written(_num_reordered(pocs))
         return [(head + sent[0][0], *sent[0][1:]), *sent[1:]]
 
     # ---- the bitstream, read -----------------------------------------------------------------
@@ -428,8 +420,6 @@ class H264(Format):
         turns += header.sps.max_frame_num if before > header.frame_num else 0
         self._poc_before = turns, header.frame_num
         return 2 * (turns + header.frame_num) - (header.ref_idc == 0)
-
-    _poc_before = (0, 0)
 
     # ---- which pictures are kept -------------------------------------------------------------
 
@@ -566,6 +556,16 @@ class H264(Format):
         if len(headers) != len(nals):
             raise CodecError(f"{self.name}: frame {number} is damaged; cut it out")
         return b"".join(change(h).written(nal) for h, nal in zip(headers, nals, strict=True))
+
+
+def _num_reordered(pocs: Sequence[int]) -> int:
+    """How many pictures, at most, come before one that is shown earlier."""
+    before: list[int] = []
+    most = 0
+    for poc in pocs:
+        most = max(most, len(before) - bisect(before, poc))
+        insort(before, poc)
+    return min(most, MOST_REFERENCES)
 
 
 def _commands(header: SliceHeader) -> list[Operation] | None:

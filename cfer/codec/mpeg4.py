@@ -197,9 +197,7 @@ class Mpeg4(Format):
         return self.reference, self.packets[frame]
 
     def accumulated(self, start: int) -> list[Sent]:
-        stop = self.frame_types.find("I", start + 1)
-        numbers = range(start + 1, stop if stop > 0 else len(self.packets))
-        sent = [(self.packets[n], n) for n in numbers if self.frame_types[n] == "P"]
+        sent = [(self.packets[n], n) for n in self.window(start) if self.frame_types[n] == "P"]
         return [*((packet, None) for packet in self.reference), *sent] if sent else []
 
     def references(self, frame: int) -> list[Sequence[int]]:

@@ -15,8 +15,8 @@ from itertools import product
 
 import numpy as np
 
-from cfer.codec.bitstream import MOTION_VECTOR_DTYPE, Bitstream
-from cfer.codec.decoder import new_decoder, packet_of, planes_of
+from cfer.codec.bitstream import Bitstream
+from cfer.codec.decoder import new_decoder, packet_of, planes_of, vectors_of
 from cfer.codec.format import GRAY, MACROBLOCK, CodecError
 from cfer.codec.h264 import H264
 from cfer.codec.h264_syntax import B, SliceHeader
@@ -219,6 +219,7 @@ class _Predictor:
             self._indices.append(known)
         self._is_implicit = header.kind == B and header.pps.weighted_bipred_idc == 2
         self._codec, self._number = codec, number
+        self._long = {r.frame for r in codec._references[number] if r.long is not None}
 
     def predictions(
         self, x: int, y: int, width: int, height: int, pair: list[tuple[int, int] | None]
@@ -278,9 +279,8 @@ class _Predictor:
     def _implicit(self, earlier: int, later: int) -> tuple[int, int]:
         """The weights, of 64, that follow from how far away two pictures are (8.4.2.3.1)."""
         pocs = [self._codec.frames[n].poc for n in (self._number, earlier, later)]
-        is_long = {r.frame for r in self._codec._references[self._number] if r.long is not None}
         apart = max(min(pocs[2] - pocs[1], 127), -128)
-        if not apart or is_long & {earlier, later}:
+        if not apart or self._long & {earlier, later}:
             return 32, 32
         away = max(min(pocs[0] - pocs[1], 127), -128)
         factor = int((16384 + abs(apart) // 2) / apart)
@@ -305,11 +305,7 @@ def _with_references(
         for frame, (_, number, is_unfiltered) in zip(frames, sent, strict=True):
             if is_unfiltered:
                 known = {n: Picture(picture) for n, picture in pictures.items()}
-                vectors = frame.side_data.get("MOTION_VECTORS")
-                exported = memoryview(b"" if vectors is None else vectors)
-                yield (
-                    number, planes_of(frame), np.frombuffer(exported, MOTION_VECTOR_DTYPE), known
-                )  # fmt: skip
+                yield number, planes_of(frame), vectors_of(frame), known
             else:
                 pictures[number] = planes_of(frame)
                 pictures = {n: pictures[n] for n in codec.kept(number) if n in pictures}

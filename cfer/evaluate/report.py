@@ -339,9 +339,7 @@ def _attacks(run: Run, name: str, out: Path) -> Section:
         faces_figure(suite.rebuilt, f"rebuilt from all codes of a person: {share}").savefig(file)
         pictures = [[(f"Rebuilt faces: {name}", file)]]
     legend = LEGEND.format(pooled=suite.clips_pooled).replace("\n", " ")
-    about = (
-        f"{suite.people} people, {suite.clips:,} clips; [95 % interval over people] (by chance)."
-    )
+    about = f"{suite.people} people, {suite.clips:,} clips; [95 % interval over people] (by chance)"
     return Section(title, wide_table(suite), [f"{about}. {legend}"], pictures)
 
 
