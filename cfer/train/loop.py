@@ -161,7 +161,7 @@ def _train(setup: Setup) -> None:
                 for name, value in terms.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + value
             check_finite({name: part.state_dict() for name, part in stateful.items()})
-            validation = _gather(predict(network, val_batches, config.batch_size, every_view=True))
+            validation = _gather(predict(network, val_batches, config.batch_size))
         except NotFinite as error:
             raise _diverged(error, config, step, num_steps, setup.location) from error
         figures = _mean_over_workers(sums, num_steps, num_steps * batch_size)
@@ -399,8 +399,8 @@ def _finish(
     of_others = held_out_people(training, validation)
     calibrated = calibration(of_others)
     extra = {
-        # Of the last epoch they are, unless something was erased after it.
-        **(_validation_figures(validation, len(classes)) if setup.config.erase else {}),
+        # An epoch's are of one view of each clip.
+        **_validation_figures(validation, len(classes)),
         **leakage(training, validation, setup.config.seed),
         **attack_figures(attack(of_others, training, setup.videos, seed=setup.config.seed)),
         **{f"recall/{name}": value for name, value in recalls(confusion, classes).items()},
