@@ -9,8 +9,8 @@ Every method (`cfer.train.config.METHODS`) is trained on the same clips, folds, 
 more rows are trained on clips that were encoded without motion search, or with every frame. With
 `--search` the rows are another table's: the recommended recipe, with one setting of the encoder or
 of the training changed in each. With `--curve` they are methods at several strengths, for the plot
-of the accuracy against what an attacker finds out. Killed and started again, it goes on where it was. The table is in
-`OUT/report`.
+of the accuracy against what an attacker finds out. Killed and started again, it goes on where it
+was. The table is in `OUT/report` (`OUT/report-search`, `OUT/report-curve`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ SEARCH = [
     TableRow("code-dim 64", (), (CROSS_ENTROPY, ("code_dim", 64))),
 ]
 
-WIDE_CODE = ("code_dim", 64)
+WIDE = TableRow("cross-entropy code-dim 64", (), (CROSS_ENTROPY, ("code_dim", 64)))
 
 
 def _swept(method: str, weights: Sequence[float]) -> list[TableRow]:
@@ -125,11 +125,8 @@ def _swept(method: str, weights: Sequence[float]) -> list[TableRow]:
 # What each method takes from the identity, and from the accuracy. The first is the reference.
 CURVE = [
     TableRow("cross-entropy", (), (CROSS_ENTROPY,)),
-    TableRow("cross-entropy code-dim 64", (), (CROSS_ENTROPY, WIDE_CODE)),
-    *(
-        TableRow(f"cross-entropy code-dim 64 erase {k}", (), (CROSS_ENTROPY, WIDE_CODE, ("erase", k)))
-        for k in (4, 16)
-    ),
+    WIDE,
+    *(TableRow(f"{WIDE.name} erase {k}", (), (*WIDE.training, ("erase", k))) for k in (4, 16)),
     *_swept("min-min", (0.1, 0.3, 1.0)),
     TableRow("min-min erase 1", (), (MIN_MIN, ("erase", 1))),
     *_swept("min-min-vclub", (1.0, 10.0, 100.0)),

@@ -140,7 +140,7 @@ class MinMin(Player1):
                 self.labels = labels[:MEMORY]
         known = labels != NO_CODE
         codes, identities, labels = codes[known], identities[known], labels[known]
-        # DDP takes the mean of the workers' gradients, each of which is that of a share of the codes.
+        # DDP takes the mean of the workers' gradients, each of which is of its own codes alone.
         weight = len(codes) / len(z_R)
         moving = weight * codes + (1 - weight) * codes.detach()
         information = gaussian_information(moving, identities, labels)

@@ -4,13 +4,14 @@ Of jointly Gaussian z_R and z_I the information is known in closed form, and `ga
 has it. It is also what is left of −log q(z_I | z_R) when q is the best of all Gaussians whose mean
 is linear in z_R, the ridge regression:
 
-    I(z_R; z_I) = H(z_I) − min_q E[−log q(z_I | z_R)] = −½ · log det R + ½ · log det R_R + ½ · log det R_I
+    I(z_R; z_I) = H(z_I) − min_q E[−log q(z_I | z_R)]
+                = ½ · log det R_R + ½ · log det R_I − ½ · log det R
 
 with R the correlations of both together, R_R and R_I those of each.
 
-The paper's bound is variational. vCLUB (Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information", ICML 2020)
-needs q_θ(z_I | z_R), here a diagonal Gaussian whose mean and log-variance are small networks of
-z_R:
+The paper's bound is variational. vCLUB (Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of
+Mutual Information", ICML 2020) needs q_θ(z_I | z_R), here a diagonal Gaussian whose mean and
+log-variance are small networks of z_R:
 
     vCLUB = E_p(z_R,z_I)[log q_θ(z_I|z_R)] − E_p(z_R)p(z_I)[log q_θ(z_I|z_R)]  ≥  I(z_R; z_I)
 
@@ -53,8 +54,8 @@ def sum_over_workers(values: Tensor) -> Tensor:
 
 
 def gather_over_workers(values: Tensor) -> Tensor:
-    """The values of all DDP workers, (N, …) each → (workers · N, …), of which this worker's own have
-    a gradient. A collective operation under DDP."""
+    """The values of all DDP workers, (N, …) each → (workers · N, …); this worker's own have a
+    gradient. A collective operation under DDP."""
     if world_size() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(world_size())]

@@ -14,7 +14,7 @@ CODE_DIM, IDENTITY_DIM = 6, 3
 
 @pytest.fixture
 def clips() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes of four classes, in which three dimensions of identity are mixed at unlike strengths."""
+    """Codes of four classes, and mixed into them three dimensions of identity, unlike in size."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 4, 500)
     z_I = generator.normal(size=(500, IDENTITY_DIM))

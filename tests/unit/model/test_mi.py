@@ -81,7 +81,8 @@ def test_information_of_few_clips_and_of_constants_is_finite() -> None:
     z_R.requires_grad_()
     found = gaussian_information(z_R, z_I, torch.tensor([1, 5]))
     found.backward()
-    assert torch.isfinite(found) and torch.isfinite(z_R.grad).all()
+    assert torch.isfinite(found)
+    assert torch.isfinite(z_R.grad).all()
     assert float(found.detach()) == pytest.approx(0, abs=1e-4)  # each is its class's mean
 
 
