@@ -80,7 +80,7 @@ def measure(
         raise InputError(f"--clips {num_clips}: give at least a batch, {batch_size}")
     model = model_config(config, NUM_CLASSES, IDENTITY_DIM)
     network = ExpressionNet(model, with_apex=False).to(device)
-    player = PLAYERS[config.game](config.code_dim, IDENTITY_DIM, NUM_SUBJECTS).to(device)
+    player = PLAYERS[config.game](model.code_dim, IDENTITY_DIM, NUM_SUBJECTS).to(device)
     optimizers = [optimizer_of(part, lr=1e-4) for part in (network, player)]
     weights = Weights(config.identity_weight)
     steps = config.estimator_steps

@@ -8,8 +8,9 @@
 Every method (`cfer.train.config.METHODS`) is trained on the same clips, folds, epochs and seeds;
 more rows are trained on clips that were encoded without motion search, or with every frame. With
 `--search` the rows are another table's: the recommended recipe, with one setting of the encoder or
-of the training changed in each. Killed and started again, it goes on where it was. The table is in
-`OUT/report`.
+of the training changed in each. With `--curve` they are methods at several strengths, for the plot
+of the accuracy against what an attacker finds out. Killed and started again, it goes on where it
+was. The table is in `OUT/report` (`OUT/report-search`, `OUT/report-curve`).
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class BenchmarkOptions:
     )
     quick: bool = False  # few people, folds and epochs
     search: bool = False  # the rows of the recipe search, not the methods
+    curve: bool = False  # the methods at several strengths: accuracy against identity
     rows: str | None = None  # only these rows of the table, commas between
     subjects: int | None = None  # people to draw (60) or animate (all); 12 with --quick
     seeds: str | None = None  # commas between; not given: those of the data set's protocol
@@ -106,15 +108,49 @@ SEARCH = [
     TableRow("shift-pixels 4", (), (CROSS_ENTROPY, ("shift_pixels", 4))),
     TableRow("width 16", (), (CROSS_ENTROPY, ("width", 16))),
     TableRow("width 48", (), (CROSS_ENTROPY, ("width", 48))),
-    TableRow("lambda 0.3", (), (MIN_MIN, ("identity_weight", 0.3))),
-    TableRow("lambda 1", (), (MIN_MIN, ("identity_weight", 1.0))),
-    TableRow("lambda 5", (), (MIN_MIN, ("identity_weight", 5.0))),
-    TableRow(
-        "lambda 5 estimator-steps 5",
-        (),
-        (MIN_MIN, ("identity_weight", 5.0), ("estimator_steps", 5)),
-    ),
+    *(TableRow(f"lambda {w:g}", (), (MIN_MIN, ("identity_weight", w))) for w in (0.1, 0.3, 1.0)),
+    TableRow("code-dim 64", (), (CROSS_ENTROPY, ("code_dim", 64))),
 ]
+
+WIDE = TableRow("cross-entropy code-dim 64", (), (CROSS_ENTROPY, ("code_dim", 64)))
+
+
+def _swept(method: str, weights: Sequence[float]) -> list[TableRow]:
+    return [
+        TableRow(f"{method} lambda {w:g}", (), (("method", method), ("identity_weight", w)))
+        for w in weights
+    ]
+
+
+# What each method takes from the identity, and from the accuracy. The first is the reference.
+CURVE = [
+    TableRow("cross-entropy", (), (CROSS_ENTROPY,)),
+    WIDE,
+    *(TableRow(f"{WIDE.name} erase {k}", (), (*WIDE.training, ("erase", k))) for k in (4, 16)),
+    *_swept("min-min", (0.1, 0.3, 1.0)),
+    TableRow("min-min erase 1", (), (MIN_MIN, ("erase", 1))),
+    *_swept("min-min-vclub", (1.0, 10.0, 100.0)),
+    *_swept("min-max", (0.1, 1.0)),
+    *_swept("gradient-reversal", (0.1, 1.0)),
+    *(TableRow(name, (), (("method", name),)) for name in ("stills-apex", "frame-difference")),
+    *_swept("stills-apex+min-min", (0.3, 1.0)),
+    *(TableRow(name, (), (("method", name),)) for name in ("residual", "motion")),
+]
+
+
+# Of each table: what its experiment's name begins with, its rows, the folder of its page.
+TABLES = {
+    "methods": ("benchmark", OPPONENTS, "report"),
+    "search": ("recipe", SEARCH, "report-search"),
+    "curve": ("curve", CURVE, "report-curve"),
+}
+
+
+def table_of(options: BenchmarkOptions) -> str:
+    """Which of `TABLES` was asked for. Raises InputError where two were."""
+    if options.search and options.curve:
+        raise InputError("--search, --curve: two tables; give one of the two")
+    return "search" if options.search else "curve" if options.curve else "methods"
 
 
 def data_rows(rows: Sequence[TableRow], index: ClipIndex) -> list[TableRow]:
@@ -200,7 +236,7 @@ def settings_of(options: BenchmarkOptions) -> tuple[dict[str, Any], list[int]]:
 
 def experiment_of(options: BenchmarkOptions) -> str:
     """The MLflow experiment: one for each table, since all rows of one are compared."""
-    words = ["recipe" if options.search else "benchmark", options.dataset]
+    words = [TABLES[table_of(options)][0], options.dataset]
     return "-".join(words + ["quick"] * options.quick)
 
 
@@ -213,12 +249,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cfer.train.protocol import train_all
 
     started = time.monotonic()
+    _, table, folder = TABLES[table_of(options)]
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     join_cluster(for_training=True)
     source = _source(options)
     settings, seeds = settings_of(options)
-    rows = chosen_rows(SEARCH if options.search else OPPONENTS, options.rows)
+    rows = chosen_rows(table, options.rows)
     encodings = list(dict.fromkeys(row.codec for row in rows))
     say(
         f"{len(encodings)} ways of encoding to extract, then up to {len(rows)} rows to train; each "
@@ -234,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             replace(config, storage=str(out / "runs" / experiment), experiment=experiment)
         )
     train_all(configs, seeds, options.parallel)
-    page = report.write(experiment, out / ("report-search" if options.search else "report"))
+    page = report.write(experiment, out / folder)
     say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {page}")
     return 0
 

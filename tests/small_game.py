@@ -13,6 +13,7 @@ from cfer.model.game import (
     Weights,
     estimator_turn,
     identity_term,
+    learns,
     play_turn,
 )
 from cfer.model.network import ExpressionNet, ModelConfig
@@ -64,7 +65,7 @@ def assert_same(first: list, second: list) -> None:
 
 def assert_players_leave_each_other_alone(expression_net: nn.Module, player_1: nn.Module) -> None:
     batch = make_batch()
-    optimizer = torch.optim.SGD(player_1.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD([{"params": [*player_1.parameters()]}], lr=0.1)
 
     # Gradients of an earlier step are there, and must survive the other player_1's turn.
     z_R, logits, apex = expression_net(batch.planes, batch.mask, batch.z_I)
@@ -77,6 +78,7 @@ def assert_players_leave_each_other_alone(expression_net: nn.Module, player_1: n
     assert_same(before, parameters(expression_net))
     assert_same(before_gradients, gradients(expression_net))
     assert not any(torch.equal(a, b) for a, b in zip(theta, parameters(player_1), strict=True))
+    assert bool(theta) == learns(player_1)
 
     theta, theta_gradients = parameters(player_1), gradients(player_1)
     expression_net.zero_grad(set_to_none=True)
@@ -86,13 +88,13 @@ def assert_players_leave_each_other_alone(expression_net: nn.Module, player_1: n
     assert_same(theta_gradients, gradients(player_1))
     bare = expression_net.module if hasattr(expression_net, "module") else expression_net
     for parameter in bare.encoder.parameters():
-        assert float(parameter.grad.abs().max()) > 0  # through q into z_R
+        assert float(parameter.grad.abs().max()) > 0  # through player 1 into z_R
 
 
 def play(expression_net: nn.Module, player_1: nn.Module, batch: Batch, turns: int = 2) -> dict:
     weights = Weights(identity=2.0, apex=0.5, label_smoothing=0.1)
     first = torch.optim.SGD(expression_net.parameters(), lr=0.05, momentum=0.9)
-    second = torch.optim.SGD(player_1.parameters(), lr=0.05, momentum=0.9)
+    second = torch.optim.SGD([{"params": [*player_1.parameters()]}], lr=0.05, momentum=0.9)
     for _ in range(turns):
         terms = play_turn(expression_net, player_1, first, second, batch, weights, 2)
     return terms

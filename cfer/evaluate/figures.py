@@ -13,6 +13,7 @@ from cfer.evaluate.metrics import ScoredClips, standardized
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Spread = tuple[float, float]  # mean and standard deviation
 _COLORS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#000000",
 )  # fmt: skip
@@ -160,6 +161,41 @@ def faces_figure(
     return figure
 
 
+def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) -> Figure:
+    """Accuracy against what an attacker finds out. The best place is at the top left.
+
+    Args:
+        points: {method: [(strength, (AUC, its deviation), (accuracy, its deviation)), …]}; those of
+            one method are joined in the order given.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (method, strengths) in enumerate(points.items()):
+        x, y = (np.array([point[axis] for point in strengths]) for axis in (1, 2))
+        axes.errorbar(
+            x[:, 0],
+            y[:, 0],
+            xerr=x[:, 1],
+            yerr=y[:, 1],
+            color=_COLORS[number % len(_COLORS)],
+            marker="osD^vP*X"[number // len(_COLORS) % 8],
+            elinewidth=0.6,
+            label=method,
+        )
+        for (strength, *_), at in zip(strengths, zip(x[:, 0], y[:, 0], strict=True), strict=True):
+            axes.annotate(strength, at, (4, 4), textcoords="offset points", fontsize="small")
+    axes.axvline(0.5, color=_COLORS[6], linestyle="--", label="chance")
+    axes.set(
+        xlabel="AUC of the strongest linkage, pooled codes (0.5: nothing is found out)",
+        ylabel="accuracy on held-out subjects",
+    )
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
 def sweep_figure(
     name: str,
     values: Sequence[Any],
@@ -170,9 +206,10 @@ def sweep_figure(
 
     panels = {
         "recognition on held-out subjects": ("held_out/accuracy", "held_out/uar"),
-        "same-subject AUC of the code (0.5 is chance)": (
+        "AUC of telling people apart by the code (0.5 is chance)": (
             "leakage/auc_held_out",
-            "leakage/auc_train",
+            "attack/verification_learned_training_pooled_auc",
+            "attack/linkage_contrastive_training_pooled_auc",
         ),
     }
     figure = Figure(figsize=(9, 3.8), layout="constrained")

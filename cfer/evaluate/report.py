@@ -24,15 +24,14 @@ from cfer import tracking
 from cfer.errors import InputError
 from cfer.evaluate.attacked_run import LEGEND, TOO_FEW, attack_run, data_of, wide_table
 from cfer.evaluate.attacks import EXPLAINED
-from cfer.evaluate.figures import faces_figure
+from cfer.evaluate.figures import Spread, faces_figure, tradeoff_figure
 from cfer.evaluate.significance import MethodResults, difference
 
 REFERENCE_METHOD = "cross-entropy"
 # Rows of other encodings have that method, too: the plain one is preferred.
 REFERENCE_NAMES = (REFERENCE_METHOD, "recommended")
-VERIFICATION = "attack/verification_learned_held-out"
-LINKAGE = "attack/linkage_contrastive_training"
-LINKAGE_OF_OTHERS = "attack/linkage_contrastive_held-out"
+VERIFICATION, LINKAGE = "attack/verification", "attack/linkage"
+ONE, POOLED = "_auc", "_pooled_auc"
 PICTURES_OF_A_RUN = {
     "embedding.png": "Expression codes of one run's held-out clips",
     "curves.png": "One run's curves",
@@ -75,7 +74,11 @@ def write(experiment: str, out: Path) -> Path:
     alike = [row for row in rows if row.run.data.params.get("method") == REFERENCE_METHOD]
     reference = [*named, *alike, *rows][0]
     about = _about(reference)
-    sections = [*_tables(rows, reference), *_pictures(rows, reference, runs, out)]
+    sections = [
+        *_tables(rows, reference),
+        *_tradeoff(rows, out),
+        *_pictures(rows, reference, runs, out),
+    ]
     (out / "report.md").write_text(_markdown(experiment, about, sections))
     environment = jinja2.Environment(autoescape=True)
     environment.filters |= {"marked": _marked, "in_base64": _in_base64}
@@ -189,14 +192,18 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
     }
     attacked = {
         "method": lambda row: f"**{row.name}**",
-        "verification, one clip": lambda row: row.cell(f"{VERIFICATION}_auc"),
-        "verification, pooled": lambda row: row.cell(f"{VERIFICATION}_pooled_auc"),
-        "linkage, one clip": lambda row: row.cell(f"{LINKAGE}_auc"),
-        "linkage, pooled": lambda row: row.cell(f"{LINKAGE}_pooled_auc"),
-        f"linkage, pooled − {reference.name}": lambda row: _against(
-            row, reference, f"{LINKAGE}_pooled_auc"
+        "linkage, one clip": lambda row: row.cell(strongest(row, LINKAGE, ONE)),
+        "linkage, pooled": lambda row: row.cell(strongest(row, LINKAGE, POOLED)),
+        "linkage by": lambda row: _attacker(strongest(row, LINKAGE, POOLED)),
+        f"pooled − {reference.name}": lambda row: _against(
+            row, reference, strongest(reference, LINKAGE, POOLED)
         ),
-        "learned from held-out people": lambda row: row.cell(f"{LINKAGE_OF_OTHERS}_pooled_auc"),
+        "verification, one clip": lambda row: row.cell(strongest(row, VERIFICATION, ONE)),
+        "verification, pooled": lambda row: row.cell(strongest(row, VERIFICATION, POOLED)),
+        "verification by": lambda row: _attacker(strongest(row, VERIFICATION, POOLED)),
+        f"verification − {reference.name}": lambda row: _against(
+            row, reference, strongest(reference, VERIFICATION, POOLED)
+        ),
     }
     calibration = {
         "method": lambda row: f"**{row.name}**",
@@ -237,11 +244,13 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
         "What an attacker finds out",
         table(attacked),
         [
-            "AUC of attacks on held-out people, 0.5 by chance (`docs/privacy.md`). *Verification*: "
-            "are two codes of one person, by a metric learned from other held-out people. "
-            "*Linkage*: whose face belongs to a code, learned from the training people, or from "
-            "other held-out people, whom no defense has seen. *Pooled*: all clips of half of a "
-            "person's videos. A dash: fewer than ten people were held out."
+            "AUC of attacks on held-out people, 0.5 by chance (`docs/privacy.md`). *Linkage*: "
+            "whose face belongs to a code. *Verification*: are two codes of one person. *Pooled*: "
+            "all clips of half of a person's videos. Each is that of the strongest attacker, the "
+            "one with the highest mean over the runs, and *by* says how it attacks, and "
+            "whether it has learned from the training people, or from other held-out people, whom "
+            "no defense has seen. Differences are those of the attacker that is the strongest "
+            f"against {reference.name}. A dash: fewer than ten people were held out."
         ],
     )
     yield Section(
@@ -258,6 +267,58 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
         ],
     )
     yield Section("Commands", table(commands))
+
+
+def strongest(row: MethodResults, attack: str, when: str) -> str:
+    """The attack of this kind with the highest mean over a row's runs: the name of its figure.
+
+    Args:
+        attack: `VERIFICATION` or `LINKAGE`.
+        when: `ONE` clip, or `POOLED` ones.
+    """
+    figures = next(iter(row.results.values()))["figures"]
+    names = [
+        name
+        for name in figures
+        if name.startswith(attack) and name.endswith(when) and (POOLED in name) == (when == POOLED)
+    ]
+    return max(names, key=lambda name: np.mean([*row.values(name).values()]), default="")
+
+
+def _attacker(figure: str) -> str:
+    """Such as "contrastive, training"."""
+    words = figure.removesuffix(ONE).removesuffix("_pooled").split("_")[1:]
+    return ", ".join(words) or "–"
+
+
+def _tradeoff(rows: Sequence[MethodResults], out: Path) -> Iterator[Section]:
+    """Accuracy against identity, where at least two rows were attacked."""
+    points: dict[str, list[tuple[str, Spread, Spread]]] = {}
+    for row in rows:
+        figure = strongest(row, LINKAGE, POOLED)
+        if figure:
+            params = row.run.data.params
+            method = params.get("method", row.name)
+            strength = row.name.removeprefix(method).strip()
+            found, accuracy = _spread(row, figure), _spread(row, "held_out/accuracy")
+            points.setdefault(method, []).append((strength, found, accuracy))
+    if sum(map(len, points.values())) > 1:
+        file = out / "tradeoff.png"
+        tradeoff_figure(points).savefig(file)
+        yield Section(
+            "Accuracy against identity",
+            texts=[
+                "Each point is a row, with the standard deviation over its runs; those of a method "
+                "are joined. To the left, the strongest attacker finds out less; above, more clips "
+                "are recognized."
+            ],
+            pictures=[[("Accuracy against identity", file)]],
+        )
+
+
+def _spread(row: MethodResults, metric: str) -> Spread:
+    values = [*row.values(metric).values()]
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _calibration(row: MethodResults, name: str, digits: int = 3) -> str:

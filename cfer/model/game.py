@@ -1,22 +1,29 @@
 """One turn of the game between the estimator and the expression net.
 
-    player 1 (estimator):       min_θ      − E_p(z_R,z_I)[ log q_θ(z_I | z_R) ]
-    player 2 (expression net):  min_{E,C}  CE(C(z_R), y) + λ · vCLUB + μ · L_apex
+    player 1 (estimator):       min_q      − E_p(z_R,z_I)[ log q(z_I | z_R, y) ]
+    player 2 (expression net):  min_{E,C}  CE(C(z_R), y) + λ · I_q(z_R; z_I | y) + μ · L_apex
 
-Both minimize: there is no saddle point and no discriminator. vCLUB bounds I(z_R; z_I) from above
-only while q_θ is close to the true conditional, so player 1 moves first. Each player's step leaves
-the other's parameters and gradients alone: player 1 sees z_R detached, and player 2 sees θ as
-constants, through which the gradient still flows into z_R.
+Both minimize: there is no saddle point and no discriminator. `min-min`, the default, has an exact
+player 1: of all Gaussians q the best one is known in closed form, from the latest codes, and
+player 2 goes down the information that it finds (`cfer.model.mi.gaussian_information`). Given the
+class y, since what the label explains is no leak.
 
 The games that it is compared with have the same turns, but another player 1 (`PLAYERS`):
 
+    vclub               as the paper has it: q_θ is a network that learns beside the other, and
+                        player 2 minimizes vCLUB, an upper bound on I(z_R; z_I) while q_θ is close
+                        to the true conditional
     min-max             player 1 maximizes the Donsker–Varadhan bound, player 2 minimizes it
     gradient-reversal   player 1 names the training subject (Ganin & Lempitsky, "Unsupervised Domain
                         Adaptation by Backpropagation", ICML 2015); it needs identity labels
 
-λ weighs the *mean* of vCLUB over the dimensions of z_I, so that it means the same for identities of
-128 dimensions and of 512; in the other two games it weighs nats. Every expectation of the min-min
-game is over the global batch of all DDP workers.
+A player 1 that learns moves first. Each player's step leaves the other's parameters and gradients
+alone: player 1 sees z_R detached, and player 2 sees θ as constants, through which the gradient
+still flows into z_R.
+
+λ weighs nats; of vCLUB the *mean* over the dimensions of z_I, so that it means the same for
+identities of 128 dimensions and of 512. Every expectation of `min-min` and `vclub` is over the
+global batch of all DDP workers.
 """
 
 from __future__ import annotations
@@ -35,6 +42,8 @@ from cfer.model.mi import (
     IdentityEstimator,
     StatisticsNetwork,
     donsker_varadhan,
+    gather_over_workers,
+    gaussian_information,
     identity_moments,
     log_likelihood,
     sum_over_workers,
@@ -43,6 +52,8 @@ from cfer.model.mi import (
 )
 
 UNKNOWN_SUBJECT = -1
+NO_CODE = -1  # the label where memory holds none yet
+MEMORY = 2048  # latest codes; a batch alone tells little of so many dimensions
 
 
 @dataclass
@@ -87,16 +98,56 @@ class Weights:
 
 class Player1(nn.Module):
     """Player 1: what it minimizes itself or, with `for_player_2`, the term of player 2 that λ
-    weighs. Each is the mean over this worker's clips, a scalar.
+    weighs. Each is a scalar whose mean over the DDP workers is that of the global batch.
 
     Both are in one `forward`, since DDP and `functional_call` know no other method.
     """
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_player_2: bool) -> Tensor:
+    def forward(self, z_R: Tensor, batch: Batch, for_player_2: bool) -> Tensor:
         raise NotImplementedError
 
 
 class MinMin(Player1):
+    """Gaussian information of z_R and z_I given the class, for player 2; its negative, which is
+    −log q at its least but for a constant, for player 1. Nats. A collective operation under DDP.
+
+    It has no parameters: q is the best Gaussian for the latest `MEMORY` codes, of which those of
+    the present batch have a gradient, as large as if all codes moved as they do.
+    """
+
+    codes: Tensor
+    identities: Tensor
+    labels: Tensor
+
+    def __init__(self, code_dim: int, identity_dim: int, num_subjects: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(MEMORY, code_dim))
+        self.register_buffer("identities", torch.zeros(MEMORY, identity_dim))
+        self.register_buffer("labels", torch.full((MEMORY,), NO_CODE))
+
+    def forward(self, z_R: Tensor, batch: Batch, for_player_2: bool) -> Tensor:
+        codes, identities, labels = (
+            torch.cat([gather_over_workers(now), before])
+            for now, before in (
+                (z_R, self.codes),
+                (batch.z_I, self.identities),
+                (batch.labels, self.labels),
+            )
+        )
+        if for_player_2:
+            with torch.no_grad():
+                self.codes, self.identities = codes[:MEMORY].detach(), identities[:MEMORY]
+                self.labels = labels[:MEMORY]
+        known = labels != NO_CODE
+        codes, identities, labels = codes[known], identities[known], labels[known]
+        # DDP takes the mean of the workers' gradients, each of which is of its own codes alone.
+        weight = len(codes) / len(z_R)
+        moving = weight * codes + (1 - weight) * codes.detach()
+        information = gaussian_information(moving, identities, labels)
+        return information if for_player_2 else -information
+
+
+class VClub(Player1):
     """−log q_θ(z_I | z_R) for player 1, vCLUB for player 2: nats per dimension of z_I. A collective
     operation under DDP."""
 
@@ -104,11 +155,11 @@ class MinMin(Player1):
         super().__init__()
         self.q = IdentityEstimator(code_dim, identity_dim)
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_player_2: bool) -> Tensor:
+    def forward(self, z_R: Tensor, batch: Batch, for_player_2: bool) -> Tensor:
         mean, log_variance = self.q(z_R)
         if for_player_2:
-            return vclub(mean, log_variance, z_I, identity_moments(z_I)).mean()
-        return -log_likelihood(mean, log_variance, z_I).mean()
+            return vclub(mean, log_variance, batch.z_I, identity_moments(batch.z_I)).mean()
+        return -log_likelihood(mean, log_variance, batch.z_I).mean()
 
 
 class MinMax(Player1):
@@ -119,8 +170,8 @@ class MinMax(Player1):
         super().__init__()
         self.statistics = StatisticsNetwork(code_dim, identity_dim)
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_player_2: bool) -> Tensor:
-        statistics = self.statistics(z_R, z_I)
+    def forward(self, z_R: Tensor, batch: Batch, for_player_2: bool) -> Tensor:
+        statistics = self.statistics(z_R, batch.z_I)
         bound = donsker_varadhan(statistics) if len(z_R) > 1 else 0 * statistics.sum()
         return bound if for_player_2 else -bound
 
@@ -135,15 +186,17 @@ class GradientReversal(Player1):
             nn.Linear(code_dim, 128), nn.ReLU(), nn.Linear(128, max(num_subjects, 1))
         )
 
-    def forward(self, z_R: Tensor, z_I: Tensor, subjects: Tensor, for_player_2: bool) -> Tensor:
+    def forward(self, z_R: Tensor, batch: Batch, for_player_2: bool) -> Tensor:
+        subjects = batch.subjects
         known = subjects != UNKNOWN_SUBJECT
         each = F.cross_entropy(self.name(z_R), subjects.clamp(min=0), reduction="none")
         loss = (each * known).sum() / known.sum().clamp(min=1)
         return -loss if for_player_2 else loss
 
 
-PLAYERS: dict[str, type[MinMin] | type[MinMax] | type[GradientReversal]] = {
+PLAYERS: dict[str, type[MinMin] | type[VClub] | type[MinMax] | type[GradientReversal]] = {
     "min-min": MinMin,
+    "vclub": VClub,
     "min-max": MinMax,
     "gradient-reversal": GradientReversal,
 }
@@ -156,7 +209,14 @@ def optimizer_of(
 
     Fused: the players are small, and an update of each parameter on its own took a tenth of a turn.
     """
-    return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    # A group may be empty, a list of parameters may not.
+    group = {"params": [*module.parameters()]}
+    return torch.optim.AdamW([group], lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def learns(player_1: nn.Module) -> bool:
+    """Whether a player 1 has parameters: one that is exact has none."""
+    return any(True for _ in player_1.parameters())
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, whose: str) -> None:
@@ -184,7 +244,7 @@ def estimator_turn(
     batch: Batch,
     num_steps: int,
 ) -> Tensor:
-    """Player 1's `num_steps` ≥ 1 steps.
+    """Player 1's `num_steps` ≥ 1 steps; none, if it does not learn.
 
     Returns:
         Its loss at the last step, before that step: a scalar without gradient.
@@ -193,21 +253,23 @@ def estimator_turn(
         NotFinite: see `play_turn`.
     """
     codes = z_R.detach()
+    if not learns(player_1):
+        exact: Tensor = player_1(codes, batch, for_player_2=False)
+        return exact
     for _ in range(num_steps):
-        loss = player_1(codes, batch.z_I, batch.subjects, for_player_2=False)
+        loss = player_1(codes, batch, for_player_2=False)
         _step(optimizer, loss, "player 1's")
     return loss.detach()
 
 
 def identity_term(player_1: nn.Module, z_R: Tensor, batch: Batch) -> Tensor:
-    """The term of player 2 that λ weighs, a scalar: vCLUB per dimension in the min-min game.
+    """The term of player 2 that λ weighs, a scalar, in nats.
 
     θ is a constant here; the gradient reaches z_R only. A collective operation under DDP.
     """
     bare = player_1.module if isinstance(player_1, DistributedDataParallel) else player_1
     constants = {name: parameter.detach() for name, parameter in bare.named_parameters()}
-    arguments = (z_R, batch.z_I, batch.subjects)
-    term: Tensor = functional_call(bare, constants, arguments, {"for_player_2": True})
+    term: Tensor = functional_call(bare, constants, (z_R, batch), {"for_player_2": True})
     return term
 
 
@@ -259,7 +321,7 @@ def play_turn(
 
     Returns:
         This worker's loss terms, scalars without gradient: `estimator_loss` and `identity_term`
-        (nats; per dimension in the min-min game), `cross_entropy` (nats), `apex_error` (with an
+        (nats; of vCLUB per dimension), `cross_entropy` (nats), `apex_error` (with an
         apex decoder), `loss` (player 2's); and `num_correct`.
 
     Raises:

@@ -99,15 +99,17 @@ def describe(name: str) -> str:
         *card.origin.items(),
     ]
     lines = [f"{key:10s} {value}" for key, value in shown]
-    lines += [
-        f"{metric:28s} {value:.3f}"
+    figures = {
+        metric: value
         for metric, value in card.figures.items()
-        if metric.startswith(("held_out/", "leakage/", "recall/"))
-    ]
+        if metric.startswith(("held_out/", "leakage/", "recall/")) or metric.endswith("_pooled_auc")
+    }
+    width = max(map(len, figures), default=0)
+    lines += [f"{metric:{width}s} {value:.3f}" for metric, value in figures.items()]
     for group, values in card.recall_by_group.items():
         for value, (right, count) in values.items():
             shares = f"{right / count:.3f}, {_interval(right, count)}"
-            lines.append(f"{f'{group} {value}':28s} {shares}: {right} of {count} clips")
+            lines.append(f"{f'{group} {value}':{width}s} {shares}: {right} of {count} clips")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """What a training run is: one typed configuration, the named methods, the command line made of it.
 
-The defaults are the recommended recipe, with the min-min game at λ = 1; `cfer benchmark --search`
+The defaults are the recommended recipe, with the min-min game; `cfer benchmark --search`
 changes one thing of the recipe at a time.
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, dict[str, Any]] = {
     "cross-entropy": {"identity_weight": 0.0},
     "min-min": {},
+    "min-min-vclub": {"game": "vclub", "identity_weight": 1.0},
     "min-min+apex": {"apex_weight": 1.0},
     "min-max": {"game": "min-max", "identity_weight": 0.1},
     "gradient-reversal": {"game": "gradient-reversal", "identity_weight": 0.1},
@@ -41,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
 Method = Literal[
     "cross-entropy",
     "min-min",
+    "min-min-vclub",
     "min-min+apex",
     "min-max",
     "gradient-reversal",
@@ -53,7 +55,7 @@ Method = Literal[
     "stills-apex+min-min",
     "frame-difference",
 ]
-Game = Literal["min-min", "min-max", "gradient-reversal"]
+Game = Literal["min-min", "vclub", "min-max", "gradient-reversal"]
 Planes = Literal["yuv", "luma"]
 Pooling = Literal["mean", "max"]
 ClassWeights = Literal["none", "balanced"]
@@ -88,11 +90,11 @@ class TrainConfig:
     epochs: int = 90  # passes over the training clips
     batch_size: int = 32  # clips per step, over all workers, who take equal parts of it
     lr: float = 3e-3  # player 2's highest learning rate (AdamW: 5 % warm-up, then cosine to 0)
-    estimator_lr: float = 2e-3  # player 1's learning rate
+    estimator_lr: float = 2e-3  # player 1's learning rate; that of min-min is exact, and has none
     estimator_steps: int = 2  # player 1's steps per turn
     weight_decay: float = 0.02  # player 2's
-    game: Game = "min-min"  # what λ weighs: vCLUB, or an opponent's term (see cfer.model.game)
-    identity_weight: Lambda = 1.0  # λ: weight of the identity term; 0: cross-entropy alone
+    game: Game = "min-min"  # what λ weighs: the exact bound, or another (see cfer.model.game)
+    identity_weight: Lambda = 0.3  # λ: weight of the identity term; 0: cross-entropy alone
     apex_weight: Mu = 0.0  # μ: weight of rebuilding the annotated apex picture
     label_smoothing: float = 0.1  # share of the target spread over all classes, in [0, 1)
     input: Kind = "accumulated+motion"  # what the recognizer sees (see cfer.data.inputs)
@@ -100,7 +102,8 @@ class TrainConfig:
     frames: str = "last"  # `last` P-frame of each GOP, or a number of P-frames per clip
     width: int = 32  # channels of the encoder's first stage
     pooling: Pooling = "mean"  # of a clip's frames
-    code_dim: int = 64  # dimension of the expression code
+    code_dim: int = 0  # dimension of the expression code; 0: classes − 1, all that C can read
+    erase: int = 0  # directions of the code, those that tell most of z_I, erased after training
     dropout: float = 0.0  # share of the code zeroed before the classifier, in [0, 1)
     flip: float = 0.5  # probability of a horizontal flip
     shift_pixels: int = 8  # largest random shift, pixels of the crop
@@ -120,9 +123,10 @@ class TrainConfig:
             InputError: a value that no run can have, or two that exclude each other.
         """
         at_least = {
-            **dict.fromkeys(("workers", "epochs", "batch_size", "estimator_steps", "code_dim"), 1),
+            **dict.fromkeys(("workers", "epochs", "batch_size", "estimator_steps"), 1),
             **dict.fromkeys(("cpus_per_worker", "identity_weight", "apex_weight"), 0),
             **dict.fromkeys(("weight_decay", "shift_pixels", "gain_jitter", "seed"), 0),
+            **dict.fromkeys(("code_dim", "erase"), 0),
         }
         for name, least in at_least.items():
             if not getattr(self, name) >= least:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cfer import tracking
 from cfer.data.inputs import APEX_SIZE
-from cfer.errors import NotFinite
+from cfer.errors import InputError, NotFinite
 from cfer.evaluate.attacks import attack, attack_figures
 from cfer.evaluate.calibration import calibration, held_out_people
 from cfer.evaluate.figures import (
@@ -33,7 +33,8 @@ from cfer.evaluate.figures import (
 from cfer.evaluate.metrics import ScoredClips, confusion_matrix, cross_entropy, recalls, recognition
 from cfer.evaluate.probes import leakage
 from cfer.model.card import ModelCard
-from cfer.model.game import PLAYERS, Batch, Weights, optimizer_of, play_turn
+from cfer.model.erasure import erasure, fold
+from cfer.model.game import PLAYERS, Batch, Weights, learns, optimizer_of, play_turn
 from cfer.model.network import ExpressionNet, ModelConfig, Predictor
 from cfer.outputs import say
 from cfer.train.batches import BatchMaker, LoadedClips, Standardization, load_clips
@@ -121,10 +122,11 @@ def _train(setup: Setup) -> None:
     )
 
     network = ExpressionNet(setup.card.network, config.apex_weight > 0)
-    player = PLAYERS[config.game](
-        config.code_dim, setup.card.network.identity_dim, len(setup.train_subjects)
-    )
-    wrapped_network, wrapped_player = prepare_model(network), prepare_model(player)
+    shape = setup.card.network
+    player = PLAYERS[config.game](shape.code_dim, shape.identity_dim, len(setup.train_subjects))
+    wrapped_network = prepare_model(network)
+    # DDP refuses a module without parameters.
+    wrapped_player = prepare_model(player) if learns(player) else player.to(device)
     optimizer = optimizer_of(network, config.lr, config.weight_decay)
     player_optimizer = optimizer_of(player, config.estimator_lr)
     stateful = {
@@ -159,7 +161,7 @@ def _train(setup: Setup) -> None:
                 for name, value in terms.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + value
             check_finite({name: part.state_dict() for name, part in stateful.items()})
-            validation = _gather(predict(network, val_batches, config.batch_size, every_view=True))
+            validation = _gather(predict(network, val_batches, config.batch_size))
         except NotFinite as error:
             raise _diverged(error, config, step, num_steps, setup.location) from error
         figures = _mean_over_workers(sums, num_steps, num_steps * batch_size)
@@ -176,6 +178,10 @@ def _train(setup: Setup) -> None:
                 say(_progress_line(len(history), figures, config, spent_seconds))
 
     training = _gather(predict(network, train_batches, config.batch_size))
+    if config.erase:
+        known = erasure(training.z_R, training.z_I, training.labels, config.erase)
+        fold(network.encoder, *known)
+        training = _gather(predict(network, train_batches, config.batch_size))
     validation = _gather(predict(network, val_batches, config.batch_size, every_view=True))
     bytes_read = _all_reduce((train_clips.bytes_read.sum() + val_clips.bytes_read.sum()).to(device))
     if tracker:
@@ -204,8 +210,9 @@ def turn_on_noise(
         num_clips, num_frames, side: of its one batch, (num_clips, num_frames, C, side, side).
         wrap: applied to each of the two players, such as DDP.
     """
-    network = ExpressionNet(model_config(config, num_classes, identity_dim), config.apex_weight > 0)
-    player = PLAYERS[config.game](config.code_dim, identity_dim, 2)
+    shape = model_config(config, num_classes, identity_dim)
+    network = ExpressionNet(shape, config.apex_weight > 0)
+    player = PLAYERS[config.game](shape.code_dim, identity_dim, 2)
     batch = Batch(
         planes=torch.randn(num_clips, num_frames, config.what.num_planes, side, side) / 10,
         mask=torch.ones(num_clips, num_frames, dtype=torch.bool),
@@ -218,7 +225,7 @@ def turn_on_noise(
     return partial(
         play_turn,
         wrap(network),
-        wrap(player),
+        wrap(player) if learns(player) else player,
         optimizer_of(network),
         optimizer_of(player),
         batch,
@@ -228,13 +235,24 @@ def turn_on_noise(
 
 
 def model_config(config: TrainConfig, num_classes: int, identity_dim: int) -> ModelConfig:
+    """The network of a run.
+
+    A linear classifier of C classes reads C − 1 directions of its code: whatever else a code has
+    says nothing of the expression, and much of the person (docs/privacy.md).
+    """
+    code_dim = config.code_dim or max(num_classes - 1, 1)
+    if config.erase >= code_dim:
+        raise InputError(
+            f"--erase {config.erase}: the code has {code_dim} directions, and some must be left; "
+            "give fewer, or a larger --code-dim"
+        )
     return ModelConfig(
         num_classes=num_classes,
         identity_dim=identity_dim,
         num_planes=config.what.num_planes,
         gain=config.what.gain,
         width=config.width,
-        code_dim=config.code_dim,
+        code_dim=code_dim,
         pooling=config.pooling,
         dropout=config.dropout,
     )
@@ -381,6 +399,8 @@ def _finish(
     of_others = held_out_people(training, validation)
     calibrated = calibration(of_others)
     extra = {
+        # An epoch's are of one view of each clip.
+        **_validation_figures(validation, len(classes)),
         **leakage(training, validation, setup.config.seed),
         **attack_figures(attack(of_others, training, setup.videos, seed=setup.config.seed)),
         **{f"recall/{name}": value for name, value in recalls(confusion, classes).items()},

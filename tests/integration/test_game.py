@@ -17,24 +17,30 @@ from small_game import (
     play,
     players,
 )
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cfer.errors import NotFinite
+from cfer.model.game import learns
 
 
-def _in_worker(rank: int, folder: str) -> None:
+def _wrapped(player: nn.Module) -> nn.Module:
+    return DistributedDataParallel(player) if learns(player) else player
+
+
+def _in_worker(rank: int, folder: str, game: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        expression_net, player_1 = players()
+        expression_net, player_1 = players(game=game)
         assert_players_leave_each_other_alone(
-            DistributedDataParallel(expression_net), DistributedDataParallel(player_1)
+            DistributedDataParallel(expression_net), _wrapped(player_1)
         )
-        expression_net, player_1 = players()
+        expression_net, player_1 = players(game=game)
         half = NUM_CLIPS // 2
         terms = play(
             DistributedDataParallel(expression_net),
-            DistributedDataParallel(player_1),
+            _wrapped(player_1),
             make_batch(rank * half, (rank + 1) * half),
         )
         state = {"terms": terms, "players": [parameters(expression_net), parameters(player_1)]}
@@ -42,7 +48,7 @@ def _in_worker(rank: int, folder: str) -> None:
         batch = make_batch(rank * half, (rank + 1) * half)
         batch.apex[0] *= 1 if rank else float("nan")
         before = parameters(expression_net)
-        ddp = DistributedDataParallel(expression_net), DistributedDataParallel(player_1)
+        ddp = DistributedDataParallel(expression_net), _wrapped(player_1)
         with pytest.raises(NotFinite, match=r"^player 2's loss"):
             play(*ddp, batch, turns=1)
         assert_same(before, parameters(expression_net))
@@ -52,11 +58,12 @@ def _in_worker(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def test_two_workers_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    mp.spawn(_in_worker, args=(str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("game", ["min-min", "vclub"])
+def test_two_workers_equal_one_with_the_doubled_batch(game: str, tmp_path: Path) -> None:
+    mp.spawn(_in_worker, args=(str(tmp_path), game), nprocs=2)
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
 
-    expression_net, player_1 = players()
+    expression_net, player_1 = players(game=game)
     terms = play(expression_net, player_1, make_batch())
     for state in states:
         for mine, theirs in zip(

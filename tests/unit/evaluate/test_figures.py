@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 
 from cfer.evaluate.calibration import NUM_BINS, bins, cross_fitted, ece
-from cfer.evaluate.figures import reliability_figure
+from cfer.evaluate.figures import reliability_figure, tradeoff_figure
 from cfer.evaluate.metrics import ScoredClips
 
 
@@ -44,3 +44,15 @@ def test_the_reliability_diagram_shows_the_bins_and_counts_every_clip() -> None:
             assert 0 <= segment[0][1] < segment[1][1] <= 1
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 2
+
+
+def test_the_tradeoff_joins_the_strengths_of_a_method() -> None:
+    game = [("λ 0", (0.7, 0.01), (0.8, 0.02)), ("λ 1", (0.5, 0.0), (0.75, 0.03))]
+    figure = tradeoff_figure({"game": game, "plain": [("", (0.71, 0.0), (0.81, 0.0))]})
+    (axes,) = figure.axes
+    lines = [line.get_xydata() for line in axes.get_lines()]
+    joined = [data for data in lines if len(data) == 2 and data[0][0] == 0.7]
+    np.testing.assert_allclose(joined, [[[0.7, 0.8], [0.5, 0.75]]])
+    assert [text.get_text() for text in axes.texts] == ["λ 0", "λ 1", ""]
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {"game", "plain", "chance"}

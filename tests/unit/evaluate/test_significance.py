@@ -104,3 +104,26 @@ def test_the_marks_of_a_text_are_its_only_markup() -> None:
         "<strong>a&lt;b&gt;</strong> of <code>--run &#39;x*y*&#39;</code>, <em>by clip</em> &amp; "
         "2 * 3"
     )
+
+
+def test_the_strongest_attacker_is_that_of_the_highest_mean() -> None:
+    figures = [
+        {"linkage_ridge_training": 0.6, "linkage_MLP_held-out": 0.7, "verification_x": 0.9},
+        {"linkage_ridge_training": 0.7, "linkage_MLP_held-out": 0.5, "verification_x": 0.4},
+    ]
+    results = {
+        str(number): {
+            "figures": {
+                **{f"attack/{name}_pooled_auc": value for name, value in each.items()},
+                **{f"attack/{name}_auc": 1 - value for name, value in each.items()},
+                "attack/linkage_MLP_held-out_pooled_d_sys": 1.0,
+            }
+        }
+        for number, each in enumerate(figures)
+    }
+    attacked = MethodResults("x", None, results)  # type: ignore[arg-type]
+    found = report.strongest(attacked, report.LINKAGE, report.POOLED)
+    assert found == "attack/linkage_ridge_training_pooled_auc"
+    found = report.strongest(attacked, report.LINKAGE, report.ONE)
+    assert found == "attack/linkage_MLP_held-out_auc"
+    assert report.strongest(row(np.zeros(2)), report.LINKAGE, report.POOLED) == ""

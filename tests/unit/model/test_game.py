@@ -17,9 +17,11 @@ from small_game import (
 from cfer.data.inputs import APEX_SIZE
 from cfer.errors import NotFinite
 from cfer.model.game import (
+    MEMORY,
     PLAYERS,
     Batch,
     MinMin,
+    VClub,
     Weights,
     apex_error,
     expression_error,
@@ -27,7 +29,7 @@ from cfer.model.game import (
     optimizer_of,
     play_turn,
 )
-from cfer.model.mi import identity_moments, vclub
+from cfer.model.mi import gaussian_information, identity_moments, vclub
 
 
 @pytest.mark.parametrize("game", PLAYERS)
@@ -36,12 +38,47 @@ def test_players_leave_each_other_alone(game: str) -> None:
 
 
 def test_bound_is_that_of_the_estimator() -> None:
-    expression_net, player_1 = players()
+    expression_net, player_1 = players(game="vclub")
     batch = make_batch()
     z_R, _, _ = expression_net(batch.planes, batch.mask, batch.z_I)
-    assert isinstance(player_1, MinMin)
+    assert isinstance(player_1, VClub)
     expected = vclub(*player_1.q(z_R), batch.z_I, identity_moments(batch.z_I)).mean()
     torch.testing.assert_close(identity_term(player_1, z_R, batch), expected)
+
+
+def test_the_exact_player_knows_the_latest_codes_and_moves_those_of_the_batch() -> None:
+    """Against finite differences: as much as if all codes that it remembers moved alike."""
+    generator = torch.Generator().manual_seed(5)
+    player_1 = MinMin(3, IDENTITY_DIM, 0).double()
+    batches = [make_batch() for _ in range(3)]
+    codes = torch.randn(3, NUM_CLIPS, 3, generator=generator, dtype=torch.float64)
+    for z_R, batch in zip(codes[:2], batches, strict=False):
+        player_1(z_R, batch, for_player_2=True)
+    z_R = codes[2].clone().requires_grad_()
+    known = torch.cat([batch.z_I for batch in batches]), torch.cat([b.labels for b in batches])
+
+    def information(now: torch.Tensor) -> torch.Tensor:
+        return gaussian_information(torch.cat([now, codes[1], codes[0]]), *known)
+
+    mine = player_1(z_R, batches[2], for_player_2=False)
+    theirs = player_1(z_R, batches[2], for_player_2=True)
+    torch.testing.assert_close(theirs, information(codes[2]))
+    torch.testing.assert_close(mine, -theirs)
+    (gradient,) = torch.autograd.grad(theirs, z_R)
+    for clip, dimension in ((0, 0), (5, 2)):
+        step = torch.zeros_like(codes[2])
+        step[clip, dimension] = 1e-5
+        slope = (information(codes[2] + step) - information(codes[2] - step)) / 2e-5
+        torch.testing.assert_close(gradient[clip, dimension], 3 * slope, rtol=1e-5, atol=1e-9)
+
+
+def test_the_exact_player_forgets_the_earliest_codes() -> None:
+    player_1 = MinMin(2, IDENTITY_DIM, 0).double()
+    batch = make_batch()
+    for turn in range(MEMORY // NUM_CLIPS + 3):
+        player_1(torch.full((NUM_CLIPS, 2), float(turn)).double(), batch, for_player_2=True)
+    assert player_1.codes[:, 0].min() == 3
+    assert len(player_1.codes) == len(player_1.labels) == MEMORY
 
 
 def test_the_opponents_of_the_min_max_games_want_the_opposite_of_each_other() -> None:
@@ -49,11 +86,11 @@ def test_the_opponents_of_the_min_max_games_want_the_opposite_of_each_other() ->
     for game in ("min-max", "gradient-reversal"):
         expression_net, player_1 = players(game=game)
         z_R, _, _ = expression_net(batch.planes, batch.mask, batch.z_I)
-        mine, theirs = (player_1(z_R, batch.z_I, batch.subjects, side) for side in (False, True))
+        mine, theirs = (player_1(z_R, batch, side) for side in (False, True))
         torch.testing.assert_close(mine, -theirs)
         assert float(mine.detach()) != 0
     # A clip of an unknown subject teaches nothing.
-    alone = player_1(z_R[6:7], batch.z_I[6:7], batch.subjects[6:7], False)
+    alone = player_1(z_R[6:7], make_batch(6, 7), False)
     assert float(alone.detach()) == 0
     logits = player_1.name(z_R)[[0, 1, 2, 3, 4, 5, 7]]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 0, 1, 3]))
@@ -75,7 +112,7 @@ def test_without_weight_the_estimator_plays_and_the_network_does_not_notice() ->
     batch = make_batch()
     results = []
     for identity_weight, steps in ((0.0, 1), (0.0, 5), (3.0, 5)):
-        expression_net, player_1 = players(with_apex=False)
+        expression_net, player_1 = players(with_apex=False, game="vclub")
         theta = parameters(player_1)
         optimizers = [torch.optim.SGD(p.parameters(), lr=0.05) for p in (expression_net, player_1)]
         weights = Weights(identity=identity_weight)
@@ -100,7 +137,7 @@ def test_the_network_goes_down_the_sum_that_it_weighs() -> None:
     """By a step so small that what it takes from the loss is its gradient's squared length."""
     batch, lr = make_batch(), 1e-7
     for weights in (Weights(identity=2.0, apex=0.5), Weights(identity=-3.0, apex=0.2)):
-        expression_net, player_1 = players()
+        expression_net, player_1 = players(game="vclub")
         optimizer = torch.optim.SGD(expression_net.parameters(), lr=lr)
         still = torch.optim.SGD(player_1.parameters(), lr=0.0)
         before = play_turn(expression_net, player_1, optimizer, still, batch, weights, 1)
@@ -113,7 +150,8 @@ def test_the_network_goes_down_the_sum_that_it_weighs() -> None:
         assert float(before["loss"] - after["loss"]) == pytest.approx(lr * length, rel=1e-2)
 
 
-def test_the_game_lowers_the_bound_that_it_weighs() -> None:
+@pytest.mark.parametrize("game", ["min-min", "vclub"])
+def test_the_game_lowers_the_bound_that_it_weighs(game: str) -> None:
     """z_I that can be read off the input: with λ the code gives it up, without it does not."""
     generator = torch.Generator().manual_seed(2)
     identity = torch.randn(32, 2, generator=generator).sign().double()
@@ -134,10 +172,8 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
     )
     bounds = {}
     for weight in (0.0, 1.0):
-        expression_net, player_1 = players(with_apex=False)
-        optimizers = [
-            torch.optim.AdamW(p.parameters(), lr=5e-3) for p in (expression_net, player_1)
-        ]
+        expression_net, player_1 = players(with_apex=False, game=game)
+        optimizers = [optimizer_of(p, 5e-3) for p in (expression_net, player_1)]
         weights = Weights(identity=weight)
         for _ in range(150):
             terms = play_turn(expression_net, player_1, *optimizers, batch, weights, 2)
@@ -149,7 +185,7 @@ def test_the_game_lowers_the_bound_that_it_weighs() -> None:
 
 @pytest.mark.parametrize("whose", ["player 1's", "player 2's"])
 def test_a_loss_that_is_not_finite_stops_the_turn_before_the_update(whose: str) -> None:
-    expression_net, player_1 = players()
+    expression_net, player_1 = players(game="vclub")
     first = optimizer_of(expression_net, 0.1)
     second = optimizer_of(player_1, 0.1)
     batch = make_batch()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from cfer.model.mi import (
     LOG_VARIANCE_BOUND,
+    SHRINKAGE,
     IdentityEstimator,
     StatisticsNetwork,
     donsker_varadhan,
+    gaussian_information,
     identity_moments,
     log_likelihood,
     vclub,
@@ -25,6 +29,61 @@ def gaussian_pairs(rho: float, num_pairs: int, dim: int, seed: int) -> tuple[Ten
     x = torch.randn(num_pairs, dim, generator=generator)
     noise = torch.randn(num_pairs, dim, generator=generator)
     return x, rho * x + math.sqrt(1 - rho**2) * noise
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.6, 0.9])
+def test_information_of_gaussians_is_the_closed_form(rho: float) -> None:
+    """−½·log(1−ρ²) a dimension, of the shrunk ρ; whatever the scales and the offsets."""
+    x, y = gaussian_pairs(rho, 50_000, 3, seed=2)
+    labels = torch.zeros(len(x), dtype=torch.int64)
+    found = float(gaussian_information(x.double(), y.double(), labels))
+    expected = -1.5 * math.log(1 - ((1 - SHRINKAGE) * rho) ** 2)
+    assert found == pytest.approx(expected, abs=0.01)
+    scales = torch.tensor([1e-3, 1.0, 50.0])
+    moved = gaussian_information((scales * x - 7).double(), (3 * y + scales).double(), labels)
+    assert float(moved) == pytest.approx(found, abs=1e-4)
+
+
+def test_what_the_class_explains_is_no_information() -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(4, (20_000,), generator=generator)
+    of_class = torch.randn(4, 2, generator=generator).double() * 3
+    noise = torch.randn(2, len(labels), 2, generator=generator).double()
+    x, y = of_class[labels] + noise[0], of_class[labels] + noise[1]
+    assert float(gaussian_information(x, y, torch.zeros_like(labels))) > 1
+    assert 0 <= float(gaussian_information(x, y, labels)) < 1e-3
+    # Once more, with one person's offset in both: that is a leak.
+    person = torch.randn(len(labels), 2, generator=generator).double()
+    assert float(gaussian_information(x + person, y + person, labels)) > 0.2
+
+
+def test_the_best_response_is_the_ridge_regression_of_a_solver() -> None:
+    """H(z_I) less the errors' entropy, by scikit-learn's ridge of the same strength."""
+    generator = np.random.default_rng(4)
+    x = generator.normal(size=(200, 4))
+    y = x @ generator.normal(size=(4, 5)) + generator.normal(size=(200, 5))
+    x, y = (values - values.mean(0) for values in (x, y))
+    x, y = (values / values.std(0) for values in (x, y))
+    ridge = Ridge(alpha=200 * SHRINKAGE / (1 - SHRINKAGE), fit_intercept=False).fit(x, y)
+    entropy = (1 - SHRINKAGE) * y.T @ y / 200 + SHRINKAGE * np.eye(5)
+    explained = (1 - SHRINKAGE) * y.T @ ridge.predict(x) / 200
+    expected = 0.5 * (np.linalg.slogdet(entropy)[1] - np.linalg.slogdet(entropy - explained)[1])
+    found = gaussian_information(
+        torch.from_numpy(x), torch.from_numpy(y), torch.zeros(200, dtype=torch.int64)
+    )
+    assert float(found) == pytest.approx(expected)
+
+
+def test_information_of_few_clips_and_of_constants_is_finite() -> None:
+    generator = torch.Generator().manual_seed(6)
+    z_R, z_I = torch.randn(2, 7, generator=generator), torch.randn(2, 128, generator=generator)
+    z_R[:, 3] = 1.0
+    z_R.requires_grad_()
+    found = gaussian_information(z_R, z_I, torch.tensor([1, 5]))
+    found.backward()
+    assert torch.isfinite(found)
+    assert torch.isfinite(z_R.grad).all()
+    assert float(found.detach()) == pytest.approx(0, abs=1e-4)  # each is its class's mean
 
 
 def test_log_likelihood_is_the_normal_density() -> None:

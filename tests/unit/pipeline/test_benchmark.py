@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,8 +12,9 @@ from cfer.data.folds import ClipIndex
 from cfer.errors import InputError
 from cfer.options import parse
 from cfer.train.command import PROTOCOLS
-from cfer.train.config import METHODS, config_of
+from cfer.train.config import METHODS, Game, config_of
 from pipeline.benchmark import (
+    CURVE,
     OPPONENTS,
     SEARCH,
     BenchmarkOptions,
@@ -25,7 +27,7 @@ from pipeline.benchmark import (
 from pipeline.datasets.readers import NAMES
 
 
-@pytest.mark.parametrize("more", [[], ["--quick"], ["--search"]])
+@pytest.mark.parametrize("more", [[], ["--quick"], ["--search"], ["--curve"]])
 def test_every_data_set_has_settings_that_can_be_trained(more: list[str]) -> None:
     names = ["synthetic", "puppets", *(name for name in NAMES if name in PROTOCOLS)]
     experiments = set()
@@ -40,9 +42,23 @@ def test_every_data_set_has_settings_that_can_be_trained(more: list[str]) -> Non
     assert len(experiments) == len(names), "two data sets in one table"
 
 
+def test_two_tables_at_once_are_refused() -> None:
+    arguments = ["--dataset", "puppets", "--out", "x", "--search", "--curve"]
+    with pytest.raises(InputError, match="--search, --curve: two tables; give one of the two"):
+        experiment_of(parse(BenchmarkOptions, "", arguments))
+
+
+def test_the_curve_sweeps_every_game_and_each_row_can_be_trained() -> None:
+    configs = {row.name: config_of({**dict(row.training), "data": "x"}) for row in CURVE}
+    for game in get_args(Game):
+        swept = [c.identity_weight for c in configs.values() if c.game == game and c.code_dim == 0]
+        assert len(set(swept) - {0}) > 1, game
+    assert {c.erase for c in configs.values()} > {0}
+
+
 def test_every_method_is_a_row_and_names_are_unique() -> None:
     assert {row.name for row in OPPONENTS} > set(METHODS)
-    for rows in (OPPONENTS, SEARCH):
+    for rows in (OPPONENTS, SEARCH, CURVE):
         assert len({row.name for row in rows}) == len(rows)
         assert not any("," in row.name or "/" in row.name for row in rows)
     assert [row.name for row in chosen_rows(OPPONENTS, "min-max,min-min")] == ["min-min", "min-max"]

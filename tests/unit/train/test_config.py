@@ -31,7 +31,7 @@ from cfer.train.config import (
     [
         *(
             ({name: 0}, f"--{name.replace('_', '-')} 0: give 1 or more")
-            for name in ("workers", "epochs", "batch_size", "estimator_steps", "code_dim")
+            for name in ("workers", "epochs", "batch_size", "estimator_steps")
         ),
         *(
             ({name: -1}, f"--{name.replace('_', '-')} -1: give 0 or more")
@@ -49,6 +49,8 @@ from cfer.train.config import (
             for name in ("label_smoothing", "dropout")
             for value in (-0.1, 1.0)
         ),
+        ({"code_dim": -1}, "--code-dim -1: give 0 or more"),
+        ({"erase": -1}, "--erase -1: give 0 or more"),
         ({"val_fraction": 0.0}, "--val-fraction 0.0: give a share between 0 and 1"),
         ({"val_fraction": 1.0}, "--val-fraction 1.0: give a share between 0 and 1"),
         ({"flip": 1.5}, "--flip 1.5: give a probability, 0 to 1"),
@@ -102,8 +104,9 @@ def test_a_step_has_as_many_clips_as_were_asked_for(batch: int, workers: int, ne
 
 
 def test_the_least_of_each_option_is_allowed() -> None:
-    ones = dict.fromkeys(("workers", "epochs", "batch_size", "estimator_steps", "code_dim"), 1)
-    zeros = dict.fromkeys(("weight_decay", "shift_pixels", "gain_jitter", "seed", "flip"), 0)
+    ones = dict.fromkeys(("workers", "epochs", "batch_size", "estimator_steps"), 1)
+    none = ("weight_decay", "shift_pixels", "gain_jitter", "seed", "flip", "code_dim", "erase")
+    zeros = dict.fromkeys(none, 0)
     config = TrainConfig(data="x", width=4, label_smoothing=0, folds="2", fold=0, **ones, **zeros)
     assert config.checked().augmentation == Augmentation(0, 0, 0)
     assert TrainConfig("x", flip=1, shift_pixels=6).checked().augmentation == Augmentation(
@@ -170,9 +173,10 @@ def test_the_names_on_the_command_line_are_those_of_what_they_choose() -> None:
 def test_without_options_it_is_the_min_min_game_on_shards() -> None:
     options = options_of([])
     assert options.config == TrainConfig("shards", run="min-min")
-    assert (options.config.game, options.config.identity_weight) == ("min-min", 1.0)
+    assert (options.config.game, options.config.identity_weight) == ("min-min", 0.3)
     paper = options_of(["--preset", "paper", "--mu", "0.5"]).config
-    assert (paper.method, paper.identity_weight, paper.apex_weight) == ("min-min+apex", 1.0, 0.5)
+    assert (paper.method, paper.identity_weight, paper.apex_weight) == ("min-min-vclub", 1.0, 0.5)
+    assert paper.game == "vclub"
     assert options_of(["--preset", "paper"]).config.apex_weight == 1.0
     with pytest.raises(InputError, match="--preset, --method: give one of them"):
         options_of(["--preset", "paper", "--method", "min-max"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cfer.errors import NotFinite
+from cfer.errors import InputError, NotFinite
 from cfer.evaluate.metrics import ScoredClips
 from cfer.model.network import ModelConfig
 from cfer.train.batches import LoadedClips
@@ -42,6 +42,14 @@ def test_the_model_is_as_the_options_say() -> None:
         pooling="max",
         dropout=0.5,
     )
+
+
+def test_a_code_has_as_many_directions_as_its_classifier_reads() -> None:
+    for num_classes, code_dim in ((8, 7), (2, 1), (1, 1)):
+        assert model_config(TrainConfig("x"), num_classes, 128).code_dim == code_dim
+    assert model_config(TrainConfig("x", code_dim=64, erase=63), 8, 128).code_dim == 64
+    with pytest.raises(InputError, match="--erase 7: the code has 7 directions, and some must be"):
+        model_config(TrainConfig("x", erase=7), 8, 128)
 
 
 def test_identities_are_standardized_by_those_of_the_training_clips() -> None:
@@ -116,14 +124,17 @@ def test_the_error_of_a_run_that_diverged(tmp_path: Path) -> None:
 
 
 def test_a_turn_that_is_timed_is_one_of_the_game() -> None:
-    """Both players have moved after it."""
+    """Both players have moved after it; one that is exact has nothing that moves."""
     wrapped: list[nn.Module] = []
 
     def kept(module: nn.Module) -> nn.Module:
         wrapped.append(module)
         return module
 
-    config = TrainConfig("x", width=4, code_dim=8, identity_weight=1, apex_weight=1)
+    config = TrainConfig("x", width=4, game="vclub", apex_weight=1)
+    turn_on_noise(replace(config, game="min-min"), 3, 16, 4, 2, 16, kept)()
+    assert len(wrapped) == 1
+    wrapped.clear()
     turn = turn_on_noise(config, 3, 16, num_clips=4, num_frames=2, side=16, wrap=kept)
     before = [[p.detach().clone() for p in module.parameters()] for module in wrapped]
     turn()

@@ -83,7 +83,7 @@ def test_a_sweep_of_methods_keeps_what_is_given_beside_them() -> None:
     assert (direct.input, direct.frames, direct.identity_weight, direct.epochs) == (
         "direct",
         "4",
-        1,
+        0.3,
         3,
     )
     with pytest.raises(InputError, match="--sweep method=chess: give some of cross-entropy"):
