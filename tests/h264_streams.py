@@ -8,9 +8,6 @@ import av
 import numpy as np
 from bitstreams import moving_texture
 
-from cfer.codec.h264 import H264
-from cfer.codec.h264_syntax import START_CODE
-
 
 def scene(
     frames: int = 30,
@@ -67,10 +64,3 @@ def x264(
             sink.mux(stream.encode(frame.reformat(format=pixels, threads=1)))
         sink.mux(stream.encode(None))
     return file.getvalue()
-
-
-def annex_b(codec: H264, frames: range) -> bytes:
-    """Some frames with start codes, after the parameters of the first."""
-    sets = codec._sets[codec.frames[frames[0]].sets]
-    head = b"".join(START_CODE + nal for nal in sets.nals.values())
-    return head + b"".join(codec._annex_b(number) for number in frames)

@@ -29,7 +29,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from cfer.codec.containers import CutOff, open_input, video_stream, whole_packets
+from cfer.codec.containers import CutOff, open_input, packets, video_stream, whole_packets
 from cfer.codec.decoder import (
     MOTION_VECTOR_DTYPE,
     new_decoder,
@@ -43,6 +43,7 @@ from cfer.codec.mpeg4 import Mpeg4
 
 FORMATS: dict[str, type[Mpeg4 | H264]] = {"mpeg4": Mpeg4, "h264": H264}
 BLOCK = 4  # samples along a side of what is masked or not
+BLOCK_OF_REFERENCE = 8  # samples along a side of the smallest block that has references of its own
 
 
 @dataclass(frozen=True)
@@ -158,29 +159,42 @@ class Bitstream:
     """
 
     def __init__(self, data: bytes, name: str, codecs: Sequence[str] = tuple(FORMATS)) -> None:
-        self.name = name
-        self.data = data
         try:
             file = io.BytesIO(data)
             with open_input(file) as container:
                 stream, codec = _readable_stream(container, name, codecs)
                 extradata = bytes(stream.codec_context.extradata or b"")
-                self.fps = Fraction(stream.average_rate or stream.base_rate or 25)
+                fps = Fraction(stream.average_rate or stream.base_rate or 25)
                 read = (codec == "mpeg4" and _packets_by_index(data, container, stream)) or [
                     (bytes(packet), packet.dts if packet.pts is None else packet.pts)
                     for packet in whole_packets(container, stream, file)
                     if packet.size
                 ]
-                self._time_base, self._duration = stream.time_base, stream.duration
+                time_base, duration = stream.time_base, stream.duration
         except (av.error.FFmpegError, CutOff) as error:
             raise CodecError(f"{name}: not a readable video ({error})") from error
         if not read:
             raise CodecError(f"{name}: there is no frame in it")
-        self.codec = _NAMES[codec]
-        self._format: Format = FORMATS[codec](extradata, [packet for packet, _ in read], name)
-        self.packets, self.frame_types = self._format.packets, self._format.frame_types
-        self._stamps = [read[n][1] for n in self._format.sources]
-        self.width, self.height = self._format.width, self._format.height
+        frames = FORMATS[codec](extradata, [packet for packet, _ in read], name)
+        stamps = [read[n][1] for n in frames.sources]
+        self._take(data, name, frames, fps, stamps, time_base, duration)
+
+    def _take(
+        self,
+        data: bytes,
+        name: str,
+        frames: Mpeg4 | H264,
+        fps: Fraction,
+        stamps: Sequence[int | None],
+        time_base: Fraction | None,
+        duration: int | None,
+    ) -> None:
+        self.data, self.name, self.fps = data, name, fps
+        self._stamps, self._time_base, self._duration = stamps, time_base, duration
+        self.codec = "H.264" if isinstance(frames, H264) else "MPEG-4 Part 2"
+        self._format: Format = frames
+        self.packets, self.frame_types = frames.packets, frames.frame_types
+        self.width, self.height = frames.width, frames.height
         if self.frame_types[0] != "I":
             raise CodecError(f"{name}: its first frame is no I-frame; cut it at an I-frame")
         starts = [n for n, kind in enumerate(self.frame_types) if kind == "I"]
@@ -205,6 +219,42 @@ class Bitstream:
             raise CodecError(f"{path}: not a readable video ({error})") from error
         except OSError as error:
             raise CodecError(f"{path}: cannot be read ({error.strerror})") from error
+
+    @classmethod
+    def open_gop(
+        cls,
+        path: str | Path,
+        gop: int,
+        most_frames: int,
+        codecs: Sequence[str] = tuple(FORMATS),
+    ) -> tuple[Bitstream, int]:
+        """One GOP of a file, however long the file is: of H.264 a bitstream of its own, from where
+        decoding can begin to the GOP's end, and at the most so many of its frames. A file in MPEG-4
+        Part 2 is read as a whole.
+
+        Returns:
+            the bitstream, and the GOP's number in it; if the file ends earlier, the bitstream of
+            the last GOPs, and a number that it lacks.
+
+        Raises:
+            CodecError: as the class does, of what is read.
+        """
+        name = str(path)
+        try:
+            with open(path, "rb") as file, open_input(file) as container:
+                stream, codec = _readable_stream(container, name, codecs)
+                if codec == "mpeg4":
+                    return cls.open(path, codecs), gop
+                fps = Fraction(stream.average_rate or stream.base_rate or 25)
+                frames, number = _frames_of_gop(container, stream, name, gop, most_frames)
+        except av.error.FFmpegError as error:
+            raise CodecError(f"{path}: not a readable video ({error})") from error
+        except OSError as error:
+            raise CodecError(f"{path}: cannot be read ({error.strerror})") from error
+        bitstream = cls.__new__(cls)
+        data, stamps = frames.annex_b(range(len(frames.packets))), [None] * len(frames.packets)
+        bitstream._take(data, name, frames, fps, stamps, None, None)
+        return bitstream, number
 
     def save(self, path: str | Path) -> None:
         """Write the file as it was read or encoded (MP4 if `encode` made it)."""
@@ -322,6 +372,40 @@ class Bitstream:
             raise ValueError(f"frame {start} is not one of the I- and P-frames of {self!r}")
         # A decoder of its own, since between two residuals another may be asked for.
         return self._accumulated(start, mask_intra, self._new_decoder())
+
+    def reference_frames(self, frame: int) -> np.ndarray:
+        """From which frames each block of a P- or B-frame of H.264 is predicted: int32 (2,
+        ceil(H/8), ceil(W/8)), for each 8 × 8 block the frame's number in list 0 (of a B-frame
+        mostly one shown earlier) and in list 1 (one shown later); −1: none.
+
+        No decoder exports this. So the frame is decoded once more, and each index adds an offset of
+        its own to the gray that it stands for. In temporal direct mode a block takes its reference
+        from another frame, which is gray: there it may be wrong, as its vector.
+
+        Raises:
+            ValueError: the frame is not a P- or B-frame of this bitstream.
+            CodecError: not H.264, or a damaged frame.
+        """
+        if not isinstance(self._format, H264):
+            raise CodecError(f"{self.name}: references are read from H.264 alone")
+        residual = self.direct_residual(frame)
+        (decoded,) = self._decode(self._format.on_offsets(frame))
+        shape = -(-self.height // BLOCK_OF_REFERENCE), -(-self.width // BLOCK_OF_REFERENCE)
+        added = np.zeros((2, *shape), np.int32)
+        for plane, shown, sent in zip(
+            added, planes_of(decoded)[1:], (residual.u, residual.v), strict=True
+        ):
+            # Where a sum was clipped it is too small: one sample of a block that was not is enough.
+            side = BLOCK_OF_REFERENCE // 2
+            padded = np.zeros((shape[0] * side, shape[1] * side), np.int32)
+            padded[: sent.shape[0], : sent.shape[1]] = shown.astype(np.int32) - sent
+            plane[:] = padded.reshape(shape[0], side, shape[1], side).max((1, 3))
+        indices = np.where((added > 0).all(0), added, added // 2) - 1
+        indices[added <= 0] = -1
+        per_macroblock = MACROBLOCK // BLOCK_OF_REFERENCE
+        intra = residual.intra.repeat(per_macroblock, 0).repeat(per_macroblock, 1)
+        indices[:, intra[: shape[0], : shape[1]]] = -1
+        return self._format.frames_of_indices(frame, indices)
 
     def _accumulated(
         self, start: int, mask_intra: bool, decoder: av.VideoCodecContext
@@ -583,6 +667,46 @@ def _readable_stream(
 
 
 _NAMES = {"mpeg4": "MPEG-4 Part 2", "h264": "H.264"}
+
+
+def _frames_of_gop(
+    container: InputContainer, stream: VideoStream, name: str, gop: int, most_frames: int
+) -> tuple[H264, int]:
+    """See `Bitstream.open_gop`."""
+    extradata = bytes(stream.codec_context.extradata or b"")
+    frames, number = None, gop
+    for can_begin, read in _runs(container, stream, 2 * most_frames):
+        number -= frames.frame_types.count("I") if frames else 0
+        frames = H264(extradata, read, name)
+        starts = [n for n, kind in enumerate(frames.frame_types) if kind == "I"]
+        if number < len(starts):
+            if not can_begin:
+                raise CodecError(
+                    f"{name}: GOP {gop} begins too far from where decoding can begin; re-encode it "
+                    "(cfer encode)"
+                )
+            stop = min([starts[number] + most_frames, *starts[number + 1 : number + 2]])
+            if stop < len(frames.packets):
+                frames = H264(extradata, read[: frames.sources[stop]], name)
+            break
+    if frames is None:
+        raise CodecError(f"{name}: there is no frame in it")
+    return frames, number
+
+
+def _runs(
+    container: InputContainer, stream: VideoStream, most: int
+) -> Iterator[tuple[bool, list[bytes]]]:
+    """The packets from one where decoding can begin to the next one, so many at a time, and whether
+    these are the first of them."""
+    read: list[bytes] = []
+    can_begin = True
+    for packet in packets(container, stream):
+        if read and (packet.is_keyframe or len(read) == most):
+            yield can_begin, read
+            read, can_begin = [], packet.is_keyframe
+        read.append(bytes(packet))
+    yield can_begin, read
 
 
 def _packets_by_index(

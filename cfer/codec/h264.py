@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from cfer.codec.format import CodecError, Format, Sent
 from cfer.codec.h264_syntax import (
     IDR_SLICE,
@@ -38,6 +40,7 @@ from cfer.codec.h264_syntax import (
     PictureParameters,
     SequenceParameters,
     SliceHeader,
+    Weights,
     gray_slice,
 )
 
@@ -175,8 +178,7 @@ class H264(Format):
         return [(self.alone(first), sent[0][1]), *sent[1:]]
 
     def alone(self, i_frame: int) -> bytes:
-        sets = self._sets[self.frames[i_frame].sets]
-        return b"".join(START_CODE + nal for nal in sets.nals.values()) + self._annex_b(i_frame)
+        return self._sets_of(i_frame) + self._annex_b(i_frame)
 
     def direct(self, frame: int) -> tuple[list[bytes], bytes]:
         header = self.frames[frame].slices[0]
@@ -185,18 +187,29 @@ class H264(Format):
             start = self._parameters(frame, header.sps, with_weights=False)
             gray = gray_slice(header.sps, self._gray_pps(header.sps), kind=I, is_idr=True)
             self._grays[key] = [header.sps.written(0) + start + gray]
+        return self._grays[key], self._rewritten(frame, _on_gray)
 
-        def on_gray(header: SliceHeader) -> SliceHeader:
-            # The gray picture is number 0, one before this; a whole turn back it is the same.
-            turn = header.sps.max_frame_num - 1
+    def on_offsets(self, frame: int) -> list[Sent]:
+        """As `direct`, with an explicit weight of one and an offset for each index that a block may
+        refer to. Index i of list 0 adds 2 (i + 1) to U, and that of list 1 to V; of a block that
+        uses both lists, the mean with the other's zero is i + 1 in both planes (8.4.2.3.2)."""
+        header = self.frames[frame].slices[0]
+        sets = self._sets[self.frames[frame].sets].pps.values()
+        weighted = (replace(pps, weighted_pred=1, weighted_bipred_idc=1) for pps in sets)
+        parameters = b"".join(
+            pps.written(with_weights=True) for pps in weighted if pps.sps_id == header.sps.id
+        )
+        gray_pps = self._gray_pps(header.sps)
+        gray = gray_slice(header.sps, gray_pps, kind=I, is_idr=True)
+        start = header.sps.written(0) + parameters + gray_pps.written(with_weights=False)
+
+        def weighed(header: SliceHeader) -> SliceHeader:
             counts = header.num_refs[: len(header.modifications)]
-            lists: list[list[Operation]] = [
-                [(0, 0), *[(0, turn)] * (count - 1)] for count in counts
-            ]
-            alone: dict[str, Any] = {"ref_idc": 0, "frame_num": 1, "poc": (2, 0), "marking": None}
-            return replace(header, modifications=lists, **alone, **_PURE)
+            offsets = [[(2 * (i + 1), 0) for i in range(counts[0])]] if counts else []
+            offsets += [[(0, 2 * (i + 1)) for i in range(count)] for count in counts[1:]]
+            return replace(_on_gray(header), weights=Weights.of_offsets(offsets))
 
-        return self._grays[key], self._rewritten(frame, on_gray)
+        return [(start + gray, None), (self._rewritten(frame, weighed), frame)]
 
     def accumulated(self, start: int) -> list[Sent]:
         window, poc = self.window(start), self.frames[start].poc
@@ -285,6 +298,22 @@ class H264(Format):
             lists.append(found)
         return lists
 
+    def frames_of_indices(self, frame: int, indices: np.ndarray) -> np.ndarray:
+        """The numbers of the frames that indices of the two lists stand for: int32 (2, rows,
+        columns) of 8 × 8 blocks, −1 = none, → the same."""
+        headers = self.frames[frame].slices
+        rows, columns = np.indices(indices.shape[1:]) // 2
+        addresses = rows * headers[0].sps.columns + columns
+        starts = [header.first_macroblock for header in headers]
+        of_slice = np.searchsorted(starts, addresses, side="right") - 1
+        found = np.full_like(indices, -1)
+        for number, header in enumerate(headers):
+            for which, known in enumerate(self.reference_lists(frame, header)):
+                table = np.array([-1 if n is None else n for n in known] + [-1], np.int32)
+                here = of_slice == number
+                found[which, here] = table[indices[which, here].clip(-1, len(known) - 1)]
+        return found
+
     def with_references(self, frames: range, unfiltered: set[int]) -> list[tuple[bytes, int, bool]]:
         """What a decoder is given to show frames as they are, and before some of them the same
         without the loop filter, for no other to refer to: what prediction and residual add up to.
@@ -326,6 +355,14 @@ class H264(Format):
         return (
             _with_lengths(packet, self._length_size) if self._length_size else _with_codes(packet)
         )
+
+    def annex_b(self, frames: range) -> bytes:
+        """Some frames with start codes, after the parameters of the first."""
+        return self._sets_of(frames[0]) + b"".join(self._annex_b(number) for number in frames)
+
+    def _sets_of(self, frame: int) -> bytes:
+        sets = self._sets[self.frames[frame].sets]
+        return b"".join(START_CODE + nal for nal in sets.nals.values())
 
     def _annex_b(self, number: int) -> bytes:
         """A frame with start codes, less what is not needed to decode it."""
@@ -556,6 +593,16 @@ class H264(Format):
         if len(headers) != len(nals):
             raise CodecError(f"{self.name}: frame {number} is damaged; cut it out")
         return b"".join(change(h).written(nal) for h, nal in zip(headers, nals, strict=True))
+
+
+def _on_gray(header: SliceHeader) -> SliceHeader:
+    """That of a frame which is no reference, and whose lists name one picture at every index."""
+    # The gray picture is number 0, one before this; a whole turn back it is the same.
+    turn = header.sps.max_frame_num - 1
+    counts = header.num_refs[: len(header.modifications)]
+    lists: list[list[Operation]] = [[(0, 0), *[(0, turn)] * (count - 1)] for count in counts]
+    alone: dict[str, Any] = {"ref_idc": 0, "frame_num": 1, "poc": (2, 0), "marking": None}
+    return replace(header, modifications=lists, **alone, **_PURE)
 
 
 def _num_reordered(pocs: Sequence[int]) -> int:

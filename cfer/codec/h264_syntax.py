@@ -6,6 +6,7 @@ Clauses are those of ITU-T H.264. Whatever is not proven exact is a ValueError t
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -220,6 +221,19 @@ class Weights:
     shifts: tuple[int, int]
     lists: list[list[list[tuple[int, int]]]]
     bits: Bits
+
+    @classmethod
+    def of_offsets(cls, offsets: list[list[tuple[int, int]]]) -> Weights:
+        """All weights are one; of each index of each list, what is added to U and to V."""
+        table = BitWriter()
+        table.put_ue(0)
+        table.put_ue(0)
+        for u, v in itertools.chain(*offsets):
+            table.put(0b01, 2)  # nothing is said of luma
+            for value in (1, u, 1, v):
+                table.put_se(value)
+        lists = [[[(1, 0), (1, u), (1, v)] for u, v in of_list] for of_list in offsets]
+        return cls((0, 0), lists, (table.value, table.length))
 
 
 @dataclass(slots=True)

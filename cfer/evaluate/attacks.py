@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from cfer.evaluate.metrics import ScoredClips, standardized
 
@@ -122,6 +123,8 @@ class _Clips:
         return _Clips(codes, identities, people, clips.labels, of_videos)[known]
 
 
+# Its matrices are small: on a busy machine, threads of one product wait long for each other.
+@threadpool_limits.wrap(limits=1)
 def attack(
     held_out: ScoredClips,
     training: ScoredClips,

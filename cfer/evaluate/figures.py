@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Spread = tuple[float, float]  # mean and standard deviation
+NEAR_THE_BEST = 0.06  # of accuracy
 _COLORS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#000000",
 )  # fmt: skip
@@ -162,7 +163,9 @@ def faces_figure(
 
 
 def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) -> Figure:
-    """Accuracy against what an attacker finds out. The best place is at the top left.
+    """Accuracy against what an attacker finds out: of all, and, with names, of the most accurate.
+
+    The best place is at the top left.
 
     Args:
         points: {method: [(strength, (AUC, its deviation), (accuracy, its deviation)), …]}; those of
@@ -170,29 +173,38 @@ def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    whole, best = figure.subplots(1, 2, width_ratios=(1, 1.7))
+    top = max(accuracy for strengths in points.values() for _, _, (accuracy, _) in strengths)
     for number, (method, strengths) in enumerate(points.items()):
         x, y = (np.array([point[axis] for point in strengths]) for axis in (1, 2))
-        axes.errorbar(
-            x[:, 0],
-            y[:, 0],
-            xerr=x[:, 1],
-            yerr=y[:, 1],
-            color=_COLORS[number % len(_COLORS)],
-            marker="osD^vP*X"[number // len(_COLORS) % 8],
-            elinewidth=0.6,
-            label=method,
-        )
-        for (strength, *_), at in zip(strengths, zip(x[:, 0], y[:, 0], strict=True), strict=True):
-            axes.annotate(strength, at, (4, 4), textcoords="offset points", fontsize="small")
-    axes.axvline(0.5, color=_COLORS[6], linestyle="--", label="chance")
-    axes.set(
-        xlabel="AUC of the strongest linkage, pooled codes (0.5: nothing is found out)",
-        ylabel="accuracy on held-out subjects",
-    )
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
+        color = _COLORS[number % len(_COLORS)]
+        for axes in (whole, best):
+            axes.errorbar(
+                *(x[:, 0], y[:, 0], y[:, 1], x[:, 1]),
+                color=color,
+                marker="osD^vP*X"[number // len(_COLORS) % 8],
+                elinewidth=0.5,
+                label=method if axes is whole else None,
+            )
+        for strength, (auc, _), (accuracy, _) in strengths:
+            name, is_near = strength or method, accuracy > top - NEAR_THE_BEST
+            if is_near:
+                best.annotate(
+                    *(name, (auc, accuracy), (4, 4)),
+                    textcoords="offset points",
+                    fontsize="small",
+                    color=color,
+                )
+    best.set(ylim=(top - NEAR_THE_BEST, top + NEAR_THE_BEST / 3), title="the most accurate")
+    for axes in (whole, best):
+        axes.axvline(0.5, color=_COLORS[6], linestyle="--", label="chance")
+        axes.grid(alpha=0.3)
+    whole.set(title="all", ylabel="accuracy on held-out subjects")
+    for axes in (whole, best):
+        axes.set_xlabel("AUC of the strongest linkage, pooled")
+    handles, labels = whole.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small")
     return figure
 
 

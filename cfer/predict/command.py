@@ -233,21 +233,26 @@ def look(
     picture: Positional[Picture],
     clip: str | None = None,
     gop: int = 0,
+    encoded: bool = False,
     model: ModelName = "default",
 ) -> int:
     """One GOP of a video in one picture: I-frame, residuals, motion vectors, block types, bytes of
-    each frame, and where the recognizer looked.
+    each frame. H.264 and MPEG-4 Part 2 are shown as they are in the file. In any other video the
+    face is found and encoded, and the picture also shows where the recognizer looked.
 
     Args:
         source: a video, a folder of numbered pictures, or of shards.
         picture: the PNG to write.
         clip: of a folder of shards, the clip with this id.
         gop: which GOP to show.
+        encoded: show what the recognizer is given of H.264, too: the face, encoded anew.
     """
     check_output(picture, ".png")
     from cfer.predict.look import look as look_of
 
-    look_of(source, clip, gop, model).savefig(picture, dpi=110)
+    figure, how = look_of(source, clip, gop, model, encoded)
+    figure.savefig(picture, dpi=110)
+    print(f"note: {printable(source)}: {how}", file=sys.stderr)
     print(picture)
     return 0
 

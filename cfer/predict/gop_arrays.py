@@ -74,10 +74,7 @@ def block_types(residual: Residual) -> np.ndarray:
     types = np.full((-(-height // MACROBLOCK), -(-width // MACROBLOCK)), EMPTY, np.uint8)
     if not residual.is_coded:
         return types
-    for plane in (residual.y, residual.u, residual.v):
-        side = MACROBLOCK if plane is residual.y else MACROBLOCK // 2
-        rows, columns = np.nonzero(plane != GRAY)
-        types[rows // side, columns // side] = INTER
+    types[has_samples(residual)] = INTER
     vectors = residual.motion_vectors
     rows, columns = vectors["dst_y"] // MACROBLOCK, vectors["dst_x"] // MACROBLOCK
     moves = (vectors["motion_x"] != 0) | (vectors["motion_y"] != 0)
@@ -87,6 +84,17 @@ def block_types(residual: Residual) -> np.ndarray:
     types[num_vectors > 1] = INTER_PARTS
     types[num_vectors == 0] = INTRA
     return types
+
+
+def has_samples(residual: Residual) -> np.ndarray:
+    """Where a residual is not zero in Y, U or V: bool (ceil(H/16), ceil(W/16)), by macroblock."""
+    height, width = residual.y.shape
+    found = np.zeros((-(-height // MACROBLOCK), -(-width // MACROBLOCK)), bool)
+    for plane in (residual.y, residual.u, residual.v):
+        side = MACROBLOCK if plane is residual.y else MACROBLOCK // 2
+        rows, columns = np.nonzero(plane != GRAY)
+        found[rows // side, columns // side] = True
+    return found
 
 
 class ClassActivation(NamedTuple):
@@ -156,27 +164,17 @@ def activation_picture(contributions: np.ndarray, size: int, stem_stride: int) -
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A GOP, and what a model makes of it. Frames are named by their positions in the GOP: 0 is
-    the I-frame.
+class ShownGop:
+    """A GOP. Its frames are named by their positions in it: 0 is the I-frame.
 
     Attributes:
         name: of the video or the clip.
         bitstream, gop: the GOP's number, from 0.
-        clip: the row that it is stored in, if it comes out of a data set.
-        model_name, card: of the model.
-        activation: None where the model can't be given such a clip.
-        given: the frames that the model was given.
     """
 
     name: str
     bitstream: Bitstream
     gop: int
-    clip: Clip | None
-    model_name: str
-    card: ModelCard
-    activation: ClassActivation | None
-    given: Sequence[int]
 
     @property
     def numbers(self) -> range:
@@ -185,11 +183,32 @@ class Shown:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        return frame_bytes(self.bitstream, self.gop)
+        return frame_bytes(self.bitstream, self.gop)[: len(self.numbers)]
 
     @property
     def last(self) -> int:
         return len(self.sizes) - 1
+
+    def direct(self, position: int) -> Residual:
+        return self.bitstream.direct_residual(self.numbers[position])
+
+
+@dataclass(frozen=True)
+class Shown(ShownGop):
+    """A GOP, and what a model makes of it.
+
+    Attributes:
+        clip: the row that it is stored in, if it comes out of a data set.
+        model_name, card: of the model.
+        activation: None where the model can't be given such a clip.
+        given: the frames that the model was given.
+    """
+
+    clip: Clip | None
+    model_name: str
+    card: ModelCard
+    activation: ClassActivation | None
+    given: Sequence[int]
 
     @cached_property
     def positions(self) -> list[int]:
@@ -208,9 +227,6 @@ class Shown:
         """Of the residuals that the model is given, if it is given any."""
         kind = self.card.what.kind
         return next((name for name in ("direct", "accumulated") if kind.startswith(name)), None)
-
-    def direct(self, position: int) -> Residual:
-        return self.bitstream.direct_residual(self.numbers[position])
 
     def luma_residual(self, kind: str, position: int) -> np.ndarray:
         """int16 (H, W), from -128 to 127."""

@@ -189,11 +189,12 @@ def predict(
 
 
 def look(recognizer: Recognizer, path: Path, gop: int, model_name: str) -> bytes:
-    """What the method sees of one GOP, as a PNG."""
-    from cfer.predict.look import look_with
+    """What the recognizer is given of one GOP, as a PNG."""
+    from cfer.predict.look import look as look_of
 
     file = io.BytesIO()
-    look_with(path, None, gop, model_name, recognizer).savefig(file, format="png", dpi=90)
+    found = look_of(path, None, gop, model_name, encoded=True, recognizer=recognizer)
+    found.figure.savefig(file, format="png", dpi=90)
     return file.getvalue()
 
 

@@ -371,7 +371,7 @@ def test_a_run_that_diverges_stops_with_one_line(
     with pytest.raises(
         InputError,
         match=r"^run wild has stopped in epoch 1, step 2 of 2, at the learning rate 1e\+30 "
-        r"\(player 1's: 0\.002\): player 1's loss.*; its last good checkpoint is none; start anot",
+        r"\(player 1's: 0\.002\): player 2's loss.*; its last good checkpoint is none; start anot",
     ):
         main([*common, "wild", "--workers", "2", "--epochs", "3"])
     assert "a worker failed" not in capsys.readouterr().err, "to be tried again"

@@ -12,7 +12,7 @@ from functools import cache
 import av
 import numpy as np
 import pytest
-from h264_streams import annex_b, scene, x264
+from h264_streams import scene, x264
 from helpers import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -239,7 +239,7 @@ def test_files_as_they_were_found(faces_dir) -> None:
         assert kinds == set("IPB"), path
         # A short beginning: all that comes before a frame has to be decoded.
         stop = bitstream.frame_types.find("B", 20) + 1
-        short = Bitstream(annex_b(bitstream._format, range(stop)), path.name)
+        short = Bitstream(bitstream._format.annex_b(range(stop)), path.name)
         proof = verify(short, CHECKED_FRAMES)
         assert proof.differing == 0
         assert proof.blocks > 400
@@ -409,7 +409,7 @@ def test_picture_parameters_may_change_within_a_gop() -> None:
     codec = bitstream._format
     pps = headers(bitstream)[0].pps
     other = replace(pps, quantizers=(*pps.quantizers[:2], 7))
-    data = annex_b(codec, range(6)) + other.written(True) + codec._annex_b(6)
+    data = codec.annex_b(range(6)) + other.written(True) + codec._annex_b(6)
     data += b"".join(codec._annex_b(n) for n in range(7, 15))
     changed = Bitstream(data, "changed")
     assert [header.pps.quantizers[2] for header in headers(changed)] == [
@@ -423,7 +423,7 @@ def test_picture_parameters_may_change_within_a_gop() -> None:
 def test_a_file_that_begins_within_an_open_gop() -> None:
     whole = clip("open-gop=1:keyint=12:bframes=3:b-adapt=0:b-pyramid=normal:ref=4", "h264")
     codec, start = whole._format, whole.gops[1][0]
-    cut = Bitstream(annex_b(codec, range(start, len(whole.packets))), "cut")
+    cut = Bitstream(codec.annex_b(range(start, len(whole.packets))), "cut")
     orphans = cut._format.orphans
     assert orphans == {1, 2, 3}
     for number in (2, 5, 11):
@@ -468,7 +468,7 @@ def test_accumulation_needs_every_reference() -> None:
     bitstream = clip(PLAIN, "h264")
     frames = [n for n in range(30) if n != 5]
     codec = bitstream._format
-    data = annex_b(codec, range(1)) + b"".join(codec._annex_b(n) for n in frames[1:])
+    data = codec.annex_b(range(1)) + b"".join(codec._annex_b(n) for n in frames[1:])
     lacking = Bitstream(data, "lacking")
     assert np.array_equal(lacking.direct_residual(5).y, bitstream.direct_residual(6).y)
     with pytest.raises(CodecError, match="lacking: a picture before frame 5 is missing"):
@@ -691,6 +691,121 @@ def test_parameter_sets_are_read_as_they_were_written() -> None:
         assert (without.weighted_pred, without.tail) == (0, header.pps.tail)
 
 
+# ---- which pictures blocks refer to, and one GOP of a long file ----------------------------------
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(60, 200, (64, 96, 1), np.uint8).repeat(3, 2)
+
+
+def test_a_block_refers_to_the_picture_that_it_is_in() -> None:
+    """Two pictures of noise by turns: only the last but one predicts a frame."""
+    one, other = noise(0), noise(1)
+    pictures = [[one, other][t % 2] for t in range(8)]
+    bitstream = Bitstream(
+        x264(pictures, "keyint=8:ref=3:bframes=0:weightp=0:slices=2"), "two pictures"
+    )
+    assert bitstream.frame_types == "IPPPPPPP"
+    for number in range(3, 8):
+        lists = bitstream._format.references(number)[0]
+        assert {number - 1, number - 2} <= set(lists)
+        found = bitstream.reference_frames(number)
+        assert found.shape == (2, 8, 12)
+        assert (found[0] == number - 2).mean() > 0.9
+        assert (found[1] == -1).all()
+
+
+def test_a_block_of_a_b_frame_refers_to_before_or_after() -> None:
+    """Its left third is the picture before, its right third the one after, and between them is the
+    mean of both."""
+    before, after = noise(2), noise(3)
+    middle = np.concatenate(
+        [
+            before[:, :32],
+            (before[:, 32:64].astype(int) + after[:, 32:64] + 1).astype(int) // 2,
+            after[:, 64:],
+        ],
+        axis=1,
+    ).astype(np.uint8)
+    pictures = [before, middle, after]
+    for weights in ("weightb=0", "weightb=1"):
+        parameters = f"keyint=9:bframes=1:b-adapt=0:ref=2:{weights}"
+        bitstream = Bitstream(x264(pictures, parameters, crf=10), "thirds")
+        assert bitstream.frame_types == "IPB"
+        first, second = bitstream.reference_frames(2)
+        left, between, right = slice(0, 4), slice(4, 8), slice(8, 12)
+        assert ((first == 0) & (second == -1))[:, left].mean() > 0.9
+        assert ((first == 0) & (second == 1))[:, between].mean() > 0.9
+        assert ((first == -1) & (second == 1))[:, right].mean() > 0.9
+
+
+def test_intra_blocks_refer_to_nothing() -> None:
+    bitstream = clip("keyint=15:cqm=jvt:constrained-intra=1", flashes=True)
+    seen = 0
+    for number in (n for n, kind in enumerate(bitstream.frame_types) if kind != "I"):
+        found = bitstream.reference_frames(number)
+        intra = bitstream.direct_residual(number).intra.repeat(2, 0).repeat(2, 1)
+        assert np.array_equal((found == -1).all(0), intra)
+        seen += int(intra.sum())
+    assert seen > 20
+
+
+def test_references_are_read_of_p_and_b_frames_of_h264() -> None:
+    with pytest.raises(ValueError, match="frame 0 is not one of the P-frames"):
+        clip().reference_frames(0)
+    other = encode(scene(2), CodecSettings(), 25)
+    with pytest.raises(CodecError, match=r"references are read from H\.264 alone"):
+        other.reference_frames(1)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mpegts", "h264"])
+def test_one_gop_is_that_of_the_whole_file(container: str, tmp_path) -> None:
+    whole = Bitstream(x264(scene(30), PYRAMID.replace("15", "8"), container), "whole")
+    whole.save(path := tmp_path / "file")
+    assert len(whole.gops) == 4
+    for gop in (0, 2, 3):
+        found, number = Bitstream.open_gop(path, gop, 100)
+        frames = found.gops[number]
+        assert [found.packets[n][-20:] for n in frames] == [
+            whole.packets[n][-20:] for n in whole.gops[gop]
+        ]
+        assert found.gops[-1] == frames
+        one = list(found.iter_accumulated_residuals(number))
+        other = whole.accumulated_residuals(gop)
+        assert all(np.array_equal(a.y, b.y) for a, b in zip(one, other, strict=True))
+    last, number = Bitstream.open_gop(path, 6, 100)
+    assert (len(last.gops), number) == (1, 3)
+
+
+def test_an_i_frame_that_is_no_key_frame_begins_a_gop_too(tmp_path) -> None:
+    """It may be predicted across, so all from the key frame on is kept."""
+    marked = clip("keyint=8:ref=3:bframes=2:b-adapt=0:open-gop=1")
+    # Without the messages that say where decoding can begin.
+    whole = Bitstream(marked._format.annex_b(range(30)), "whole")
+    whole.save(path := tmp_path / "file.h264")
+    assert len(whole.gops) >= 3
+    assert sum(header.is_idr for header in headers(whole)) == 1
+    found, number = Bitstream.open_gop(path, 1, 5)
+    stop = 10  # twice as many are read at a time
+    assert whole.gops[1][0] < stop < whole.gops[1][-1]
+    assert (number, found.frame_types) == (1, whole.frame_types[:stop])
+    one, other = found.direct_residual(stop - 1), whole.direct_residual(stop - 1)
+    assert np.array_equal(one.y, other.y)
+    with pytest.raises(CodecError, match="GOP 2 begins too far from where decoding can begin"):
+        Bitstream.open_gop(path, 2, 5)
+
+
+def test_of_a_long_file_no_more_is_read_than_one_gop(tmp_path) -> None:
+    """What follows can't be read."""
+    path = tmp_path / "joined.h264"
+    path.write_bytes(clip(PLAIN, "h264").data + x264(scene(9), "", "h264", "yuv420p10le"))
+    with pytest.raises(CodecError, match="10 bits"):
+        Bitstream.open(path)
+    found, number = Bitstream.open_gop(path, 0, 7)
+    assert (number, found.frame_types) == (0, "IPPPPPP")
+    assert np.array_equal(found.direct_residual(6).y, clip(PLAIN).direct_residual(6).y)
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 
@@ -733,7 +848,7 @@ def test_tools_that_no_encoder_here_has_are_refused() -> None:
     bitstream = clip("keyint=15:slices=2:bframes=0", "h264")
     codec = bitstream._format
     pps, sps = headers(bitstream)[0].pps, headers(bitstream)[0].sps
-    first, second = annex_b(codec, range(1)), codec._annex_b(1)
+    first, second = codec.annex_b(range(1)), codec._annex_b(1)
     one, two = codec._slices(1)
     header = codec.frames[1].slices[0]
 
@@ -761,7 +876,8 @@ def test_tools_that_no_encoder_here_has_are_refused() -> None:
     gray = gray_slice(sps, replace(pps, cabac=0, id=9), kind=I, is_idr=True)
     start = written + replace(pps, cabac=0, id=9).written(True) + gray
     assert "frame 1: it numbers pictures anew in mid-stream" in refused(start, restart)
-    other = annex_b(Bitstream(x264(scene(2, 64, 64), container="h264"), "a")._format, range(1))
+    small = Bitstream(x264(scene(2, 64, 64), container="h264"), "a")
+    other = small._format.annex_b(range(1))
     assert "frame 2: the size of its pictures changes" in refused(first, second, other)
     cycle = BitWriter()
     cycle.put(*sps.head)
@@ -775,7 +891,7 @@ def test_tools_that_no_encoder_here_has_are_refused() -> None:
 def test_a_file_that_begins_in_the_midst_of_a_gop() -> None:
     codec = clip(PLAIN, "h264")._format
     with pytest.raises(CodecError, match="begins late: its first frame is no I-frame; cut it at"):
-        Bitstream(annex_b(codec, range(3, 9)), "begins late")
+        Bitstream(codec.annex_b(range(3, 9)), "begins late")
 
 
 def test_damage_is_an_error_and_no_picture() -> None:

@@ -47,12 +47,18 @@ def test_the_reliability_diagram_shows_the_bins_and_counts_every_clip() -> None:
 
 
 def test_the_tradeoff_joins_the_strengths_of_a_method() -> None:
-    game = [("λ 0", (0.7, 0.01), (0.8, 0.02)), ("λ 1", (0.5, 0.0), (0.75, 0.03))]
-    figure = tradeoff_figure({"game": game, "plain": [("", (0.71, 0.0), (0.81, 0.0))]})
-    (axes,) = figure.axes
-    lines = [line.get_xydata() for line in axes.get_lines()]
-    joined = [data for data in lines if len(data) == 2 and data[0][0] == 0.7]
-    np.testing.assert_allclose(joined, [[[0.7, 0.8], [0.5, 0.75]]])
-    assert [text.get_text() for text in axes.texts] == ["λ 0", "λ 1", ""]
+    game = [("λ 0", (0.7, 0.01), (0.8, 0.02)), ("λ 1", (0.5, 0.0), (0.74, 0.03))]
+    far = [("", (0.9, 0.0), (0.3, 0.0))]
+    plain = [("", (0.71, 0.0), (0.81, 0.0))]
+    figure = tradeoff_figure({"game": game, "plain": plain, "far": far})
+    for axes in figure.axes:
+        lines = [line.get_xydata() for line in axes.get_lines()]
+        joined = [data for data in lines if len(data) == 2 and data[0][0] == 0.7]
+        np.testing.assert_allclose(joined, [[[0.7, 0.8], [0.5, 0.74]]])
+    whole, best = figure.axes
+    assert not whole.texts
+    # What is far below the most accurate is not where the names are.
+    assert [text.get_text() for text in best.texts] == ["λ 0", "plain"]
+    assert whole.get_ylim()[0] < 0.3 < best.get_ylim()[0] < 0.81 < best.get_ylim()[1]
     (legend,) = figure.legends
-    assert {text.get_text() for text in legend.get_texts()} == {"game", "plain", "chance"}
+    assert {text.get_text() for text in legend.get_texts()} == {"game", "plain", "far", "chance"}

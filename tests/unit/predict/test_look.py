@@ -6,10 +6,12 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from bitstreams import moving_texture, someone_elses
+from h264_streams import scene, x264
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -17,7 +19,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from cfer.cli import run
-from cfer.codec import Bitstream, CodecSettings, encode
+from cfer.codec import GRAY, Bitstream, CodecSettings, encode
 from cfer.data.inputs import KINDS, Input, apex_picture
 from cfer.data.shards import Clip, Description, write_description, write_shard
 from cfer.errors import InputError
@@ -27,6 +29,7 @@ from cfer.predict.gop_arrays import frame_bytes
 from cfer.predict.look import look
 from cfer.predict.models import open_model
 from cfer.predict.recognizer import Recognizer, face_bitstream
+from cfer.predict.stream_arrays import MOST_FRAMES, ShownStream
 
 SIZE, GOP = 112, 24
 
@@ -96,7 +99,7 @@ def fixed_gop(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("gop", [0, 1])
 def test_a_fixed_gop_clip_is_shown_with_its_prediction(fixed_gop, model, gop):
-    figure = look(fixed_gop, None, gop, model)
+    figure = look(fixed_gop, None, gop, model).figure
     bitstream = Bitstream.open(fixed_gop)
     predictions = Recognizer.from_pretrained(model).predict_bitstream(bitstream, window_gops=1)
     label = [p.label for p in predictions][gop]
@@ -115,7 +118,7 @@ def test_another_bitstream_is_shown_as_it_is_without_a_prediction(tmp_path, mode
     pictures[5] = pictures[5].copy()
     pictures[5][32:96, 48:112] = 250
     path = someone_elses(pictures, tmp_path / "other.avi", gop=8)
-    figure = look(path, None, 0, model)
+    figure = look(path, None, 0, model).figure
     written = texts(figure)
     assert "No prediction" in written
     assert "This is 160 × 120 in GOPs of 8." in written
@@ -126,12 +129,107 @@ def test_another_bitstream_is_shown_as_it_is_without_a_prediction(tmp_path, mode
     assert_nothing_overlaps(figure)
 
 
-def test_any_other_video_is_cropped_and_encoded_first(drawn_videos):
+PYRAMID = "keyint=15:ref=3:bframes=3:b-adapt=0:b-pyramid=normal"
+
+
+def write_h264(path: Path, parameters: str = PYRAMID, frames: int = 30, **kind: bool) -> Path:
+    path.write_bytes(x264(scene(frames, 96, 128, **kind), parameters))
+    return path
+
+
+def test_h264_is_shown_as_it_is(tmp_path):
+    path = write_h264(tmp_path / "phone.mp4", flashes=True)
+    figure, how = look(path, None, 1, "there is no such model")
+    assert how.startswith("The file's own H.264 stream, as it is.")
+    bitstream = Bitstream.open(path)
+    gop = bitstream.gops[1]
+    sizes = [len(bitstream.packets[n]) for n in gop]
+    kinds = bitstream.frame_types[gop[0] : gop[-1] + 1]
+    written = " ".join(texts(figure).split())
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in "IPB")
+    assert f"phone.mp4: GOP 1, {len(gop)} frames ({counts}) in {sum(sizes):,} bytes" in written
+    for kind in "PB":
+        frames = [n for n in gop if bitstream.frame_types[n] == kind]
+        shares = [bitstream.direct_residual(n).intra_fraction for n in frames]
+        assert f"{kind}-frames {np.mean(shares):.1%}, at the worst {max(shares):.1%}" in written
+        largest = max(frames, key=lambda n: len(bitstream.packets[n]))
+        assert f"References of {kind}{largest - gop[0]}" in written
+    assert "the recognizer sees" not in written
+    assert "Where the recognizer looked" not in written
+    assert how in written
+    assert_nothing_overlaps(figure)
+
+
+def test_the_residuals_of_h264_are_those_of_the_stream(tmp_path):
+    path = write_h264(tmp_path / "phone.mp4")
+    bitstream = Bitstream.open(path)
+    shown = ShownStream("phone.mp4", bitstream, 0, 0)
+    last = max(n for n in bitstream.gops[0] if bitstream.frame_types[n] == "P")
+    assert len(shown.positions) == 4
+    assert last in shown.positions
+    assert {shown.kinds[p] for p in shown.positions} == {"P", "B"}
+    pictures = shown_pictures(look(path, None, 0, "default").figure)
+    for position in shown.positions:
+        direct = bitstream.direct_residual(position).y.astype(int) - GRAY
+        assert any(np.array_equal(picture, direct) for picture in pictures)
+        start, residual = shown.accumulated[position]
+        assert bitstream.frame_types[start] != "B"
+        (same,) = (
+            r for r in bitstream.residuals_since(start, mask_intra=True) if r.frame == position
+        )
+        assert np.array_equal(residual.y, same.y)
+        assert any(np.array_equal(picture, same.y.astype(int) - GRAY) for picture in pictures)
+
+
+def test_references_are_named_and_told_apart(tmp_path):
+    """Two pictures of noise by turns: a frame is predicted from the last but one."""
+    rng = np.random.default_rng(0)
+    two = [rng.integers(60, 200, (64, 96, 1), np.uint8).repeat(3, 2) for _ in range(2)]
+    path = tmp_path / "turns.mp4"
+    path.write_bytes(x264([two[t % 2] for t in range(8)], "keyint=8:ref=3:bframes=0:weightp=0"))
+    shown = ShownStream("turns.mp4", Bitstream.open(path), 0, 0)
+    (name, share), *_ = shown.references(5)[0]
+    assert name == "P3"
+    assert share > 0.9
+    assert (shown.references(5)[1] == 0).mean() > 0.8
+    assert shown.largest("B") is None
+    written = texts(look(path, None, 0, "default").figure)
+    assert "References of P" in written
+    assert "References of B" not in written
+
+
+def test_of_a_long_gop_the_first_frames_are_shown(tmp_path):
+    path = tmp_path / "long.mp4"
+    path.write_bytes(x264(scene(4, 32, 32) * 100, "keyint=infinite:bframes=0"))
+    figure = look(path, None, 0, "default").figure
+    assert f"GOP 0, the first {MOST_FRAMES} frames (1 I, {MOST_FRAMES - 1} P)" in texts(figure)
+    assert f"P{MOST_FRAMES - 1}" in texts(figure)
+
+
+def test_what_can_not_be_read_exactly_is_encoded_first_and_the_picture_says_why(
+    drawn_videos, tmp_path
+):
+    with av.open(str(drawn_videos / "videos" / "S001" / "surprise_1.mp4")) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    path = tmp_path / "interlaced.mp4"
+    path.write_bytes(x264(pictures, "fake-interlaced=1", crf=10))
+    figure, how = look(path, None, 0, "default")
+    reason = "it is interlaced, so its residuals cannot be read exactly"
+    assert how == f"The face was encoded anew: {reason}."
+    written = texts(figure)
+    assert how in written
+    assert "→" in written
+    assert_nothing_overlaps(figure)
+
+
+def test_h264_is_encoded_first_when_that_is_asked_for(drawn_videos):
     video = drawn_videos / "videos" / "S001" / "surprise_1.mp4"
     recognizer = Recognizer.from_pretrained()
     seen = face_bitstream(video, recognizer.card.size, recognizer.card.codec)
     (prediction,) = recognizer.predict_bitstream(seen)
-    written = texts(look(video, None, 0, "default"))
+    figure, how = look(video, None, 0, "default", encoded=True)
+    assert how == "The face was encoded anew, for the recognizer."
+    written = texts(figure)
     assert f"→  {prediction.label}, {prediction.probabilities[prediction.label]:.0%}" in written
 
 
@@ -141,7 +239,7 @@ def test_every_kind_of_input_has_its_picture(tmp_path, kind, frames):
     predictor, card = some_model(Input(kind, frames=frames))
     write_model(tmp_path / "model.safetensors", predictor, card)
     encode(moving_texture(6, 64, 64), card.codec, 25).save(tmp_path / "clip.mp4")
-    figure = look(tmp_path / "clip.mp4", None, 0, str(tmp_path / "model.safetensors"))
+    figure = look(tmp_path / "clip.mp4", None, 0, str(tmp_path / "model.safetensors")).figure
     (prediction,) = Recognizer(predictor, card).predict_bitstream(
         Bitstream.open(tmp_path / "clip.mp4"), window_gops=1
     )
@@ -156,7 +254,7 @@ def test_every_kind_of_input_has_its_picture(tmp_path, kind, frames):
 
 def test_a_gop_of_one_p_frame(tmp_path):
     encode(moving_texture(2, 64, 64), CodecSettings(), 25).save(tmp_path / "two.mp4")
-    figure = look(tmp_path / "two.mp4", None, 0, "default")
+    figure = look(tmp_path / "two.mp4", None, 0, "default").figure
     assert "2 frames in" in texts(figure)
     # I-frame, two residuals, motion, types.
     assert num_pictures(figure) == 5
@@ -218,7 +316,7 @@ def shown_pictures(figure: Figure) -> list[np.ndarray]:
 
 def test_a_stored_clip_is_shown_with_what_is_known_of_it(shards, model):
     clip = stored_clip(3)
-    figure = look(shards, "clip-3", 0, model)
+    figure = look(shards, "clip-3", 0, model).figure
     assert_nothing_overlaps(figure)
     written = texts(figure)
     for text in ("clip-3: 10 frames", "S3", "joy", "frame 7", f"{len(clip.bitstream):,} bytes"):
@@ -231,7 +329,7 @@ def test_a_stored_clip_is_shown_with_what_is_known_of_it(shards, model):
 
 
 def test_a_stored_clip_without_an_apex(shards):
-    written = texts(look(shards, "clip-2", 0, "default"))
+    written = texts(look(shards, "clip-2", 0, "default").figure)
     assert "I-frame" in written
     assert "Stored apex" not in written
 
@@ -239,8 +337,11 @@ def test_a_stored_clip_without_an_apex(shards):
 # ----------------------------------------------------------------- the command, and mistakes
 
 
-def test_the_command_writes_a_picture_of_about_1600_pixels(fixed_gop, tmp_path):
+def test_the_command_writes_a_picture_of_about_1600_pixels(fixed_gop, tmp_path, capsys):
     assert run(["look", str(fixed_gop), str(tmp_path / "look.png")]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'look.png'}\n"
+    assert said.err == f"note: {fixed_gop}: The file's own MPEG-4 stream, as it is.\n"
     with Image.open(tmp_path / "look.png") as picture:
         assert 1550 <= picture.width <= 1650
 
@@ -248,11 +349,13 @@ def test_the_command_writes_a_picture_of_about_1600_pixels(fixed_gop, tmp_path):
 def test_mistakes_are_clear(fixed_gop, shards, tmp_path):
     text = tmp_path / "text.mp4"
     text.write_text("not a video\n" * 50)
+    phone = write_h264(tmp_path / "phone.mp4")
     alone = tmp_path / "alone.mp4"
     encode(moving_texture(5, 64, 64), CodecSettings(gop_size=4), 25).save(alone)
     for arguments, message in (
         ((fixed_gop, None, 2), r"--gop 2: .*fixed.mp4 has 2 GOPs; give 0 to 1"),
-        ((fixed_gop, None, -1), r"--gop -1: .*give 0 to 1"),
+        ((fixed_gop, None, -1), r"--gop -1: .*numbered from 0"),
+        ((phone, None, 2), r"--gop 2: .*phone.mp4 has 2 GOPs; give 0 to 1"),
         ((alone, None, 1), r"--gop 1: .*alone.mp4 is an I-frame alone.*give another GOP"),
         ((fixed_gop, "clip-1", 0), r"--clip clip-1: .*is not a data set"),
         ((shards, None, 0), r"give --clip ID \(clip-0, clip-1, clip-2, …\)"),
