@@ -191,7 +191,7 @@ class Bitstream:
     ) -> None:
         self.data, self.name, self.fps = data, name, fps
         self._stamps, self._time_base, self._duration = stamps, time_base, duration
-        self.codec = "H.264" if isinstance(frames, H264) else "MPEG-4 Part 2"
+        self.codec = _NAMES[frames.decoder]
         self._format: Format = frames
         self.packets, self.frame_types = frames.packets, frames.frame_types
         self.width, self.height = frames.width, frames.height

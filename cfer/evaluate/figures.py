@@ -181,17 +181,21 @@ def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) 
         color = _COLORS[number % len(_COLORS)]
         for axes in (whole, best):
             axes.errorbar(
-                *(x[:, 0], y[:, 0], y[:, 1], x[:, 1]),
+                x[:, 0],
+                y[:, 0],
+                xerr=x[:, 1],
+                yerr=y[:, 1],
                 color=color,
                 marker="osD^vP*X"[number // len(_COLORS) % 8],
                 elinewidth=0.5,
                 label=method if axes is whole else None,
             )
         for strength, (auc, _), (accuracy, _) in strengths:
-            name, is_near = strength or method, accuracy > top - NEAR_THE_BEST
-            if is_near:
+            if accuracy > top - NEAR_THE_BEST:
                 best.annotate(
-                    *(name, (auc, accuracy), (4, 4)),
+                    strength or method,
+                    (auc, accuracy),
+                    (4, 4),
                     textcoords="offset points",
                     fontsize="small",
                     color=color,
@@ -200,9 +204,8 @@ def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) 
     for axes in (whole, best):
         axes.axvline(0.5, color=_COLORS[6], linestyle="--", label="chance")
         axes.grid(alpha=0.3)
-    whole.set(title="all", ylabel="accuracy on held-out subjects")
-    for axes in (whole, best):
         axes.set_xlabel("AUC of the strongest linkage, pooled")
+    whole.set(title="all", ylabel="accuracy on held-out subjects")
     handles, labels = whole.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small")
     return figure

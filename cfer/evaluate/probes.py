@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from cfer.evaluate.metrics import ScoredClips, standardized
+from cfer.model.erasure import less_class_means
 
 NUM_CLASS_SPLITS = 10
 TESTED_CLASS_FRACTION = 2 / 7
@@ -85,9 +86,7 @@ def same_subject_auc(codes: np.ndarray, people: np.ndarray, classes: np.ndarray)
             the same subject, and one block of the others at a time: `sklearn.metrics.roc_auc_score`
             would hold all.
     """
-    centered = codes.astype(np.float64)
-    for name in np.unique(classes):
-        centered[classes == name] -= centered[classes == name].mean(0)
+    centered = less_class_means(codes, classes)
     std = centered.std(0)
     scaled = centered / np.where(std > 1e-6, std, 1)
     scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)

@@ -280,7 +280,7 @@ def strongest(row: MethodResults, attack: str, when: str) -> str:
     names = [
         name
         for name in figures
-        if name.startswith(attack) and name.endswith(when) and (POOLED in name) == (when == POOLED)
+        if name.startswith(attack) and name.endswith(when) and not name.endswith(f"_pooled{when}")
     ]
     return max(names, key=lambda name: np.mean([*row.values(name).values()]), default="")
 
@@ -300,7 +300,7 @@ def _tradeoff(rows: Sequence[MethodResults], out: Path) -> Iterator[Section]:
             params = row.run.data.params
             method = params.get("method", row.name)
             strength = row.name.removeprefix(method).strip()
-            found, accuracy = _spread(row, figure), _spread(row, "held_out/accuracy")
+            found, accuracy = row.spread(figure), row.spread("held_out/accuracy")
             points.setdefault(method, []).append((strength, found, accuracy))
     if sum(map(len, points.values())) > 1:
         file = out / "tradeoff.png"
@@ -314,11 +314,6 @@ def _tradeoff(rows: Sequence[MethodResults], out: Path) -> Iterator[Section]:
             ],
             pictures=[[("Accuracy against identity", file)]],
         )
-
-
-def _spread(row: MethodResults, metric: str) -> Spread:
-    values = [*row.values(metric).values()]
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _calibration(row: MethodResults, name: str, digits: int = 3) -> str:

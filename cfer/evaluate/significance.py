@@ -39,8 +39,13 @@ class MethodResults:
 
     def cell(self, metric: str) -> str:
         """Mean ± standard deviation."""
-        values, mean = [*self.values(metric).values()], self.mean(metric, 3)
-        return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+        mean = self.mean(metric, 3)
+        return mean if len(self.values(metric)) < 2 else f"{mean} ± {self.spread(metric)[1]:.3f}"
+
+    def spread(self, metric: str) -> tuple[float, float]:
+        """Mean and standard deviation, which is 0 of a single run."""
+        values = [*self.values(metric).values()]
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     def mean(self, metric: str, digits: int) -> str:
         values = [*self.values(metric).values()]

@@ -28,7 +28,7 @@ def erasure(
     Args:
         z_R, z_I, labels: of the training clips, (N, d), (N, d_I), (N,).
     """
-    code, identity = (_less_class_means(values, labels) for values in (z_R, z_I))
+    code, identity = (less_class_means(values, labels) for values in (z_R, z_I))
     variances, axes = np.linalg.eigh(code.T @ code / len(code))
     kept = variances > LEAST_VARIANCE * variances[-1]
     scales = np.sqrt(variances[kept])
@@ -39,7 +39,8 @@ def erasure(
     return matrix, z_R.mean(0) @ erased
 
 
-def _less_class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def less_class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Each row less the mean of its class: (N, d), (N,) → float64 (N, d)."""
     centered = values.astype(np.float64)
     for label in np.unique(labels):
         centered[labels == label] -= centered[labels == label].mean(0)

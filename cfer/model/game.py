@@ -108,11 +108,12 @@ class Player1(nn.Module):
 
 
 class MinMin(Player1):
-    """Gaussian information of z_R and z_I given the class, for player 2; its negative, which is
-    −log q at its least but for a constant, for player 1. Nats. A collective operation under DDP.
+    """Gaussian information of z_R and z_I given the class, for player 2: nats. A collective
+    operation under DDP.
 
-    It has no parameters: q is the best Gaussian for the latest `MEMORY` codes, of which those of
-    the present batch have a gradient, as large as if all codes moved as they do.
+    It has no parameters, and so no turn of its own: q is the best Gaussian for the latest `MEMORY`
+    codes, of which those of the present batch have a gradient, as large as if all codes moved as
+    they do. −log q at its least is the negative of the same information, but for a constant.
     """
 
     codes: Tensor
@@ -134,17 +135,14 @@ class MinMin(Player1):
                 (batch.labels, self.labels),
             )
         )
-        if for_player_2:
-            with torch.no_grad():
-                self.codes, self.identities = codes[:MEMORY].detach(), identities[:MEMORY]
-                self.labels = labels[:MEMORY]
+        self.codes, self.identities = codes[:MEMORY].detach(), identities[:MEMORY]
+        self.labels = labels[:MEMORY]
         known = labels != NO_CODE
         codes, identities, labels = codes[known], identities[known], labels[known]
         # DDP takes the mean of the workers' gradients, each of which is of its own codes alone.
         weight = len(codes) / len(z_R)
         moving = weight * codes + (1 - weight) * codes.detach()
-        information = gaussian_information(moving, identities, labels)
-        return information if for_player_2 else -information
+        return gaussian_information(moving, identities, labels)
 
 
 class VClub(Player1):
@@ -244,7 +242,7 @@ def estimator_turn(
     batch: Batch,
     num_steps: int,
 ) -> Tensor:
-    """Player 1's `num_steps` ≥ 1 steps; none, if it does not learn.
+    """The `num_steps` ≥ 1 steps of a player 1 that `learns`.
 
     Returns:
         Its loss at the last step, before that step: a scalar without gradient.
@@ -253,9 +251,6 @@ def estimator_turn(
         NotFinite: see `play_turn`.
     """
     codes = z_R.detach()
-    if not learns(player_1):
-        exact: Tensor = player_1(codes, batch, for_player_2=False)
-        return exact
     for _ in range(num_steps):
         loss = player_1(codes, batch, for_player_2=False)
         _step(optimizer, loss, "player 1's")
@@ -329,10 +324,14 @@ def play_turn(
             that player is updated.
     """
     z_R, logits, rebuilt = expression_net(batch.planes, batch.mask, batch.z_I)
-    estimator_loss = estimator_turn(player_1, player_1_optimizer, z_R, batch, num_estimator_steps)
-
+    if learns(player_1):
+        estimator_loss = estimator_turn(
+            player_1, player_1_optimizer, z_R, batch, num_estimator_steps
+        )
     cross_entropy = expression_error(logits, batch.labels, weights)
     term = identity_term(player_1, z_R if weights.identity else z_R.detach(), batch)
+    if not learns(player_1):
+        estimator_loss = -term.detach()
     loss = cross_entropy + weights.identity * term
     terms = {}
     if rebuilt is not None:

@@ -60,16 +60,23 @@ def test_the_exact_player_knows_the_latest_codes_and_moves_those_of_the_batch() 
     def information(now: torch.Tensor) -> torch.Tensor:
         return gaussian_information(torch.cat([now, codes[1], codes[0]]), *known)
 
-    mine = player_1(z_R, batches[2], for_player_2=False)
     theirs = player_1(z_R, batches[2], for_player_2=True)
     torch.testing.assert_close(theirs, information(codes[2]))
-    torch.testing.assert_close(mine, -theirs)
     (gradient,) = torch.autograd.grad(theirs, z_R)
     for clip, dimension in ((0, 0), (5, 2)):
         step = torch.zeros_like(codes[2])
         step[clip, dimension] = 1e-5
         slope = (information(codes[2] + step) - information(codes[2] - step)) / 2e-5
         torch.testing.assert_close(gradient[clip, dimension], 3 * slope, rtol=1e-5, atol=1e-9)
+
+
+def test_the_exact_players_loss_is_what_player_2_goes_down_turned_around() -> None:
+    expression_net, player_1 = players(with_apex=False)
+    optimizers = [optimizer_of(player) for player in (expression_net, player_1)]
+    terms = play_turn(expression_net, player_1, *optimizers, make_batch(), Weights(1.0), 2)
+    assert float(terms["identity_term"]) > 0
+    torch.testing.assert_close(terms["estimator_loss"], -terms["identity_term"])
+    assert not terms["estimator_loss"].requires_grad
 
 
 def test_the_exact_player_forgets_the_earliest_codes() -> None:
