@@ -42,7 +42,7 @@ def demo(out: Path = Path("demo"), subjects: int = 40) -> int:
         ),
         (
             f"Train on {subjects - len(held_out)} of them: the min-min game",
-            "train --data shards --workers 2 --experiment demo --run demo --lambda 0.03 --mu 0.1 "
+            "train --data shards --workers 2 --experiment demo --run demo --mu 0.1 "
             f"--epochs 30 --val-subjects {','.join(held_out)}",
         ),
         (f"The {len(held_out)} people that it has never seen", "evaluate demo"),

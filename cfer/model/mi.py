@@ -37,7 +37,6 @@ from torch import Tensor, nn
 # |log-variance| stays below this. z_I is standardized, so a variance above 1 explains nothing, and
 # one below e^-6 only shows that a batch was learned by heart.
 LOG_VARIANCE_BOUND = 6.0
-SHRINKAGE = 0.05  # of correlations
 TINY = 1e-12  # of a variance: a dimension that never varies
 
 
@@ -64,6 +63,20 @@ def gather_over_workers(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def shrinkage(z_I: Tensor) -> float:
+    """How far the correlations of z_I, float (N, d), are to be shrunk toward none, in (0, 1).
+
+    a² / (a² + d), where a² = d² / n is the sum of the squares that chance alone adds to the
+    correlations of n clips, and d, a dimension's one each, stands for those that are true (Ledoit &
+    Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004).
+    """
+    num_dims = z_I.shape[1]
+    # A clip that is there several times, with other codes, tells no more of identities. One
+    # dimension tells clips apart, at a thirtieth of the time that all take.
+    num_clips = len(torch.unique(z_I[:, 0]))
+    return num_dims / (num_dims + num_clips)
+
+
 def gaussian_information(z_R: Tensor, z_I: Tensor, labels: Tensor) -> Tensor:
     """I(z_R; z_I | y) in nats, a scalar ≥ 0, as if both were Gaussian given the class.
 
@@ -71,17 +84,17 @@ def gaussian_information(z_R: Tensor, z_I: Tensor, labels: Tensor) -> Tensor:
         z_R, z_I, labels: float (N, code_dim), float (N, d), int64 (N,) ≥ 0. The same for every
             scale and offset of each dimension.
 
-    The correlations are shrunk by `SHRINKAGE` toward none (Ledoit & Wolf, "A well-conditioned
-    estimator for large-dimensional covariance matrices", 2004), so that few clips do not seem to
-    say everything; independent ones still seem to say a little, about code_dim · d / (2 N).
+    The correlations are shrunk toward none (`shrinkage`), so that few clips do not seem to say
+    everything; independent ones still seem to say a little, about code_dim · d / (2 N).
     """
+    shrunk = shrinkage(z_I)
     both = torch.cat([z_R, z_I], dim=1)
     counts = torch.bincount(labels).clamp(min=1).unsqueeze(1).to(both.dtype)
     means = both.new_zeros(len(counts), both.shape[1]).index_add(0, labels, both) / counts
     centered = both - means[labels]
     scaled = centered / centered.square().mean(0).add(TINY).sqrt()
-    correlations = (1 - SHRINKAGE) * scaled.T @ scaled / len(both)
-    correlations = correlations + SHRINKAGE * torch.eye(len(correlations)).to(correlations)
+    correlations = (1 - shrunk) * scaled.T @ scaled / len(both)
+    correlations = correlations + shrunk * torch.eye(len(correlations)).to(correlations)
     k = z_R.shape[1]
     parts = torch.logdet(correlations[:k, :k]) + torch.logdet(correlations[k:, k:])
     return 0.5 * (parts - torch.logdet(correlations))

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from cfer.model.mi import (
     LOG_VARIANCE_BOUND,
-    SHRINKAGE,
     IdentityEstimator,
     StatisticsNetwork,
     donsker_varadhan,
     gaussian_information,
     identity_moments,
     log_likelihood,
+    shrinkage,
     vclub,
 )
 
@@ -37,7 +37,7 @@ def test_information_of_gaussians_is_the_closed_form(rho: float) -> None:
     x, y = gaussian_pairs(rho, 50_000, 3, seed=2)
     labels = torch.zeros(len(x), dtype=torch.int64)
     found = float(gaussian_information(x.double(), y.double(), labels))
-    expected = -1.5 * math.log(1 - ((1 - SHRINKAGE) * rho) ** 2)
+    expected = -1.5 * math.log(1 - ((1 - shrinkage(y)) * rho) ** 2)
     assert found == pytest.approx(expected, abs=0.01)
     scales = torch.tensor([1e-3, 1.0, 50.0])
     moved = gaussian_information((scales * x - 7).double(), (3 * y + scales).double(), labels)
@@ -64,14 +64,22 @@ def test_the_best_response_is_the_ridge_regression_of_a_solver() -> None:
     y = x @ generator.normal(size=(4, 5)) + generator.normal(size=(200, 5))
     x, y = (values - values.mean(0) for values in (x, y))
     x, y = (values / values.std(0) for values in (x, y))
-    ridge = Ridge(alpha=200 * SHRINKAGE / (1 - SHRINKAGE), fit_intercept=False).fit(x, y)
-    entropy = (1 - SHRINKAGE) * y.T @ y / 200 + SHRINKAGE * np.eye(5)
-    explained = (1 - SHRINKAGE) * y.T @ ridge.predict(x) / 200
+    shrunk = shrinkage(torch.from_numpy(y))
+    ridge = Ridge(alpha=200 * shrunk / (1 - shrunk), fit_intercept=False).fit(x, y)
+    entropy = (1 - shrunk) * y.T @ y / 200 + shrunk * np.eye(5)
+    explained = (1 - shrunk) * y.T @ ridge.predict(x) / 200
     expected = 0.5 * (np.linalg.slogdet(entropy)[1] - np.linalg.slogdet(entropy - explained)[1])
     found = gaussian_information(
         torch.from_numpy(x), torch.from_numpy(y), torch.zeros(200, dtype=torch.int64)
     )
     assert float(found) == pytest.approx(expected)
+
+
+def test_few_identities_are_believed_less_however_often_they_come_again() -> None:
+    z_I = torch.randn(100, 128, generator=torch.Generator().manual_seed(7))
+    assert shrinkage(z_I) == pytest.approx(128 / 228)
+    assert shrinkage(z_I.repeat(20, 1)) == pytest.approx(128 / 228)
+    assert shrinkage(torch.randn(2000, 128)) < 0.07
 
 
 def test_information_of_few_clips_and_of_constants_is_finite() -> None:
