@@ -31,7 +31,8 @@ from cfer.evaluate.metrics import ScoredClips, standardized
 
 NUM_REPEATS = 3  # each person is a victim once in each
 NUM_FOLDS = 5
-LEAST_PEOPLE = 10  # of fewer, an attacker learns nothing, and an interval says nothing
+LEAST_PEOPLE = 10  # of fewer, an attacker learns nothing
+LEAST_VICTIMS = 5  # of fewer, an interval says nothing
 LEAST_OF_A_VALUE = 4  # people, of an attribute
 MOST_PEOPLE, MOST_CLIPS = 120, 6000  # attacked: of each pair of these there is a score
 NUM_BINS = 200  # of scores
@@ -40,6 +41,7 @@ STRENGTHS = np.logspace(1, 5, 5)  # of ridge regressions of whitened codes
 CONTRASTIVE_SIZE, CONTRASTIVE_STEPS = 16, 50
 EXPLAINED = "explained"
 OTHERS, TRAINING = "held-out", "training"  # whom the attacker learns from
+VERIFICATION, LINKAGE = "verification", "linkage"
 ATTACKS = (
     "verification, cosine",
     "verification, learned",
@@ -148,19 +150,22 @@ def attack(
         seed: of the splits, the networks and the bootstrap.
 
     Returns:
-        An empty suite for fewer than `LEAST_PEOPLE` held-out people with two videos or more. Of
-        more than `MOST_PEOPLE` people or `MOST_CLIPS` clips, as many at random are attacked.
+        An empty suite for fewer than `LEAST_VICTIMS` held-out people with two videos or more, or
+        where nobody has `LEAST_PEOPLE` to learn from. Of more than `MOST_PEOPLE` people or
+        `MOST_CLIPS` clips, as many at random are attacked.
     """
     known = _Clips.of(held_out, videos)
     victims = _attackable(known, seed)
     people = np.unique(victims.people)
-    if len(people) < LEAST_PEOPLE:
-        return Suite()
     others = _Clips.of(training, videos)
     others = others[~np.isin(others.people, known.people)]
-    sources = {OTHERS: victims}
-    if len(np.unique(others.people)) >= LEAST_PEOPLE:
-        sources[TRAINING] = others
+    sources = {
+        source: clips
+        for source, clips in ((OTHERS, victims), (TRAINING, others))
+        if len(np.unique(clips.people)) >= LEAST_PEOPLE
+    }
+    if len(people) < LEAST_VICTIMS or not sources:
+        return Suite()
     attacks = [
         *_matches(victims, sources, seed),
         *_identification(others, seed),
@@ -184,6 +189,27 @@ def attack_figures(suite: Suite) -> dict[str, float]:
             for figure, estimate in estimates.items():
                 found[f"attack/{name}_{when}{figure}".replace(" ", "_")] = estimate.value
     return found
+
+
+def strongest(figures: Mapping[str, float], kind: str, pooled: bool = True) -> str:
+    """The attack with the highest AUC: the name of its figure among those of `attack_figures`.
+
+    Args:
+        figures: of a run, or means over several.
+        kind: `VERIFICATION` or `LINKAGE`.
+        pooled: from many clips of a person, or from one.
+
+    Returns:
+        An empty text where there was no attack.
+    """
+    names = [
+        name
+        for name in figures
+        if name.startswith(f"attack/{kind}_")
+        and name.endswith("_auc")
+        and name.endswith("_pooled_auc") == pooled
+    ]
+    return max(names, key=figures.__getitem__, default="")
 
 
 # ---- who attacks whom ----------------------------------------------------------------------------
@@ -640,9 +666,7 @@ def _estimate(
 def _identification(training: _Clips, seed: int) -> list[Attack]:
     """Name the training person from clips of other videos than the attacker has of them.
 
-    The strict probe (`cfer.evaluate.probes`) asks for other expressions as well, so that it must
-    find what is alike in a person's codes of different classes before it can use it; this attacker
-    takes the mean of each class away first.
+    The expressions may be the same: the mean of each class is taken away first.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -758,7 +782,7 @@ def _inversion(
     people = np.unique(victims.people)
     attacks: list[Attack] = []
     rebuilt: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    if len(people) < LEAST_PEOPLE:
+    if len(people) < LEAST_VICTIMS:
         return attacks, rebuilt
     wanted = {who: face.ravel() for who, face in faces.items()}
     for source, known in sources.items():

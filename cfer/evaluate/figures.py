@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cfer.evaluate.attacks import LINKAGE, VERIFICATION, strongest
 from cfer.evaluate.calibration import NUM_BINS, bins, cross_fitted, ece
 from cfer.evaluate.metrics import ScoredClips, standardized
 
@@ -216,28 +217,28 @@ def sweep_figure(
     values: Sequence[Any],
     results: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
 ) -> Figure:
-    """Accuracy, and leakage on held-out subjects, against a swept option: mean ± deviation."""
+    """Accuracy, and identity in the code, against a swept option: mean ± deviation."""
     from matplotlib.figure import Figure
 
     panels = {
-        "recognition on held-out subjects": ("held_out/accuracy", "held_out/uar"),
-        "AUC of telling people apart by the code (0.5 is chance)": (
-            "leakage/auc_held_out",
-            "attack/verification_learned_training_pooled_auc",
-            "attack/linkage_contrastive_training_pooled_auc",
-        ),
+        "recognition on held-out subjects": {
+            name: [f"held_out/{name}"] * len(results) for name in ("accuracy", "uar")
+        },
+        "AUC of the strongest attacker, pooled (0.5 is chance)": {
+            kind: [strongest(mean, kind) for mean, _ in results] for kind in (LINKAGE, VERIFICATION)
+        },
     }
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    for axes, (title, metrics) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        for metric in metrics:
-            if not all(metric in mean for mean, _ in results):
+    for axes, (title, lines) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for label, names in lines.items():
+            if not all(names):
                 continue
             axes.errorbar(
                 range(len(values)),
-                [mean[metric] for mean, _ in results],
-                [deviation.get(metric, 0.0) for _, deviation in results],
+                [mean[name] for name, (mean, _) in zip(names, results, strict=True)],
+                [other.get(name, 0.0) for name, (_, other) in zip(names, results, strict=True)],
                 capsize=3,
-                label=metric,
+                label=label,
             )
             axes.legend(fontsize="small")
         axes.set_xticks(range(len(values)), [str(value) for value in values])

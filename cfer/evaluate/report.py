@@ -23,15 +23,13 @@ from mlflow.entities import Run
 from cfer import tracking
 from cfer.errors import InputError
 from cfer.evaluate.attacked_run import LEGEND, TOO_FEW, attack_run, data_of, wide_table
-from cfer.evaluate.attacks import EXPLAINED
+from cfer.evaluate.attacks import EXPLAINED, LINKAGE, VERIFICATION, strongest
 from cfer.evaluate.figures import Spread, faces_figure, tradeoff_figure
 from cfer.evaluate.significance import MethodResults, difference
 
 REFERENCE_METHOD = "cross-entropy"
 # Rows of other encodings have that method, too: the plain one is preferred.
 REFERENCE_NAMES = (REFERENCE_METHOD, "recommended")
-VERIFICATION, LINKAGE = "attack/verification", "attack/linkage"
-ONE, POOLED = "_auc", "_pooled_auc"
 PICTURES_OF_A_RUN = {
     "embedding.png": "Expression codes of one run's held-out clips",
     "curves.png": "One run's curves",
@@ -179,30 +177,19 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
         "parameters": lambda row: row.mean("cost/parameters", 0),
         "bytes/clip": lambda row: row.mean("cost/bytes_per_clip", 0),
     }
-    identity = {
-        "method": lambda row: f"**{row.name}**",
-        "AUC, held-out": lambda row: row.cell("leakage/auc_held_out"),
-        f"AUC − {reference.name}": lambda row: _against(row, reference, "leakage/auc_held_out"),
-        "AUC, training": lambda row: row.cell("leakage/auc_train"),
-        "probe, held-out": lambda row: row.cell("leakage/linear_held_out"),
-        "probe, training": lambda row: row.cell("leakage/linear_train"),
-        "1-NN, held-out": lambda row: row.cell("leakage/knn_held_out"),
-        "R² z_R → z_I": lambda row: row.mean("leakage/r2", 3),
-        "vCLUB": lambda row: row.mean("leakage/vclub", 3),
-    }
     attacked = {
         "method": lambda row: f"**{row.name}**",
-        "linkage, one clip": lambda row: row.cell(strongest(row, LINKAGE, ONE)),
-        "linkage, pooled": lambda row: row.cell(strongest(row, LINKAGE, POOLED)),
-        "linkage by": lambda row: _attacker(strongest(row, LINKAGE, POOLED)),
+        "linkage, one clip": lambda row: row.cell(_strongest(row, LINKAGE, pooled=False)),
+        "linkage, pooled": lambda row: row.cell(_strongest(row, LINKAGE)),
+        "linkage by": lambda row: _attacker(_strongest(row, LINKAGE)),
         f"pooled − {reference.name}": lambda row: _against(
-            row, reference, strongest(reference, LINKAGE, POOLED)
+            row, reference, _strongest(reference, LINKAGE)
         ),
-        "verification, one clip": lambda row: row.cell(strongest(row, VERIFICATION, ONE)),
-        "verification, pooled": lambda row: row.cell(strongest(row, VERIFICATION, POOLED)),
-        "verification by": lambda row: _attacker(strongest(row, VERIFICATION, POOLED)),
+        "verification, one clip": lambda row: row.cell(_strongest(row, VERIFICATION, pooled=False)),
+        "verification, pooled": lambda row: row.cell(_strongest(row, VERIFICATION)),
+        "verification by": lambda row: _attacker(_strongest(row, VERIFICATION)),
         f"verification − {reference.name}": lambda row: _against(
-            row, reference, strongest(reference, VERIFICATION, POOLED)
+            row, reference, _strongest(reference, VERIFICATION)
         ),
     }
     calibration = {
@@ -224,23 +211,6 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
     }
     yield Section("Recognition", table(recognition), _not_compared(rows, reference))
     yield Section(
-        "Identity in the code",
-        table(identity),
-        [
-            '*Identity in the code z_R*: AUC of two clips\' codes for "same subject", across '
-            "classes (0.5 is chance); the strict probe is a linear classifier that names the "
-            "subject, trained on some classes and tested on others (chance, the share of the "
-            "subject with most clips: "
-            f"{reference.mean('leakage/chance_held_out', 3)} on held-out subjects, "
-            f"{reference.mean('leakage/chance_train', 3)} on training subjects); "
-            "1-NN has the same chance; R² of a ridge regression to the face recognizer's embedding "
-            "(0 or less: nothing); vCLUB in nats per dimension, by an estimator fitted anew. Lower "
-            "is less identity. *Bytes*: of the packets that a clip's input gives to the decoder. "
-            "*p*: corrected resampled t-test, run by run, not corrected for the number of rows; "
-            "where the runs of a row differ in their seeds alone, it says nothing of other people."
-        ],
-    )
-    yield Section(
         "What an attacker finds out",
         table(attacked),
         [
@@ -250,7 +220,9 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
             "one with the highest mean over the runs, and *by* says how it attacks, and "
             "whether it has learned from the training people, or from other held-out people, whom "
             "no defense has seen. Differences are those of the attacker that is the strongest "
-            f"against {reference.name}. A dash: fewer than ten people were held out."
+            f"against {reference.name}. A dash: too few people were held out. *p*: corrected "
+            "resampled t-test, run by run, not corrected for the number of rows; where the runs of "
+            "a row differ in their seeds alone, it says nothing of other people."
         ],
     )
     yield Section(
@@ -269,25 +241,13 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
     yield Section("Commands", table(commands))
 
 
-def strongest(row: MethodResults, attack: str, when: str) -> str:
-    """The attack of this kind with the highest mean over a row's runs: the name of its figure.
-
-    Args:
-        attack: `VERIFICATION` or `LINKAGE`.
-        when: `ONE` clip, or `POOLED` ones.
-    """
-    figures = next(iter(row.results.values()))["figures"]
-    names = [
-        name
-        for name in figures
-        if name.startswith(attack) and name.endswith(when) and not name.endswith(f"_pooled{when}")
-    ]
-    return max(names, key=lambda name: np.mean([*row.values(name).values()]), default="")
+def _strongest(row: MethodResults, kind: str, pooled: bool = True) -> str:
+    return strongest(row.means(), kind, pooled)
 
 
 def _attacker(figure: str) -> str:
     """Such as "contrastive, training"."""
-    words = figure.removesuffix(ONE).removesuffix("_pooled").split("_")[1:]
+    words = figure.removesuffix("_auc").removesuffix("_pooled").split("_")[1:]
     return ", ".join(words) or "–"
 
 
@@ -295,7 +255,7 @@ def _tradeoff(rows: Sequence[MethodResults], out: Path) -> Iterator[Section]:
     """Accuracy against identity, where at least two rows were attacked."""
     points: dict[str, list[tuple[str, Spread, Spread]]] = {}
     for row in rows:
-        figure = strongest(row, LINKAGE, POOLED)
+        figure = _strongest(row, LINKAGE)
         if figure:
             params = row.run.data.params
             method = params.get("method", row.name)

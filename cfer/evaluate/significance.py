@@ -47,6 +47,11 @@ class MethodResults:
         values = [*self.values(metric).values()]
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
+    def means(self) -> dict[str, float]:
+        """Of each metric, over the runs that have it."""
+        names = {name: None for results in self.results.values() for name in results["figures"]}
+        return {name: float(np.mean([*self.values(name).values()])) for name in names}
+
     def mean(self, metric: str, digits: int) -> str:
         values = [*self.values(metric).values()]
         return f"{np.mean(values):,.{digits}f}".replace("-", "−") if values else "–"

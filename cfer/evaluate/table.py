@@ -10,9 +10,9 @@ from mlflow.entities import Run
 from cfer import tracking
 from cfer.data.shards import read_description
 from cfer.errors import InputError, NotFinite
+from cfer.evaluate.attacks import LINKAGE, VERIFICATION, strongest
 from cfer.evaluate.calibration import ece
 from cfer.evaluate.metrics import ScoredClips, confusion_matrix, recognition
-from cfer.evaluate.probes import leakage
 from cfer.model.card import calibration_line
 from cfer.predict.recognizer import Recognizer, of_views
 
@@ -24,13 +24,6 @@ COLUMNS = {
     "UAR by clip": "pooled/uar",
     "ECE before": "calibration/ece_before",
     "ECE after": "calibration/ece_after",
-    "probe": "leakage/linear_held_out",
-    "(chance)": "leakage/chance_held_out",
-    "1-NN": "leakage/knn_held_out",
-    "AUC": "leakage/auc_held_out",
-    "AUC train": "leakage/auc_train",
-    "R²": "leakage/r2",
-    "vCLUB": "leakage/vclub",
     "parameters": "cost/parameters",
     "bytes/clip": "cost/bytes_per_clip",
 }
@@ -40,14 +33,17 @@ def of_experiment(runs: Sequence[Run]) -> str:
     """A line for each run that has no parent: its figures, or mean ± deviation of its children.
 
     In a mean each child counts the same (of `loso`, each person); *by clip*, and in the ECE before
-    and after the temperature, each of their clips.
+    and after the temperature, each of their clips. Linkage and verification: pooled AUC of the
+    strongest attacker (`cfer.evaluate.attacks`).
     """
-    rows = [["run", "runs", *COLUMNS]]
+    attacks = (LINKAGE, VERIFICATION)
+    rows = [["run", "runs", *COLUMNS, *attacks]]
     for run in sorted(runs, key=lambda r: r.info.start_time):
         metrics = run.data.metrics
         if "held_out/accuracy" not in metrics or tracking.PARENT_TAG in run.data.tags:
             continue
-        cells = (_cell(metrics, name) for name in COLUMNS.values())
+        names = [*COLUMNS.values(), *(strongest(metrics, kind) for kind in attacks)]
+        cells = (_cell(metrics, name) for name in names)
         rows.append([run.info.run_name or "", f"{metrics.get('num_runs', 1):.0f}", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -77,14 +73,8 @@ def predictions_of(run: Run) -> tuple[ScoredClips, ScoredClips] | None:
 
 
 def of_run(run: Run) -> str:
-    """Recognition, recall of each class, and leakage of one run, in lines.
-
-    The leakage is computed anew where the run has predictions; a parent of several has none.
-    """
-    metrics = dict(run.data.metrics)
-    predictions = predictions_of(run)
-    if predictions is not None:
-        metrics |= leakage(*predictions, int(run.data.params["seed"]))
+    """Recognition, and the recall of each class, of one run, in lines."""
+    metrics = run.data.metrics
 
     def figure(name: str) -> str:
         return _cell(metrics, name)
@@ -109,15 +99,6 @@ def of_run(run: Run) -> str:
     )
     temperature = metrics.get("calibration/temperature", 1.0)
     lines.append(f"probabilities: {calibration_line(temperature, metrics)}")
-    for side, title in (("train", "training"), ("held_out", "held-out")):
-        lines.append(
-            f"identity of {title} subjects in z_R: linear probe {figure(f'leakage/linear_{side}')},"
-            f" 1-NN {figure(f'leakage/knn_{side}')}, chance {figure(f'leakage/chance_{side}')}; "
-            f"same-subject AUC {figure(f'leakage/auc_{side}')} (chance 0.5)"
-        )
-    lines.append(
-        f"R² z_R → z_I {figure('leakage/r2')}; vCLUB {figure('leakage/vclub')} nats per dimension"
-    )
     return "\n".join(lines)
 
 

@@ -102,7 +102,7 @@ def describe(name: str) -> str:
     figures = {
         metric: value
         for metric, value in card.figures.items()
-        if metric.startswith(("held_out/", "leakage/", "recall/")) or metric.endswith("_pooled_auc")
+        if metric.startswith(("held_out/", "recall/")) or metric.endswith("_pooled_auc")
     }
     width = max(map(len, figures), default=0)
     lines += [f"{metric:{width}s} {value:.3f}" for metric, value in figures.items()]

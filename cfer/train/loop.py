@@ -31,7 +31,6 @@ from cfer.evaluate.figures import (
     reliability_figure,
 )
 from cfer.evaluate.metrics import ScoredClips, confusion_matrix, cross_entropy, recalls, recognition
-from cfer.evaluate.probes import leakage
 from cfer.model.card import ModelCard
 from cfer.model.erasure import erasure, fold
 from cfer.model.game import PLAYERS, Batch, Weights, learns, optimizer_of, play_turn
@@ -401,7 +400,6 @@ def _finish(
     extra = {
         # An epoch's are of one view of each clip.
         **_validation_figures(validation, len(classes)),
-        **leakage(training, validation, setup.config.seed),
         **attack_figures(attack(of_others, training, setup.videos, seed=setup.config.seed)),
         **{f"recall/{name}": value for name, value in recalls(confusion, classes).items()},
         **calibrated,

@@ -26,6 +26,7 @@ from cfer.data.lock import owned
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location
 from cfer.errors import InputError
+from cfer.evaluate.attacks import LINKAGE, VERIFICATION, strongest
 from cfer.evaluate.calibration import calibration, held_out_people
 from cfer.evaluate.figures import confusion_figure, reliability_figure
 from cfer.evaluate.metrics import ScoredClips, recognition
@@ -375,9 +376,10 @@ def lines_of(summaries: Sequence[Summary]) -> str:
 
         lines.append(
             f"{summary.config.run}, {summary.num_runs} runs: accuracy "
-            f"{figure('held_out/accuracy')}, UAR {figure('held_out/uar')}, strict probe on "
-            f"held-out subjects {figure('leakage/linear_held_out')} (chance "
-            f"{figure('leakage/chance_held_out')}), AUC {figure('leakage/auc_held_out')}"
+            f"{figure('held_out/accuracy')}, UAR {figure('held_out/uar')}; identity in the code: "
+            f"linkage {figure(strongest(summary.mean, LINKAGE))}, verification "
+            f"{figure(strongest(summary.mean, VERIFICATION))} (pooled AUC of the strongest "
+            "attacker; chance 0.5)"
         )
         pooled = recognition(summary.confusion)
         if any(figure(f"held_out/{n}")[:5] != f"{pooled[n]:.3f}" for n in ("accuracy", "uar")):

@@ -7,7 +7,6 @@ and a finished one is not done again (`cfer.train.checkpoint`: what it has in it
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from cfer.data.frames import frames_of_clips
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location, below
 from cfer.errors import InputError, WorkerError
+from cfer.evaluate.attacks import LINKAGE, VERIFICATION, strongest
 from cfer.model.card import ModelCard, calibration_line
 from cfer.names import rows_named, says_nothing
 from cfer.outputs import say
@@ -431,18 +431,16 @@ def _class_weights(
 def _final_lines(results: Results, config: TrainConfig) -> str:
     figures = results.figures
 
-    def probe(side: str) -> str:
-        name = f"leakage/linear_{side}"
-        if name not in figures:
-            return "-"
-        return f"{figures[name]:.3f} (chance {figures[f'leakage/chance_{side}']:.3f})"
+    def attacked(kind: str) -> str:
+        name = strongest(figures, kind)
+        return f"{kind} {figures[name]:.3f}" if name else f"{kind} -"
 
     return (
         f"run {config.run}, last epoch, held-out subjects: accuracy "
         f"{figures['held_out/accuracy']:.3f}, UAR {figures['held_out/uar']:.3f}, macro-F1 "
         f"{figures['held_out/macro_f1']:.3f}\n"
-        f"  identity in the code: strict probe {probe('train')} on training subjects, "
-        f"{probe('held_out')} on held-out ones; R² {figures.get('leakage/r2', math.nan):.3f}\n"
+        f"  identity in the code: {attacked(LINKAGE)}, {attacked(VERIFICATION)} (pooled AUC of the "
+        "strongest attacker; chance 0.5)\n"
         "  probabilities: "
         f"{calibration_line(figures.get('calibration/temperature', 1.0), figures)}\n"
         f"  model: runs:/{results.mlflow_run_id}/{tracking.MODEL_NAME}"

@@ -24,6 +24,7 @@ from cfer.data import shards
 from cfer.data.folds import read_index
 from cfer.data.inputs import Input
 from cfer.errors import InputError
+from cfer.evaluate.attacked_run import TOO_FEW
 from cfer.evaluate.calibration import calibration
 from cfer.evaluate.metrics import ScoredClips
 from cfer.predict.recognizer import Recognizer, of_views
@@ -96,8 +97,6 @@ def test_the_game_learns_and_is_tracked(
         assert len(client.get_metric_history(run_id, name)) == epochs
     apex = client.get_metric_history(run_id, "train/apex_error")
     assert apex[-1].value < apex[0].value
-    for name in ("leakage/linear_train", "leakage/linear_held_out", "leakage/r2", "leakage/vclub"):
-        assert name in run.data.metrics
     # 5 % of the 24 steps warm up; the cosine has almost ended in the last.
     rates = [metric.value for metric in client.get_metric_history(run_id, "time/learning_rate")]
     assert rates[0] == max(rates) > 0.0029
@@ -214,8 +213,7 @@ def test_table_of_runs(
     assert run(["evaluate", "game"]) == 0
     lines = capsys.readouterr().out
     assert f"accuracy {figures['held_out/accuracy']:.3f}" in lines
-    # Measured anew, from the run's stored predictions.
-    assert f"same-subject AUC {figures['leakage/auc_held_out']:.3f}" in lines
+    assert TOO_FEW in lines
     assert f"happiness {figures['recall/happiness']:.3f}" in lines
     assert (
         f"probabilities: temperature {figures['calibration/temperature']:.3f}, fitted to 4 clips "

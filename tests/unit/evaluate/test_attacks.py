@@ -26,7 +26,7 @@ EXPRESSIONS = 3 * np.random.default_rng(103).normal(size=(NUM_CLASSES, CODE))
 
 
 @cache
-def suite(kind: str, seed: int = 0) -> Suite:
+def suite(kind: str, seed: int = 0, num_victims: int = NUM_VICTIMS) -> Suite:
     """The suite of codes that hold expression, noise, and of the identity …
 
     * `none`: nothing;
@@ -56,7 +56,7 @@ def suite(kind: str, seed: int = 0) -> Suite:
     videos = [f"{name}/{clip}" for name, clip in zip(names, range(len(names)), strict=True)]
     logits = np.zeros((len(people), NUM_CLASSES))
     clips = ScoredClips(labels, logits, codes, z_I, [*names], videos)
-    victims = np.flatnonzero(people < NUM_VICTIMS)
+    victims = np.flatnonzero(people < num_victims)
     training = np.flatnonzero(people >= NUM_VICTIMS)
     groups = {f"p{person:02d}": {"half": "odd" if person % 2 else "even"} for person in PEOPLE}
     pictures = {f"p{person:02d}": (faces[person] @ PICTURE).reshape(8, 8) for person in PEOPLE}
@@ -169,6 +169,14 @@ def test_too_few_people_are_not_attacked() -> None:
     few = ScoredClips(np.zeros(8, int), codes, codes, codes, [*"aabbccdd"], ids)
     assert attacks.attack(few, few, dict(zip(ids, ids, strict=True))) == Suite()
     assert attacks.attack_figures(Suite()) == {}
+
+
+def test_a_few_people_are_attacked_by_whom_learns_from_the_training_people() -> None:
+    found = suite("strong", num_victims=5)
+    assert found.people == 5
+    assert {attack.learned_from for attack in found.attacks} == {TRAINING}
+    for name in ("verification, learned", *LINKS):
+        assert value(found, name, learned_from=TRAINING) > 0.8
 
 
 def test_of_too_many_people_and_clips_some_are_attacked(monkeypatch: pytest.MonkeyPatch) -> None:

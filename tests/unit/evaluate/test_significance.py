@@ -8,6 +8,7 @@ from scipy import stats
 
 from cfer.errors import InputError
 from cfer.evaluate import report
+from cfer.evaluate.attacks import LINKAGE, strongest
 from cfer.evaluate.significance import MethodResults, difference
 
 
@@ -122,8 +123,7 @@ def test_the_strongest_attacker_is_that_of_the_highest_mean() -> None:
         for number, each in enumerate(figures)
     }
     attacked = MethodResults("x", None, results)  # type: ignore[arg-type]
-    found = report.strongest(attacked, report.LINKAGE, report.POOLED)
-    assert found == "attack/linkage_ridge_training_pooled_auc"
-    found = report.strongest(attacked, report.LINKAGE, report.ONE)
-    assert found == "attack/linkage_MLP_held-out_auc"
-    assert report.strongest(row(np.zeros(2)), report.LINKAGE, report.POOLED) == ""
+    means = attacked.means()
+    assert strongest(means, LINKAGE) == "attack/linkage_ridge_training_pooled_auc"
+    assert strongest(means, LINKAGE, pooled=False) == "attack/linkage_MLP_held-out_auc"
+    assert strongest(row(np.zeros(2)).means(), LINKAGE) == ""

@@ -99,7 +99,7 @@ def test_the_shipped_model_is_shown_with_its_limits(capsys: pytest.CaptureFixtur
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert shown["limits"] == DEFAULT_LIMITS
     assert float(shown["held_out/accuracy"]) > 0.5
-    assert {"leakage/linear_held_out", "recall/fear", "command"} <= set(shown)
+    assert {"attack/linkage_ridge_training_pooled_auc", "recall/fear", "command"} <= set(shown)
 
 
 def test_a_file_is_exported_as_it_is_or_in_another_form(

@@ -215,14 +215,14 @@ def test_the_lines_at_the_end() -> None:
         "held_out/accuracy": 0.75,
         "held_out/uar": 0.5,
         "held_out/macro_f1": 0.25,
-        "leakage/linear_train": 0.4,
-        "leakage/chance_train": 0.2,
-        "leakage/r2": 0.1,
+        "attack/linkage_ridge_training_pooled_auc": 0.4,
+        "attack/linkage_MLP_training_pooled_auc": 0.6,
+        "attack/linkage_MLP_training_auc": 0.7,
     }
     assert _final_lines(Results(last, [], "0f"), TrainConfig("x", run="mine")) == (
         "run mine, last epoch, held-out subjects: accuracy 0.750, UAR 0.500, macro-F1 0.250\n"
-        "  identity in the code: strict probe 0.400 (chance 0.200) on training subjects, - on "
-        "held-out ones; R² 0.100\n"
+        "  identity in the code: linkage 0.600, verification - (pooled AUC of the strongest "
+        "attacker; chance 0.5)\n"
         "  probabilities: temperature 1.000, not fitted: that takes clips of two held-out people\n"
         "  model: runs:/0f/model"
     )
