@@ -26,7 +26,7 @@ from cfer.errors import InputError, exit_with_message
 from cfer.options import parse
 from cfer.outputs import say
 from cfer.train.command import PROTOCOLS, parse_seeds
-from cfer.train.config import METHODS, TrainConfig, config_of
+from cfer.train.config import METHODS, NAMING_GAMES, TrainConfig, config_of
 
 if TYPE_CHECKING:
     from cfer.data.folds import ClipIndex
@@ -134,7 +134,7 @@ CURVE = [
     *_swept("gradient-reversal", (0.1, 1.0)),
     *(TableRow(name, (), (("method", name),)) for name in ("stills-apex", "frame-difference")),
     *_swept("stills-apex+min-min", (0.3, 1.0)),
-    *(TableRow(name, (), (("method", name),)) for name in ("residual", "motion")),
+    *(TableRow(name, (), (("method", name),)) for name in ("residual", "motion", "identification")),
 ]
 
 
@@ -159,7 +159,7 @@ def data_rows(rows: Sequence[TableRow], index: ClipIndex) -> list[TableRow]:
     for row in rows:
         settings = METHODS.get(dict(row.training).get("method", ""), {})
         reason = ""
-        if settings.get("game") == "gradient-reversal" and not any(index.subjects):
+        if settings.get("game") in NAMING_GAMES and not any(index.subjects):
             reason = "no clip has a subject"
         if settings.get("apex_weight") and not index.num_annotated_apexes:
             reason = "no clip has its apex annotated"

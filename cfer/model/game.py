@@ -16,6 +16,8 @@ The games that it is compared with have the same turns, but another player 1 (`P
     min-max             player 1 maximizes the Donsker–Varadhan bound, player 2 minimizes it
     gradient-reversal   player 1 names the training subject (Ganin & Lempitsky, "Unsupervised Domain
                         Adaptation by Backpropagation", ICML 2015); it needs identity labels
+    identification      no game, but what bounds them all: player 1 names the training subject, and
+                        player 2 helps; its code has what the input holds of an identity
 
 A player 1 that learns moves first. Each player's step leaves the other's parameters and gradients
 alone: player 1 sees z_R detached, and player 2 sees θ as constants, through which the gradient
@@ -192,11 +194,19 @@ class GradientReversal(Player1):
         return -loss if for_player_2 else loss
 
 
+class Identification(GradientReversal):
+    """The cross-entropy of the training subject for both players: nats."""
+
+    def forward(self, z_R: Tensor, batch: Batch, for_player_2: bool) -> Tensor:
+        return super().forward(z_R, batch, for_player_2=False)
+
+
 PLAYERS: dict[str, type[MinMin] | type[VClub] | type[MinMax] | type[GradientReversal]] = {
     "min-min": MinMin,
     "vclub": VClub,
     "min-max": MinMax,
     "gradient-reversal": GradientReversal,
+    "identification": Identification,
 }
 
 

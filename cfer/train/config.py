@@ -28,6 +28,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "min-min+apex": {"apex_weight": 1.0},
     "min-max": {"game": "min-max", "identity_weight": 0.1},
     "gradient-reversal": {"game": "gradient-reversal", "identity_weight": 0.1},
+    # As many numbers as there is room for: what any code of this input could give away.
+    "identification": {"game": "identification", "identity_weight": 1.0, "code_dim": 64},
     # One direct residual is the change of one frame: a clip takes several.
     "direct": {"input": "direct", "frames": "4", "identity_weight": 0.0},
     "direct+min-min": {"input": "direct", "frames": "4"},
@@ -46,6 +48,7 @@ Method = Literal[
     "min-min+apex",
     "min-max",
     "gradient-reversal",
+    "identification",
     "direct",
     "direct+min-min",
     "residual",
@@ -55,7 +58,8 @@ Method = Literal[
     "stills-apex+min-min",
     "frame-difference",
 ]
-Game = Literal["min-min", "vclub", "min-max", "gradient-reversal"]
+Game = Literal["min-min", "vclub", "min-max", "gradient-reversal", "identification"]
+NAMING_GAMES = ("gradient-reversal", "identification")  # they need subjects
 Planes = Literal["yuv", "luma"]
 Pooling = Literal["mean", "max"]
 ClassWeights = Literal["none", "balanced"]

@@ -48,7 +48,7 @@ from cfer.train.checkpoint import (
     read_results,
     write_record,
 )
-from cfer.train.config import SHORT_NAMES, TrainConfig, command_of
+from cfer.train.config import NAMING_GAMES, SHORT_NAMES, TrainConfig, command_of
 from cfer.train.links import WorkersLinkThemselves
 from cfer.train.loop import Setup, model_config, train_worker
 from cfer.train.placement import Placement, cluster_nodes, place_workers
@@ -233,11 +233,11 @@ def without_unused_options(config: TrainConfig, index: ClipIndex) -> TrainConfig
     """Without the options that have no effect on this data set, each with a warning.
 
     Raises:
-        InputError: gradient reversal without subjects.
+        InputError: a game that names subjects, without subjects.
     """
-    if config.game == "gradient-reversal" and not any(index.subjects):
+    if config.game in NAMING_GAMES and not any(index.subjects):
         raise InputError(
-            "--game gradient-reversal: it names the training subjects, and no clip has one; add a "
+            f"--game {config.game}: it names the training subjects, and no clip has one; add a "
             "`subject` column to the manifest and extract again, or use --game min-min"
         )
     if config.apex_weight and not index.num_annotated_apexes:

@@ -20,7 +20,7 @@ from cfer.data.shards import read_description
 from cfer.errors import InputError, WorkerError
 from cfer.train.checkpoint import RECORD_NAME, Results, save, write_record
 from cfer.train.command import main, options_of
-from cfer.train.config import TrainConfig
+from cfer.train.config import NAMING_GAMES, TrainConfig
 from cfer.train.protocol import PARENT_NAME
 from cfer.train.run import (
     _class_weights,
@@ -188,10 +188,11 @@ def test_options_without_effect_are_said_or_refused(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
     assert without_unused_options(config, index_of(["a"])) == replace(config, apex_weight=0)
     assert "warning: --mu 2 has no effect: no clip has its apex" in capsys.readouterr().err
-    reversal = TrainConfig("x", game="gradient-reversal")
-    assert without_unused_options(reversal, index_of(["a", None])) == reversal
-    with pytest.raises(InputError, match="--game gradient-reversal: it names the training subj"):
-        without_unused_options(reversal, index_of([None, None]))
+    for game in NAMING_GAMES:
+        naming = TrainConfig("x", game=game)
+        assert without_unused_options(naming, index_of(["a", None])) == naming
+        with pytest.raises(InputError, match=f"--game {game}: it names the training subjects"):
+            without_unused_options(naming, index_of([None, None]))
 
 
 def test_balanced_class_weights_are_of_the_training_clips() -> None:
