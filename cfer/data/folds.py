@@ -98,6 +98,23 @@ def read_videos(directory: str) -> dict[str, str]:
     return videos
 
 
+def read_identities(directory: str) -> dict[str, np.ndarray]:
+    """{clip id: float32 (D,)}, the mean of its embeddings, as the frozen network gives them.
+
+    Raises:
+        InputError: not a complete data set.
+    """
+    folder = Folder(directory)
+    known: dict[str, np.ndarray] = {}
+    for path in read_description(directory).shard_paths(folder):
+        table = pq.read_table(
+            path, columns=["clip_id", "identity"], filesystem=folder.patient_filesystem
+        )
+        for clip_id, embeddings in zip(*(column.to_pylist() for column in table), strict=True):
+            known[clip_id] = np.array(embeddings, np.float32).mean(0)
+    return known
+
+
 def split_by_column(index: ClipIndex) -> Split:
     """The data set's own split: `train` on one side, `validation`, `val` or `test` on the other.
 

@@ -14,31 +14,37 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from mlflow.entities import Run
+from PIL import Image, ImageOps
 
 from cfer.codec import Bitstream
-from cfer.data.folds import read_videos
+from cfer.data.folds import read_identities, read_videos
 from cfer.data.shards import read_description
 from cfer.data.storage import Folder
 from cfer.errors import InputError
 from cfer.evaluate.attacks import Attack, Estimate, Suite, attack
 from cfer.evaluate.calibration import held_out_people
+from cfer.evaluate.metrics import ScoredClips
 from cfer.evaluate.table import predictions_of
 
 FACE_SIDE = 32
 MOST_PICTURES = 8  # of a person, averaged into a face
 NEUTRAL = "neutral"
-COLUMN = "subject"
+COLUMN, PATH = "subject", "path"
 Groups = Mapping[str, Mapping[str, str]]
 
 
-def attack_run(run: Run, groups: Groups | None = None) -> Suite:
+def attack_run(
+    run: Run, groups: Groups | None = None, photographs: Mapping[str, Path] | None = None
+) -> Suite:
     """Attack the people whom a run has held out; empty where it held out too few.
 
     Args:
         groups: {person: {attribute: value}}.
+        photographs: {person: a picture of the face}.
 
     Raises:
-        InputError: a run without predictions, or whose data set is not where it was.
+        InputError: a photograph that can't be read, or shows no face; a run without predictions, or
+            whose data set is not where it was.
     """
     predictions = predictions_of(run)
     if predictions is None:
@@ -53,7 +59,9 @@ def attack_run(run: Run, groups: Groups | None = None) -> Suite:
     videos = read_videos(data)
     people = {who for who in (*held_out.subjects, *train.subjects) if who is not None}
     faces = faces_of(data, people)
-    return attack(held_out, train, videos, groups, faces, int(run.data.params["seed"]))
+    shown = {who: file for who, file in (photographs or {}).items() if who in held_out.subjects}
+    z_I = embed_photographs(shown, data, held_out) if shown else {}
+    return attack(held_out, train, videos, groups, faces, z_I, int(run.data.params["seed"]))
 
 
 def data_of(run: Run) -> str:
@@ -86,6 +94,45 @@ def faces_of(data: str, people: set[str]) -> dict[str, np.ndarray]:
     }
 
 
+def embed_photographs(
+    photographs: Mapping[str, Path], data: str, clips: ScoredClips
+) -> dict[str, np.ndarray]:
+    """{person: z_I of the photograph}, by the network and on the scale of the clips' z_I.
+
+    The scale is not stored with a run: it is the line through the same clips' embeddings in the
+    data set.
+    """
+    from cfer.model.face_embedder import open_face_embedder
+    from cfer.video.faces import FaceDetector, crop
+
+    description = read_description(data)
+    embedder = open_face_embedder(description.identity["name"])
+    if embedder.weights_sha256 != description.identity["weights_sha256"]:
+        raise InputError(f"{data}: its identities are by other weights than {embedder.name}'s here")
+    detector, crops = FaceDetector(), []
+    for file in photographs.values():
+        picture = _picture(file)
+        squares = detector.find([picture])
+        if not squares:
+            raise InputError(f"{file}: no face found in it; give another photograph")
+        crops.append(crop(picture, squares[0], description.codec["size"]))
+    known = read_identities(data)
+    raw = np.array([known[clip_id] for clip_id in clips.clip_ids])
+    varies = np.minimum(raw.std(0), clips.z_I.std(0)) > 0
+    scale = np.where(varies, raw.std(0), 1) / np.where(varies, clips.z_I.std(0), 1)
+    embedded = clips.z_I.mean(0) + (embedder.embed(crops) - raw.mean(0)) / scale
+    return dict(zip(photographs, embedded, strict=True))
+
+
+def _picture(file: Path) -> np.ndarray:
+    """RGB uint8 (H, W, 3), upright."""
+    try:
+        with Image.open(file) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{file}: not a picture that can be read; copy it again") from error
+
+
 def _small(picture: np.ndarray) -> np.ndarray:
     """RGB uint8 (H, W, 3) → gray float (FACE_SIDE, FACE_SIDE) in [0, 1]."""
     import cv2
@@ -100,20 +147,34 @@ def read_groups(file: Path) -> dict[str, dict[str, str]]:
     Raises:
         InputError: no such file, or no such column.
     """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            rows = list(csv.DictReader(opened))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--groups {file}: not a CSV file that can be read ({error})") from error
-    if not rows or COLUMN not in rows[0] or len(rows[0]) < 2:
-        raise InputError(
-            f"--groups {file}: it needs a column {COLUMN!r} and one for each attribute, such as "
-            "gender, and a row for each person"
-        )
+    rows = _rows("--groups", file, "one for each attribute, such as gender,")
     return {
         row[COLUMN]: {name: value for name, value in row.items() if name != COLUMN and value}
         for row in rows
     }
+
+
+def read_photographs(file: Path) -> dict[str, Path]:
+    """A CSV file with the columns `subject` and `path` → {person: picture}, as in a manifest.
+
+    Raises:
+        InputError: no such file, or no such columns.
+    """
+    rows = _rows("--photographs", file, f"one {PATH!r},", PATH)
+    return {row[COLUMN]: file.parent / row[PATH] for row in rows}
+
+
+def _rows(option: str, file: Path, wanted: str, *columns: str) -> list[dict[str, str]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{option} {file}: not a CSV file that can be read ({error})") from error
+    if not rows or not {COLUMN, *columns} <= rows[0].keys() or len(rows[0]) < 2:
+        raise InputError(
+            f"{option} {file}: it needs a column {COLUMN!r} and {wanted} and a row for each person"
+        )
+    return rows
 
 
 # ---- how it is shown -----------------------------------------------------------------------------
@@ -121,8 +182,8 @@ def read_groups(file: Path) -> dict[str, dict[str, str]]:
 
 LEGEND = """\
 Pooled: all clips of half of a person's videos (about {pooled:.0f}), matched with the codes or
-faces of the other half. Identification: accuracy on other videos. Attributes: mean recall of
-the values. Inversion: share of the faces' variance that is rebuilt."""
+faces of the other half; all clips, matched with photographs. Identification: accuracy on other
+videos. Attributes: mean recall of the values. Inversion: share of the faces' variance rebuilt."""
 TOO_FEW = "attacks: none, since too few people are held out to learn from some and attack others"
 
 

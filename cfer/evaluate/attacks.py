@@ -6,7 +6,8 @@ other people, learns from these, and is then given codes of victims. Every attac
 other people than those attacked, and the victims are people on whom the encoder was not trained:
 
   * verification: are two codes of one person? By the cosine, and by a metric learned from others;
-  * linkage: whose face belongs to this code? z_I is predicted from z_R, and compared with faces;
+  * linkage: whose face belongs to this code? z_I is predicted from z_R, and compared with faces of
+    other videos, or with a photograph of each person;
   * identification: which of the training people is it? (the one attack on training people);
   * attributes: gender, age, …, of people whose table is given;
   * inversion: a picture of the face is rebuilt from the code.
@@ -40,6 +41,7 @@ NUM_RESAMPLES = 1000
 STRENGTHS = np.logspace(1, 5, 5)  # of ridge regressions of whitened codes
 CONTRASTIVE_SIZE, CONTRASTIVE_STEPS = 16, 50
 EXPLAINED = "explained"
+OF_PHOTOGRAPHS = "photographs, "
 OTHERS, TRAINING = "held-out", "training"  # whom the attacker learns from
 VERIFICATION, LINKAGE = "verification", "linkage"
 ATTACKS = (
@@ -66,14 +68,14 @@ class Attack:
     """What came of one attack.
 
     Attributes:
-        name: such as "linkage, ridge".
+        name: such as "linkage, ridge"; with "photographs, " in front, linkage to photographs.
         learned_from: `OTHERS`: the held-out people who are not attacked at the time. `TRAINING`:
             the people on whom the encoder was trained, of whom there are more, but whose codes it
             may have learned by heart, or a defense may have been fitted to.
         one, pooled: figures from one clip, and from many of a person together. Of verification and
             linkage `auc`, `eer`, `d_sys` and (not where codes are compared one by one) `rank1`,
-            pooled over half of a person's videos. Otherwise the one figure that `measure` names,
-            pooled over all of the clips.
+            pooled over half of a person's videos (all, where photographs are compared). Otherwise
+            the one figure that `measure` names, pooled over all of the clips.
         measure: "auc", "accuracy", "recall" (mean over the values) or "explained" (share of the
             variance about the mean face).
     """
@@ -133,6 +135,7 @@ def attack(
     videos: Mapping[str, str],
     groups: Mapping[str, Mapping[str, str]] | None = None,
     faces: Mapping[str, np.ndarray] | None = None,
+    photographs: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
 ) -> Suite:
     """Attack the codes z_R of held-out people in every way that is known here.
@@ -147,6 +150,8 @@ def attack(
         videos: {clip id: the video that it is from}, of all of these clips.
         groups: {person: {attribute: value}}, as far as it is known.
         faces: {person: gray float (h, w)}, all of one size, as far as they are known.
+        photographs: {person: z_I of a photograph}, as far as there is one; the people who have
+            none are not looked for among them.
         seed: of the splits, the networks and the bootstrap.
 
     Returns:
@@ -167,7 +172,7 @@ def attack(
     if len(people) < LEAST_VICTIMS or not sources:
         return Suite()
     attacks = [
-        *_matches(victims, sources, seed),
+        *_matches(victims, sources, photographs or {}, seed),
         *_identification(others, seed),
     ]
     for name in sorted({name for known in (groups or {}).values() for name in known}):
@@ -429,7 +434,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def _matches(victims: _Clips, sources: Mapping[str, _Clips], seed: int) -> Iterator[Attack]:
+def _matches(
+    victims: _Clips,
+    sources: Mapping[str, _Clips],
+    photographs: Mapping[str, np.ndarray],
+    seed: int,
+) -> Iterator[Attack]:
     people = np.unique(victims.people)
     trials: dict[tuple[str, str, bool], Trials] = defaultdict(lambda: Trials(people))
     for source, number, learned, attacked, half in _splits(victims, sources, seed):
@@ -438,7 +448,7 @@ def _matches(victims: _Clips, sources: Mapping[str, _Clips], seed: int) -> Itera
         if source == OTHERS:
             maps["verification, cosine"] = np.eye(mine.shape[1])
         codes = {name: _unit(theirs @ metric) for name, metric in maps.items()}
-        predicted = _linked(mine, learned, theirs, attacked, seed + number)
+        predicted = _linked(mine, learned, theirs, seed + number)
         for enrolled in (half, ~half):
             who, whose = attacked.people[~enrolled], attacked.people[enrolled]
             other_label = attacked.labels[~enrolled, None] != attacked.labels[enrolled]
@@ -447,12 +457,24 @@ def _matches(victims: _Clips, sources: Mapping[str, _Clips], seed: int) -> Itera
                 trials[name, source, False].add(one @ other.T, who, whose, other_label)
                 one, other = _unit(_means(one, who)), _unit(_means(other, whose))
                 trials[name, source, True].add(one @ other.T, np.unique(who), np.unique(whose))
-            for name, (vectors, faces) in predicted.items():
-                one, other = vectors[~enrolled], _unit(_means(faces[enrolled], whose))
+            for name, (vectors, face_of) in predicted.items():
+                one = vectors[~enrolled]
+                other = _unit(_means(face_of(attacked.identities[enrolled]), whose))
                 trials[name, source, False].add(one @ other.T, who, np.unique(whose))
                 one = _unit(_means(one, who))
                 trials[name, source, True].add(one @ other.T, np.unique(who), np.unique(whose))
-    for name in ATTACKS:
+        shown = [who for who in np.unique(attacked.people) if who in photographs]
+        if len(shown) < 2:
+            continue
+        asked = np.isin(attacked.people, shown)
+        who, whose = attacked.people[asked], np.array(shown)
+        z_I = np.array([photographs[name] for name in shown])
+        for name, (vectors, face_of) in predicted.items():
+            one, other = vectors[asked], _unit(face_of(z_I))
+            name = OF_PHOTOGRAPHS + name
+            trials[name, source, False].add(one @ other.T, who, whose)
+            trials[name, source, True].add(_unit(_means(one, who)) @ other.T, whose, whose)
+    for name in (*ATTACKS, *(OF_PHOTOGRAPHS + name for name in ATTACKS)):
         for source in sources:
             if (name, source, True) in trials:
                 # The cosine learns nothing of them but how its dimensions are scaled.
@@ -464,21 +486,22 @@ def _matches(victims: _Clips, sources: Mapping[str, _Clips], seed: int) -> Itera
 
 
 def _linked(
-    mine: np.ndarray, learned: _Clips, theirs: np.ndarray, attacked: _Clips, seed: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The victims' codes and faces in a common space, by each of the attackers: (N, k) each."""
+    mine: np.ndarray, learned: _Clips, theirs: np.ndarray, seed: int
+) -> dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
+    """By each of the attackers, the victims' codes in the space that they have in common with
+    faces, (N, k), and what brings z_I there, (M, d_I) → (M, k)."""
     identities = _means(learned.identities, learned.people)
     center = identities.mean(0)
     numbers = np.unique(learned.people, return_inverse=True)[1]
     targets = (identities - center)[numbers]
     white = whitening(mine, learned.people)
-    mine, theirs, faces = mine @ white, theirs @ white, attacked.identities - center
+    mine, theirs = mine @ white, theirs @ white
     ridge = fit_ridge(mine, targets, learned.people)
     code_map, face_map = fit_contrastive(mine, identities - center, learned.people, ridge.map, seed)
     return {
-        "linkage, ridge": (_unit(ridge(theirs)), faces),
-        "linkage, MLP": (_unit(fit_mlp(mine, targets, seed)(theirs)), faces),
-        "linkage, contrastive": (_unit(theirs @ code_map), faces @ face_map),
+        "linkage, ridge": (_unit(ridge(theirs)), lambda z_I: z_I - center),
+        "linkage, MLP": (_unit(fit_mlp(mine, targets, seed)(theirs)), lambda z_I: z_I - center),
+        "linkage, contrastive": (_unit(theirs @ code_map), lambda z_I: (z_I - center) @ face_map),
     }
 
 

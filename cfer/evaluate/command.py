@@ -3,6 +3,7 @@
 cfer evaluate EXPERIMENT          # table of its finished runs
 cfer evaluate RUN                 # one of them: recall of each class, calibration, attacks
 cfer evaluate RUN --bound OTHER   # beside the attacks on a run that was trained to identify people
+cfer evaluate RUN --photographs people.csv    # are the codes linked to photographs of the people?
 cfer evaluate RUN --data SHARDS   # a stored model on a data set
 cfer report EXPERIMENT            # report/report.md and report/report.html
 """
@@ -25,6 +26,7 @@ def evaluate(
     name: Annotated[Positional[str], arg(metavar="NAME")],
     data: Annotated[str | None, arg(metavar="SHARDS")] = None,
     groups: Annotated[Path | None, arg(metavar="CSV")] = None,
+    photographs: Annotated[Path | None, arg(metavar="CSV")] = None,
     bound: Annotated[str | None, arg(metavar="RUN")] = None,
 ) -> int:
     """Recognition on held-out subjects, and what an attacker learns from the expression code.
@@ -34,6 +36,8 @@ def evaluate(
         data: Evaluate the stored model on every labeled clip of a data set that is new to it.
         groups: What is known of the people, to be read from a run's codes: a column `subject`, and
             one for each attribute, such as gender.
+        photographs: A picture of each person's face that is in no video, to which the codes may be
+            linked: columns `subject` and `path`.
         bound: Another run, to which the same attacks are made: one that was trained to identify
             people says what the input holds.
     """
@@ -48,20 +52,25 @@ def evaluate(
     else:
         run = tracking.find_run(name)
         print(table.of_run(run))
-        _print_attacks(run, groups, bound)
+        _print_attacks(run, groups, photographs, bound)
     return 0
 
 
-def _print_attacks(run: Run, groups_file: Path | None, bound: str | None) -> None:
+def _print_attacks(
+    run: Run, groups_file: Path | None, photographs_file: Path | None, bound: str | None
+) -> None:
     from cfer import tracking
     from cfer.evaluate import attacked_run
 
     groups = None if groups_file is None else attacked_run.read_groups(groups_file)
+    photographs = None
+    if photographs_file is not None:
+        photographs = attacked_run.read_photographs(photographs_file)
     for one in [run] if bound is None else [run, tracking.find_run(bound)]:
         if one is not run:
             print(f"\n{one.info.run_name}, which bounds it:")
         try:
-            print("\n" + attacked_run.table(attacked_run.attack_run(one, groups)))
+            print("\n" + attacked_run.table(attacked_run.attack_run(one, groups, photographs)))
         except InputError as error:
             print(f"\nattacks: not made, {error}")
 

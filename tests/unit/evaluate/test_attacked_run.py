@@ -6,12 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from cfer.data.folds import read_index, read_videos
+from cfer.data.folds import read_identities, read_index, read_videos
 from cfer.errors import InputError
-from cfer.evaluate.attacked_run import FACE_SIDE, TOO_FEW, faces_of, read_groups, table, wide_table
+from cfer.evaluate.attacked_run import (
+    FACE_SIDE,
+    TOO_FEW,
+    embed_photographs,
+    faces_of,
+    read_groups,
+    read_photographs,
+    table,
+    wide_table,
+)
 from cfer.evaluate.attacks import OTHERS, TRAINING, Attack, Estimate, Suite
 from cfer.evaluate.figures import faces_figure
+from cfer.evaluate.metrics import ScoredClips
+from cfer.video.pictures import open_pictures
 
 
 def test_the_windows_of_a_video_have_it_in_common(drawn_shards: Path) -> None:
@@ -47,6 +59,41 @@ def test_groups_of_people_are_read(tmp_path: Path) -> None:
             read_groups(file)
     with pytest.raises(InputError, match="not a CSV file that can be read"):
         read_groups(tmp_path / "nothing.csv")
+
+
+def test_a_photograph_is_embedded_as_the_clips_are(
+    drawn_shards: Path, drawn_videos: Path, tmp_path: Path
+) -> None:
+    """On the scale of the run's z_I, so that a person's picture is nearest to their own clips."""
+    index = read_index(str(drawn_shards))
+    raw = np.array([read_identities(str(drawn_shards))[clip_id] for clip_id in index.clip_ids])
+    z_I = (raw - 0.1) / np.linspace(1, 2, raw.shape[1])
+    blank = np.zeros((len(z_I), 2))
+    clips = ScoredClips(np.array(index.labels), blank, blank, z_I, index.subjects, index.clip_ids)
+    files = {}
+    for who in sorted({who for who in index.subjects if who is not None}):
+        video = next((drawn_videos / "videos" / who).glob("*.mp4"))
+        (picture,) = open_pictures(video).select([5])
+        files[who] = tmp_path / f"{who}.png"
+        Image.fromarray(picture).save(files[who])
+    table = tmp_path / "people.csv"
+    rows = "".join(f"{who},{file.name}\n" for who, file in files.items())
+    table.write_text(f"subject,path\n{rows}")
+    assert read_photographs(table) == files
+    embedded = embed_photographs(files, str(drawn_shards), clips)
+    for who, vector in embedded.items():
+        distances = np.linalg.norm(z_I - vector, axis=1)
+        assert index.subjects[int(distances.argmin())] == who
+        assert distances.min() < np.linalg.norm(z_I - z_I.mean(0), axis=1).mean()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(files[who])
+    with pytest.raises(InputError, match=f"{who}.png: no face found in it"):
+        embed_photographs(files, str(drawn_shards), clips)
+    files[who].write_text("no picture")
+    with pytest.raises(InputError, match=f"{who}.png: not a picture that can be read"):
+        embed_photographs(files, str(drawn_shards), clips)
+    table.write_text("subject,file\na,a.png\n")
+    with pytest.raises(InputError, match="it needs a column 'subject' and one 'path'"):
+        read_photographs(table)
 
 
 def suite() -> Suite:

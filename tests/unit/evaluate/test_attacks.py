@@ -54,6 +54,7 @@ def suite(kind: str, seed: int = 0, num_victims: int = NUM_VICTIMS) -> Suite:
     z_I = faces[people] + 0.3 * generator.normal(size=(len(people), FACE))
     names = [f"p{number:02d}" for number in people]
     videos = [f"{name}/{clip}" for name, clip in zip(names, range(len(names)), strict=True)]
+    photographed = faces + 0.3 * generator.normal(size=faces.shape)
     logits = np.zeros((len(people), NUM_CLASSES))
     clips = ScoredClips(labels, logits, codes, z_I, [*names], videos)
     victims = np.flatnonzero(people < num_victims)
@@ -66,6 +67,7 @@ def suite(kind: str, seed: int = 0, num_victims: int = NUM_VICTIMS) -> Suite:
         {video: video for video in videos},
         groups,
         pictures,
+        {f"p{person:02d}": photographed[person] for person in PEOPLE},
         seed,
     )
 
@@ -85,6 +87,7 @@ def value(found: Suite, name: str, pooled: bool = True, learned_from: str = OTHE
 
 
 LINKS = ("linkage, ridge", "linkage, MLP", "linkage, contrastive")
+OF_PHOTOGRAPHS = tuple(f"photographs, {name}" for name in LINKS)
 
 
 @pytest.mark.parametrize("source", [OTHERS, TRAINING])
@@ -92,7 +95,7 @@ def test_identity_in_the_open_is_found_by_every_attack(source: str) -> None:
     found = suite("strong")
     assert found.people == NUM_VICTIMS
     assert found.clips_pooled == CLIPS / 2
-    for name in ("verification, learned", *LINKS):
+    for name in ("verification, learned", *LINKS, *OF_PHOTOGRAPHS):
         assert value(found, name, pooled=False, learned_from=source) > 0.8
         assert value(found, name, learned_from=source) > 0.93
     assert value(found, "verification, cosine") > 0.95
@@ -121,6 +124,28 @@ def test_identity_beside_a_much_larger_expression_is_seen_by_what_learns_and_not
     assert value(found, "verification, cosine", pooled=False) < 0.53
     for name in ("verification, learned", *LINKS):
         assert value(found, name) > 0.8
+
+
+def test_codes_are_linked_to_the_photographs_that_are_given() -> None:
+    people = [f"{number:02d}" for number in range(20)]
+    ids = [f"{who}/{clip}" for who in people for clip in range(4)]
+    generator = np.random.default_rng(2)
+    faces = generator.normal(size=(20, 5))
+    z_I = np.repeat(faces, 4, axis=0)
+    codes = z_I + 0.1 * generator.normal(size=z_I.shape)
+    labels, logits = np.tile([0, 1], 40), np.zeros((80, 2))
+    clips = ScoredClips(labels, logits, codes, z_I, [name[:2] for name in ids], ids)
+    videos = dict(zip(ids, ids, strict=True))
+    half = dict(zip(people[::2], faces[::2], strict=True))
+    others = dict(zip(people, faces[::-1], strict=True))
+    right, wrong, alone = (
+        attacks.attack(clips, clips.chosen([]), videos, photographs=shown)
+        for shown in (half, others, {people[0]: faces[0]})
+    )
+    for link in OF_PHOTOGRAPHS:
+        assert value(right, link) > 0.9
+        assert value(wrong, link) < 0.6
+    assert not any(attack.name in OF_PHOTOGRAPHS for attack in alone.attacks)
 
 
 def test_a_code_that_numbers_people_is_verified_and_not_linked() -> None:
