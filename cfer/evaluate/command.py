@@ -72,6 +72,8 @@ def _print_attacks(
         try:
             print("\n" + attacked_run.table(attacked_run.attack_run(one, groups, photographs)))
         except InputError as error:
+            if groups or photographs or bound:
+                raise  # they were asked for, not only made beside the figures
             print(f"\nattacks: not made, {error}")
 
 
