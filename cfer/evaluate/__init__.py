@@ -1,1 +1,1 @@
-"""What a model is worth: recognition, identity leakage, and the page about an experiment."""
+"""What a model is worth: recognition, attacks on the code, and the page about an experiment."""
