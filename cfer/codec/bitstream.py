@@ -361,8 +361,15 @@ class Bitstream:
         """As `accumulated_residuals`, one by one, so that a long GOP takes little memory."""
         return self.residuals_since(self.gops[gop][0], mask_intra=mask_intra)
 
-    def residuals_since(self, start: int, *, mask_intra: bool = False) -> Iterator[Residual]:
+    def residuals_since(
+        self, start: int, *, mask_intra: bool = False, only_references: bool = False
+    ) -> Iterator[Residual]:
         """As `accumulated_residuals`, since any I- or P-frame, up to the next I-frame.
+
+        Args:
+            mask_intra: see `accumulated_residuals`.
+            only_references: leave out the frames that no other may be predicted from
+                (`is_reference`), most B-frames among them: they are not decoded.
 
         Raises:
             ValueError: the frame is not an I- or P-frame of this bitstream.
@@ -371,7 +378,11 @@ class Bitstream:
         if not 0 <= start < len(self.packets) or self.frame_types[start] == "B":
             raise ValueError(f"frame {start} is not one of the I- and P-frames of {self!r}")
         # A decoder of its own, since between two residuals another may be asked for.
-        return self._accumulated(start, mask_intra, self._new_decoder())
+        return self._accumulated(start, mask_intra, self._new_decoder(), only_references)
+
+    def is_reference(self, frame: int) -> bool:
+        """Whether other frames may be predicted from this one."""
+        return frame in self._format.kept(frame)
 
     def reference_frames(self, frame: int) -> np.ndarray:
         """From which frames each block of a P- or B-frame of H.264 is predicted: int32 (2,
@@ -408,9 +419,13 @@ class Bitstream:
         return self._format.frames_of_indices(frame, indices)
 
     def _accumulated(
-        self, start: int, mask_intra: bool, decoder: av.VideoCodecContext
+        self,
+        start: int,
+        mask_intra: bool,
+        decoder: av.VideoCodecContext,
+        only_references: bool = False,
     ) -> Iterator[Residual]:
-        sent = self._format.accumulated(start)
+        sent = self._format.accumulated(start, only_references)
         frames = self._shown(decoder, sent)
         asked = {number for _, number in sent}
         numbers = [

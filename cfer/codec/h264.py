@@ -211,9 +211,11 @@ class H264(Format):
 
         return [(start + gray, None), (self._rewritten(frame, weighed), frame)]
 
-    def accumulated(self, start: int) -> list[Sent]:
+    def accumulated(self, start: int, only_references: bool = False) -> list[Sent]:
         window, poc = self.window(start), self.frames[start].poc
         shown = {n for n in window if self.frames[n].poc > poc}
+        if only_references:
+            shown = {n for n in shown if self.frames[n].slices[0].ref_idc}
         if not shown:
             return []
         first = min((kept.frame for kept in self._references[start + 1]), default=start)

@@ -282,8 +282,12 @@ def block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return field
 
 
+def motion_steps(motion: np.ndarray) -> np.ndarray:
+    """Pixels → uint8, `STEPS_PER_PIXEL` steps a pixel, 128 = zero."""
+    return np.rint(motion * STEPS_PER_PIXEL + GRAY).clip(0, 255).astype(np.uint8)
+
+
 def _motion_planes(motion: np.ndarray, side: int) -> np.ndarray:
     """(2, rows, columns) in pixels → uint8 (2, side, side), `STEPS_PER_PIXEL` steps a pixel."""
-    steps = np.rint(motion * STEPS_PER_PIXEL + GRAY).clip(0, 255).astype(np.uint8)
     repeat = BLOCK // 2
-    return steps.repeat(repeat, 1).repeat(repeat, 2)[:, :side, :side]
+    return motion_steps(motion).repeat(repeat, 1).repeat(repeat, 2)[:, :side, :side]
