@@ -61,9 +61,9 @@ class Format(Protocol):
         """What a decoder is given to show one frame's residual: the gray reference, the same list
         for as long as the decoder may keep it, and the frame."""
 
-    def accumulated(self, start: int, only_references: bool = False) -> list[Sent]:
+    def accumulated(self, start: int, skip_b: bool = False) -> list[Sent]:
         """What a decoder is given to show the residuals since a frame, up to the next I-frame; of
-        all frames, or of those alone that others may be predicted from.
+        all frames, or without the B-frames that no other is predicted from.
 
         Raises:
             CodecError: they would not be exact.

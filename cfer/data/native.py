@@ -9,24 +9,30 @@ A head moves by more than any expression does. What most vectors in the upper pa
 on, a shift, turn and scale (RANSAC), is taken for its own movement: the residual is cut out where
 the head is then, and the vectors are those of the face alone, less the head's.
 
-    bitstream = Bitstream.open("phone.mp4")
-    heads = follow(bitstream, gop=0, square=detector.find([bitstream.i_frame(0)])[0])
-    for run in runs(bitstream, 0.5, 1.5):
-        face = read_native(bitstream, run, heads[run.first], size=112)
-        face.planes         # uint8 (1, 8, 56, 56): luma's four phases, U, V; motion, down and right
+    video = NativeVideo(Path("phone.mp4"), FaceDetector())
+    window = video.read(0.5, 1.5, size=112)
+    window.planes       # uint8 (1, T, 8, 56, 56): luma's four phases, U, V; motion, down and right
+
+The face is looked for in the I-frames, and in a long GOP every `LOOK_SECONDS`; in between its
+square follows the vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from cfer.codec import GRAY, Bitstream, CodecError, Residual
 from cfer.data.inputs import BLOCK, block_motion, motion_steps, to_planes
+from cfer.video.faces import NEAR, FaceDetector, Square
 from cfer.video.follow import NOWHERE, Place, compose
+from cfer.video.pictures import VideoPictures
 from cfer.video.variation import AS_FOUND, Variation
 
 # Of the square: from above the brows to the tip of the nose, where no expression moves much.
@@ -34,6 +40,9 @@ UPPER_FACE = ((0.2, 0.8), (0.15, 0.66))
 LEAST_BLOCKS = 10  # with a vector, of those in the upper face
 AGREED = 0.3  # the share of them that has to go along with the whole
 AGREES = 1.0  # pixels between a vector and the head's movement
+LOOK_SECONDS = 2.0  # until a face is looked for again in the same GOP
+MOST_BYTES = 512 << 20  # of a file: it is held in memory
+MOST_INTRA = 0.5  # of the face
 RUN_SECONDS = 1.0  # a longer window is seen in several runs
 SHORT = 0.5  # of the longest run; shorter ones, beside an I-frame, are left out
 
@@ -49,20 +58,6 @@ class Run:
 
     first: int
     last: int
-
-
-@dataclass(frozen=True)
-class Corner:
-    """Where the square around a head begins in one frame.
-
-    Attributes:
-        x, y: of its upper left corner, in pixels of the picture as it is shown, upright.
-        side: of the square, in these pixels.
-    """
-
-    x: float
-    y: float
-    side: int
 
 
 @dataclass(frozen=True)
@@ -92,49 +87,48 @@ def runs(
     times = bitstream.times
     pieces: list[tuple[float, list[Run]]] = []
     for gop in bitstream.gops:
-        stops = [n for n in gop if bitstream.is_reference(n) and bitstream.frame_types[n] in "IP"]
+        stops = _stops(bitstream, gop)
         start = max(start_seconds, times[stops[0]])
         end = min(end_seconds, times[stops[-1]])
-        if len(stops) < 2 or (end <= start and len(bitstream.gops) > 1):
+        if len(stops) < 2 or end < start:
             continue
         edges = np.linspace(start, end, max(round((end - start) / run_seconds), 1) + 1)
         at = np.array([times[n] for n in stops])
         near = [int(np.abs(at - edge).argmin()) for edge in edges]
         if near[0] == near[-1]:  # shorter than from one P-frame to the next
             near = [max(near[0] - 1, 0), max(near[0], 1)]
-        found = [Run(stops[a], stops[b]) for a, b in zip(near, near[1:], strict=False) if a < b]
+        found = [Run(stops[a], stops[b]) for a, b in pairwise(near) if a < b]
         pieces.append((end - start, found))
     longest = max((seconds for seconds, _ in pieces), default=0.0)
     return [run for seconds, found in pieces if seconds >= SHORT * longest for run in found]
 
 
 def follow(
-    bitstream: Bitstream, gop: int, square: Corner, upright: Place = NOWHERE
-) -> dict[int, Corner]:
-    """The square around a head in the I- and P-frames of a GOP, by their vectors alone.
+    bitstream: Bitstream, frames: Sequence[int], square: Square, upright: Place = NOWHERE
+) -> dict[int, Square]:
+    """The square around a head in some frames of a GOP, by the vectors of P-frames alone.
 
     Args:
-        square: in the I-frame, as a face finder gives it.
-        upright: from pixels of the picture as it is shown to samples of the bitstream
-            (`cfer.video.pictures.coded_place`).
+        frames: an I- or P-frame, and the P-frames after it, each predicted from the one before.
+        square: in the first of them, in pixels of the picture as it is shown.
+        upright: from these pixels to samples of the bitstream
+            (`cfer.video.pictures.VideoPictures.coded_place`).
 
     Raises:
         CodecError: a damaged frame.
     """
-    first, *others = bitstream.gops[gop]
     trace = _Trace(bitstream, square, upright)
-    squares = {first: square}
-    for number in others:
-        if bitstream.frame_types[number] == "P" and bitstream.is_reference(number):
-            trace.add(bitstream.direct_residual(number))
-            squares[number] = trace.square_now()
+    squares = {frames[0]: square}
+    for number in frames[1:]:
+        trace.add(bitstream.direct_residual(number))
+        squares[number] = trace.square_now()
     return squares
 
 
 def read_native(
     bitstream: Bitstream,
     run: Run,
-    square: Corner,
+    square: Square,
     size: int,
     variations: Sequence[Variation] = (AS_FOUND,),
     upright: Place = NOWHERE,
@@ -151,8 +145,9 @@ def read_native(
         CodecError: a damaged frame, or a stream whose residuals can't be accumulated exactly.
     """
     trace = _Trace(bitstream, square, upright)
-    for residual in bitstream.residuals_since(run.first, only_references=True):
-        if bitstream.frame_types[residual.frame] == "P":
+    stops = [*_stops(bitstream, range(run.first, run.last)), run.last]
+    for residual in bitstream.residuals_since(run.first, skip_b=True):
+        if residual.frame in stops:
             trace.add(residual)
         if residual.frame == run.last:
             break
@@ -173,6 +168,162 @@ def read_native(
     return NativeFace(np.stack(planes), trace.intra_fraction())
 
 
+@dataclass(frozen=True)
+class NativeWindow:
+    """What a window of a video shows of one face.
+
+    Attributes:
+        planes: of each variation and each run, uint8 (V, T, 8, S/2, S/2); see `NativeFace`.
+        square: where the face is in the first frame of the first run.
+        intra_fraction: see `NativeFace`; of the run where it's the most.
+        bytes_read: of the packets from which its planes are.
+    """
+
+    planes: np.ndarray
+    square: Square
+    intra_fraction: float
+    bytes_read: int
+
+
+class NativeVideo:
+    """A video in H.264 that is read as it is, window by window.
+
+    Args:
+        path: the file; it is held in memory.
+        detector: finds the face.
+
+    Attributes:
+        bitstream: the video's.
+
+    Raises:
+        CodecError: not H.264, a stream whose residuals can't be read exactly, or a file that is too
+            large or damaged.
+    """
+
+    def __init__(self, path: Path, detector: FaceDetector) -> None:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise CodecError(
+                f"{path}: {size >> 20} MB, and at the most {MOST_BYTES >> 20} are read as they "
+                "are; cut it"
+            )
+        self.bitstream = Bitstream.open(path, ["h264"])
+        self._upright, self._shape = VideoPictures(path, None).coded_place()
+        self._detector = detector
+        self._squares: dict[int, dict[int, Square]] = {}  # by GOP and frame
+
+    def read(
+        self,
+        start_seconds: float,
+        end_seconds: float,
+        size: int,
+        variations: Sequence[Variation] = (AS_FOUND,),
+    ) -> NativeWindow:
+        """What a window of time shows of one face: the largest, and of equal ones the most central.
+
+        Args:
+            start_seconds, end_seconds: since the first picture, as `Bitstream.times`.
+            size: side S of the crop in pixels, even.
+            variations: of the square.
+
+        Raises:
+            CodecError: no P-frame or no face there, more intra blocks in the face than
+                `MOST_INTRA`, or damage; the message says which.
+        """
+        name, faces = self.bitstream.name, []
+        found = runs(self.bitstream, start_seconds, end_seconds)
+        if not found:
+            raise CodecError(f"{name}: no P-frame from {start_seconds:g} s to {end_seconds:g} s")
+        for run in found:
+            square = self._square(run.first)
+            faces.append(read_native(self.bitstream, run, square, size, variations, self._upright))
+        intra = max(face.intra_fraction for face in faces)
+        if intra > MOST_INTRA:
+            raise CodecError(
+                f"{name}: from {start_seconds:g} s to {end_seconds:g} s {intra:.0%} of the face "
+                f"comes from intra blocks, above {MOST_INTRA:.0%}"
+            )
+        planes = np.stack([face.planes for face in faces], axis=1)
+        packets = [
+            len(self.bitstream.packets[n])
+            for run in found
+            for n in range(run.first + 1, run.last + 1)
+            if self.bitstream.is_reference(n) or self.bitstream.frame_types[n] != "B"
+        ]
+        return NativeWindow(planes, self._square(found[0].first), intra, sum(packets))
+
+    def _square(self, frame: int) -> Square:
+        gop = next(n for n, frames in enumerate(self.bitstream.gops) if frame in frames)
+        if gop not in self._squares:
+            self._squares[gop] = self._followed(gop)
+        return self._squares[gop][frame]
+
+    def _followed(self, gop: int) -> dict[int, Square]:
+        """The squares of a GOP's I- and P-frames."""
+        bitstream, times = self.bitstream, self.bitstream.times
+        stops = _stops(bitstream, bitstream.gops[gop])
+        found = self._detector.find([self._seen(bitstream.i_frame(gop))])
+        if not found:
+            raise CodecError(f"{bitstream.name}: no face in the I-frame at {times[stops[0]]:.2f} s")
+        square = found[0]
+        squares: dict[int, Square] = {}
+        since, pictures = 0, self._pictures(gop)
+        for place, number in enumerate(stops):
+            is_last = place == len(stops) - 1
+            if not is_last and times[number] - times[stops[since]] < LOOK_SECONDS:
+                continue
+            squares |= follow(bitstream, stops[since : place + 1], square, self._upright)
+            since, square = place, squares[number]
+            if not is_last:
+                picture = next(picture for n, picture in pictures if n == number)
+                square = _nearest(self._detector.find([self._seen(_rgb(*picture))]), square)
+        return squares
+
+    def _pictures(self, gop: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        """Nothing is decoded before the first of them is asked for."""
+        pictures = self.bitstream.gop_pictures(gop)
+        yield from zip(self.bitstream.gops[gop], pictures, strict=True)
+
+    def _seen(self, picture: np.ndarray) -> np.ndarray:
+        """A picture as it is shown: upright, with square pixels."""
+        if np.array_equal(self._upright, NOWHERE):
+            return picture
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        shown: np.ndarray = cv2.warpAffine(
+            picture, self._upright, self._shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+        return shown
+
+
+def _stops(bitstream: Bitstream, gop: Sequence[int]) -> list[int]:
+    """The frames of a GOP at which runs begin and end: each is predicted from the one before."""
+    shown = [n for n in gop if bitstream.frame_types[n] in "IP"]
+    # The last one is often marked as of no use to others.
+    return [n for n in shown if bitstream.is_reference(n) or n == shown[-1]]
+
+
+def _nearest(found: Sequence[Square], known: Square) -> Square:
+    """Of some squares that were found anew the one of the same face; or the one known before."""
+
+    def distance(square: Square) -> float:
+        across = square.x + square.side / 2 - known.x - known.side / 2
+        down = square.y + square.side / 2 - known.y - known.side / 2
+        return math.hypot(across, down)
+
+    nearest = min(found, key=distance, default=known)
+    return nearest if distance(nearest) <= NEAR * known.side else known
+
+
+def _rgb(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Decoded planes → RGB, uint8 (H, W, 3), to look for a face in; the last row or column of an
+    odd size is left out."""
+    height, width = y.shape[0] // 2 * 2, y.shape[1] // 2 * 2
+    chroma = np.stack([u[: height // 2, : width // 2], v[: height // 2, : width // 2]])
+    packed = np.concatenate([y[:height, :width], chroma.reshape(height // 2, width)])
+    picture: np.ndarray = cv2.cvtColor(packed, cv2.COLOR_YUV2RGB_I420)
+    return picture
+
+
 class _Trace:
     """The vectors of P-frames after one another, traced back to where they began, and the movement
     of the head among them.
@@ -180,7 +331,7 @@ class _Trace:
     Everything is in pixels of the upright picture; blocks are those of the bitstream.
     """
 
-    def __init__(self, bitstream: Bitstream, square: Corner, upright: Place) -> None:
+    def __init__(self, bitstream: Bitstream, square: Square, upright: Place) -> None:
         rows, columns = -(-bitstream.height // BLOCK), -(-bitstream.width // BLOCK)
         self._square, self._upright = square, upright
         self._to_upright = cv2.invertAffineTransform(upright)
@@ -217,11 +368,11 @@ class _Trace:
         """From where something of the head was in the beginning to where it is."""
         return cv2.invertAffineTransform(self._back)
 
-    def square_now(self) -> Corner:
+    def square_now(self) -> Square:
         """The square that has the head in its middle now, as large and as upright as it was."""
         half = self._square.side / 2
         x, y = self.now() @ [self._square.x + half, self._square.y + half, 1.0]
-        return Corner(float(x - half), float(y - half), self._square.side)
+        return replace(self._square, x=round(x - half), y=round(y - half))
 
     def motion_planes(self, place: Place, side: int, size: int) -> np.ndarray:
         """The face's own motion since the beginning, less the head's: uint8 (2, S/2, S/2).
