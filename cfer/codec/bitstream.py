@@ -294,20 +294,36 @@ class Bitstream:
     def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Decode everything, as any player does: (y, u, v) of each frame, read-only uint8, as in
         `Residual`, in the order of their numbers."""
-        return self._pictures(range(len(self.packets)))
+        return (picture for _, picture in self._pictures(range(len(self.packets))))
 
     def gop_pictures(self, gop: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The pictures of one GOP, as `pictures`. Of H.264, all is decoded since the IDR picture
         before, as far back as references may be."""
-        return self._pictures(self.gops[gop])
+        return (picture for _, picture in self._pictures(self.gops[gop]))
 
-    def _pictures(self, numbers: range) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def gop_pictures_without_b(
+        self, gop: int
+    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """As `gop_pictures`, each with its frame's number, without the B-frames that no other is
+        predicted from: these are not decoded."""
+        return self._pictures(self.gops[gop], skip_b=True)
+
+    def _pictures(
+        self, numbers: range, skip_b: bool = False
+    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        skipped = {n for n in numbers if skip_b and self._is_idle_b(n)}
+        sent = [one for one in self._format.whole(numbers) if one[1] not in skipped]
         # A decoder of its own, since between two pictures another may be asked for.
-        frames = self._shown(self._new_decoder(), self._format.whole(numbers))
+        frames = self._shown(self._new_decoder(), sent)
         for number in numbers:
+            if number in skipped:
+                continue
             if self.frame_types[number] != "N":
                 picture = planes_of(next(frames))
-            yield picture
+            yield number, picture
+
+    def _is_idle_b(self, frame: int) -> bool:
+        return self.frame_types[frame] == "B" and not self.is_reference(frame)
 
     def i_frames(self) -> list[np.ndarray]:
         """The I-frame of every GOP as RGB, uint8 (H, W, 3)."""

@@ -20,7 +20,7 @@ square follows the vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -267,7 +267,8 @@ class NativeVideo:
             raise CodecError(f"{bitstream.name}: no face in the I-frame at {times[stops[0]]:.2f} s")
         square = found[0]
         squares: dict[int, Square] = {}
-        since, pictures = 0, self._pictures(gop)
+        # Nothing is decoded before the first of them is asked for.
+        since, pictures = 0, bitstream.gop_pictures_without_b(gop)
         for place, number in enumerate(stops):
             is_last = place == len(stops) - 1
             if not is_last and times[number] - times[stops[since]] < LOOK_SECONDS:
@@ -278,11 +279,6 @@ class NativeVideo:
                 picture = next(picture for n, picture in pictures if n == number)
                 square = _nearest(self._detector.find([self._seen(_rgb(*picture))]), square)
         return squares
-
-    def _pictures(self, gop: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
-        """Nothing is decoded before the first of them is asked for."""
-        pictures = self.bitstream.gop_pictures(gop)
-        yield from zip(self.bitstream.gops[gop], pictures, strict=True)
 
     def _seen(self, picture: np.ndarray) -> np.ndarray:
         """A picture as it is shown: upright, with square pixels."""

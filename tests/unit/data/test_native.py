@@ -114,6 +114,19 @@ def test_frames_that_nothing_refers_to_are_left_out(parameters: str) -> None:
         np.testing.assert_array_equal(residual.motion_vectors, every[residual.frame].motion_vectors)
 
 
+def test_pictures_without_b_frames_are_the_same_pictures() -> None:
+    bitstream = clip(17, head=(1, 1), parameters="keyint=8:bframes=3:b-adapt=0")
+    for gop in range(len(bitstream.gops)):
+        every = dict(zip(bitstream.gops[gop], bitstream.gop_pictures(gop), strict=True))
+        found = dict(bitstream.gop_pictures_without_b(gop))
+        assert set(found) == {
+            n for n in every if bitstream.frame_types[n] != "B" or bitstream.is_reference(n)
+        }
+        for number, planes in found.items():
+            for ours, theirs in zip(planes, every[number], strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
 def test_of_mpeg4_every_p_frame_is_a_reference() -> None:
     pictures = [np.repeat(texture(64, 64, 0)[..., None], 3, 2)] * 3
     bitstream = encode(pictures, CodecSettings(gop_size=3), 25)
