@@ -46,8 +46,9 @@ def frames_of_clips(
     description = read_description(directory)
     if what.is_native and not description.settings.get("native"):
         raise InputError(
-            f"{directory}: --stream {what.stream}: it was extracted without --native; extract the "
-            "videos again with it (cfer extract --native --out NEW), or give --stream encoded"
+            f"{directory}: it was extracted without --native, and the input is of --stream "
+            f"{what.stream}; extract the videos again with it (cfer extract --native --out NEW), "
+            "or train with --stream encoded"
         )
 
     def choose(table: pa.Table) -> pa.Table:

@@ -42,7 +42,7 @@ AGREED = 0.3  # the share of them that has to go along with the whole
 AGREES = 1.0  # pixels between a vector and the head's movement
 LOOK_SECONDS = 2.0  # until a face is looked for again in the same GOP
 MOST_BYTES = 512 << 20  # of a file: it is held in memory
-MOST_INTRA = 0.5  # of the face
+MOST_INTRA = 0.5  # of the face; docs/residuals.md has what it costs below, and few clips above
 RUN_SECONDS = 1.0  # a longer window is seen in several runs
 SHORT = 0.5  # of the longest run; shorter ones, beside an I-frame, are left out
 

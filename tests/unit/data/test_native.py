@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from h264_streams import x264
 from videos import write_video
 
 from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, encode
+from cfer.data.frames import COLUMNS, _chosen, frames_of_clips, unpack_views
 from cfer.data.inputs import STEPS_PER_PIXEL, Input, to_planes
 from cfer.data.native import NativeVideo, Run, follow, read_native, runs
+from cfer.data.shards import read_clips
+from cfer.data.torch_dataset import ClipDataset
 from cfer.errors import InputError
+from cfer.train.batches import Augmentation, BatchMaker, Standardization, load_clips
 from cfer.video.faces import FaceDetector, Square
 from cfer.video.follow import NOWHERE
 from cfer.video.pictures import VideoPictures, open_pictures
@@ -258,3 +265,44 @@ def test_views_are_those_of_the_stream_that_was_asked_for() -> None:
     assert first_samples("both", native, True) == [(2, 1), (2, 2), is_encoded, is_encoded]
     assert first_samples("both", native, False) == [(2, 1), (2, 2)]
     assert first_samples("native", [], True) == [is_encoded] * 2, "as a prediction would"
+
+
+# ---- shards --------------------------------------------------------------------------------------
+
+BOTH = Input("accumulated+motion", stream="both")
+
+
+def test_training_takes_views_of_both_streams(drawn_shards: Path) -> None:
+    table = pq.read_table(drawn_shards / "shard-00000.parquet", columns=list(COLUMNS))
+    rows = table.to_pylist()
+    chosen = [_chosen(row, BOTH, for_training=True) for row in rows]
+    for row, made in zip(rows, chosen, strict=True):
+        views = unpack_views(made)
+        assert [view.shape for view in views] == [(1, 8, 32, 32)] * 2 + [(2, 8, 32, 32)] * 2
+        assert views[0].tobytes() == row["native"][0]
+        assert made["bytes_read"] == row["native_bytes"]
+        held_out = unpack_views(_chosen(row, BOTH, for_training=False))
+        assert [view.tobytes() for view in held_out] == row["native"]
+    clips = load_clips(chosen, 128)
+    standardize = Standardization(clips.z_I.mean(0), torch.ones(128))
+    maker = BatchMaker(clips, BOTH, standardize, torch.device("cpu"))
+    lengths = {
+        tuple(batch.mask.sum(1).tolist())
+        for batch in maker.training_epoch(4, len(clips), Augmentation(), 0, 0, 0)
+    }
+    assert {n for of_batch in lengths for n in of_batch} == {1, 2}, "views of both were drawn"
+
+
+def test_a_data_set_without_native_planes_is_not_trained_on_them(drawn_shards, tmp_path) -> None:
+    description = json.loads((drawn_shards / "dataset.json").read_text())
+    description["settings"]["native"] = False
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"extracted without --native, and the input is of --stream both; "):
+        frames_of_clips(str(tmp_path), ["a"], BOTH, for_training=True)
+
+
+def test_a_torch_dataset_has_the_native_planes(drawn_shards: Path) -> None:
+    native = ClipDataset(drawn_shards, Input("motion", stream="native"))
+    row = next(iter(read_clips(drawn_shards)))
+    stored = np.frombuffer(row.native[0], np.uint8).reshape(1, 8, 32, 32)
+    np.testing.assert_array_equal(native[0]["planes"], stored[:, 6:])
