@@ -357,9 +357,7 @@ class Recognizer:
         windows: Iterator[FaceWindow],
         refused: Mapping[range, str | None] = NO_REASONS,
     ) -> Iterator[Prediction]:
-        """Args:
-        refused: by window, why it's not read as it is.
-        """
+        """What windows of a face that are encoded say; `refused`: why each isn't read as it is."""
         for window in windows:
             why = refused.get(window.frames)
             start_seconds, end_seconds = window.times[0], window.times[-1]

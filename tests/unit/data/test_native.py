@@ -297,7 +297,9 @@ def test_a_data_set_without_native_planes_is_not_trained_on_them(drawn_shards, t
     description = json.loads((drawn_shards / "dataset.json").read_text())
     description["settings"]["native"] = False
     (tmp_path / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match=r"extracted without --native, and the input is of --stream both; "):
+    with pytest.raises(
+        InputError, match=r"extracted without --native, and the input is of --stream both; "
+    ):
         frames_of_clips(str(tmp_path), ["a"], BOTH, for_training=True)
 
 
