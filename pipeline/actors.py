@@ -23,8 +23,9 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from cfer.codec import Bitstream
+from cfer.codec import Bitstream, CodecError
 from cfer.data.inputs import apex_picture
+from cfer.data.native import NativeVideo
 from cfer.data.shards import Clip, Failure, write_shard
 from cfer.data.storage import Folder, StorageError, local_copy
 from cfer.errors import InputError
@@ -78,6 +79,7 @@ def extract_clip(
             generator = np.random.default_rng(zlib.crc32(entry.clip_id.encode()))
             more = [Variation.drawn(generator) for _ in range(settings.views - 1)]
             variations = AS_FOUND, *more
+            native = _Native(path, settings, detector, variations)
             for window in face_clip(
                 pictures, settings.size, detector, codec, spans, variations=variations
             ):
@@ -85,7 +87,9 @@ def extract_clip(
                 if window.num_windows > 1:
                     clip_id += f"#{window.number:04d}"
                 if window.error is None:
-                    clips.append(_clip(entry, clip_id, window, settings, classes, generator))
+                    clips.append(
+                        _clip(entry, clip_id, window, native, settings, classes, generator)
+                    )
                 else:
                     failures.append(_failure(clip_id, entry.source, window.error))
     except StorageError:
@@ -101,6 +105,7 @@ def _clip(
     entry: Entry,
     clip_id: str,
     window: FaceWindow,
+    native: _Native,
     settings: ExtractionSettings,
     classes: Sequence[str],
     generator: np.random.Generator,
@@ -118,6 +123,7 @@ def _clip(
         encoded = np.array(codec.encoded_frames(len(window.frames)))
         apex_frame = int(np.abs(encoded - (entry.apex_frame - window.frames[0])).argmin())
         apex = apex_picture(window.pictures[apex_frame])
+    views, num_bytes, refused = native.read(window)
     return Clip(
         clip_id=clip_id,
         dataset=entry.dataset,
@@ -136,12 +142,50 @@ def _clip(
             replace(window, codec=codec.coarser(2 ** generator.uniform(-1, 1))).encode(view).data
             for view in range(1, len(window.views))
         ],
+        native=views,
+        native_bytes=num_bytes,
+        native_refused=refused,
         identity=np.zeros((1, 0), np.float32),
         apex_frame=apex_frame,
         apex=apex,
         intra_fraction=float(np.mean([r.intra_fraction for r in residuals])),
         saturated_fraction=float(np.mean([r.saturated_fraction for r in residuals])),
     )
+
+
+class _Native:
+    """A clip's file as it is, where that was asked for."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: ExtractionSettings,
+        detector: FaceDetector,
+        variations: Sequence[Variation],
+    ) -> None:
+        self._size, self._variations = settings.size, variations
+        self._video: NativeVideo | None = None
+        self._refused: str | None = None
+        if not settings.native:
+            return
+        if path.is_dir():
+            self._refused = "a folder of pictures, and no H.264"
+            return
+        try:
+            self._video = NativeVideo(path, detector)
+        except CodecError as error:
+            self._refused = str(error)
+
+    def read(self, window: FaceWindow) -> tuple[list[bytes], int, str | None]:
+        """See `Clip.native`, `native_bytes` and `native_refused`."""
+        if self._video is None:
+            return [], 0, self._refused
+        start, end = window.times[0], window.times[-1]
+        try:
+            read = self._video.read(start, end, self._size, self._variations)
+        except CodecError as error:
+            return [], 0, str(error)
+        return [view.tobytes() for view in read.planes], read.bytes_read, None
 
 
 def _failure(clip_id: str, source: str, error: Exception) -> Failure:

@@ -282,6 +282,7 @@ def _description(
         },
         settings={
             "views": settings.views,
+            "native": settings.native,
             "window_gops": settings.window_gops,
             "clips_per_shard": settings.clips_per_shard,
             "face_rule": face_rule(),

@@ -29,6 +29,7 @@ class ExtractionSettings:
     motion_search: bool = True  # all motion vectors zero: residuals hold the whole change
     identity: FaceNetwork = "auto"  # frozen face network; auto: FaceNet if its weights can be had
     views: int = 4  # of each clip, in squares that differ a little; training takes one at a time
+    native: bool = False  # also store what H.264 files themselves transmit of the face
     window_gops: int = 20  # a longer clip is cut into windows of this many GOPs
     clips_per_shard: int | None = None  # what a kill can lose; not given: some megabytes
 

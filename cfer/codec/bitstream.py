@@ -294,20 +294,36 @@ class Bitstream:
     def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Decode everything, as any player does: (y, u, v) of each frame, read-only uint8, as in
         `Residual`, in the order of their numbers."""
-        return self._pictures(range(len(self.packets)))
+        return (picture for _, picture in self._pictures(range(len(self.packets))))
 
     def gop_pictures(self, gop: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The pictures of one GOP, as `pictures`. Of H.264, all is decoded since the IDR picture
         before, as far back as references may be."""
-        return self._pictures(self.gops[gop])
+        return (picture for _, picture in self._pictures(self.gops[gop]))
 
-    def _pictures(self, numbers: range) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def gop_pictures_without_b(
+        self, gop: int
+    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """As `gop_pictures`, each with its frame's number, without the B-frames that no other is
+        predicted from: these are not decoded."""
+        return self._pictures(self.gops[gop], skip_b=True)
+
+    def _pictures(
+        self, numbers: range, skip_b: bool = False
+    ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        skipped = {n for n in numbers if skip_b and self._is_idle_b(n)}
+        sent = [one for one in self._format.whole(numbers) if one[1] not in skipped]
         # A decoder of its own, since between two pictures another may be asked for.
-        frames = self._shown(self._new_decoder(), self._format.whole(numbers))
+        frames = self._shown(self._new_decoder(), sent)
         for number in numbers:
+            if number in skipped:
+                continue
             if self.frame_types[number] != "N":
                 picture = planes_of(next(frames))
-            yield picture
+            yield number, picture
+
+    def _is_idle_b(self, frame: int) -> bool:
+        return self.frame_types[frame] == "B" and not self.is_reference(frame)
 
     def i_frames(self) -> list[np.ndarray]:
         """The I-frame of every GOP as RGB, uint8 (H, W, 3)."""
@@ -361,8 +377,15 @@ class Bitstream:
         """As `accumulated_residuals`, one by one, so that a long GOP takes little memory."""
         return self.residuals_since(self.gops[gop][0], mask_intra=mask_intra)
 
-    def residuals_since(self, start: int, *, mask_intra: bool = False) -> Iterator[Residual]:
+    def residuals_since(
+        self, start: int, *, mask_intra: bool = False, skip_b: bool = False
+    ) -> Iterator[Residual]:
         """As `accumulated_residuals`, since any I- or P-frame, up to the next I-frame.
+
+        Args:
+            mask_intra: see `accumulated_residuals`.
+            skip_b: leave out the B-frames that no other may be predicted from (`is_reference`),
+                which are most of them: they are not decoded.
 
         Raises:
             ValueError: the frame is not an I- or P-frame of this bitstream.
@@ -371,7 +394,11 @@ class Bitstream:
         if not 0 <= start < len(self.packets) or self.frame_types[start] == "B":
             raise ValueError(f"frame {start} is not one of the I- and P-frames of {self!r}")
         # A decoder of its own, since between two residuals another may be asked for.
-        return self._accumulated(start, mask_intra, self._new_decoder())
+        return self._accumulated(start, mask_intra, self._new_decoder(), skip_b)
+
+    def is_reference(self, frame: int) -> bool:
+        """Whether other frames may be predicted from this one."""
+        return frame in self._format.kept(frame)
 
     def reference_frames(self, frame: int) -> np.ndarray:
         """From which frames each block of a P- or B-frame of H.264 is predicted: int32 (2,
@@ -408,9 +435,13 @@ class Bitstream:
         return self._format.frames_of_indices(frame, indices)
 
     def _accumulated(
-        self, start: int, mask_intra: bool, decoder: av.VideoCodecContext
+        self,
+        start: int,
+        mask_intra: bool,
+        decoder: av.VideoCodecContext,
+        skip_b: bool = False,
     ) -> Iterator[Residual]:
-        sent = self._format.accumulated(start)
+        sent = self._format.accumulated(start, skip_b)
         frames = self._shown(decoder, sent)
         asked = {number for _, number in sent}
         numbers = [

@@ -17,11 +17,15 @@ import pyarrow.compute as pc
 import ray.data
 
 from cfer.codec import Bitstream
-from cfer.data.inputs import LAST, Input
+from cfer.data.inputs import Input
 from cfer.data.shards import read_description, unpack_picture
 from cfer.data.storage import Folder
+from cfer.errors import InputError
 
-COLUMNS = ("clip_id", "subject", "label", "bitstream", "views", "identity", "apex")
+COLUMNS = (
+    *("clip_id", "subject", "label", "bitstream", "views", "native", "native_bytes"),
+    *("identity", "apex"),
+)
 
 
 def frames_of_clips(
@@ -34,8 +38,18 @@ def frames_of_clips(
     (the same of each further view), `num_planes` and `side` (C and S/2), `z_I` (the clip's
     identity, not standardized: the mean of its embeddings), `apex` (RGB uint8 (32, 32, 3) as bytes,
     or null) and `bytes_read` (of the packets of the first view that `what` gives to the decoder).
+
+    Raises:
+        InputError: `what` is of native streams, and the data set was extracted without them.
     """
     wanted = pa.array(sorted(clip_ids))
+    description = read_description(directory)
+    if what.is_native and not description.settings.get("native"):
+        raise InputError(
+            f"{directory}: it was extracted without --native, and the input is of --stream "
+            f"{what.stream}; extract the videos again with it (cfer extract --native --out NEW), "
+            "or train with --stream encoded"
+        )
 
     def choose(table: pa.Table) -> pa.Table:
         kept = table.filter(pc.is_in(table["clip_id"], value_set=wanted))
@@ -44,7 +58,7 @@ def frames_of_clips(
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     folder = Folder(directory)
-    paths = read_description(directory).shard_paths(folder)
+    paths = description.shard_paths(folder)
     rows = ray.data.read_parquet(paths, filesystem=folder.patient_filesystem)
     return rows.select_columns(list(COLUMNS)).map_batches(
         choose, batch_format="pyarrow", batch_size=None
@@ -68,25 +82,23 @@ _CHOSEN_SCHEMA = pa.schema(
 
 
 def _chosen(row: dict[str, Any], what: Input, for_training: bool) -> dict[str, Any]:
-    bitstream = Bitstream(row["bitstream"], row["clip_id"])
-    gops = range(len(bitstream.gops))
-
-    def read(view: Bitstream) -> np.ndarray:
-        if for_training and what.frames != LAST:
-            return what.read_frames(view, gops, [frame for gop in view.gops for frame in gop[1:]])
-        return what.read(view, gops)
-
-    frames = read(bitstream)
-    views = [Bitstream(data, row["clip_id"]) for data in row["views"]]
+    frames, *views = what.views_of(
+        [row["bitstream"], *row["views"]], row["native"], row["clip_id"], for_training
+    )
+    bytes_read = row["native_bytes"]
+    if not (what.is_native and row["native"]):
+        bitstream = Bitstream(row["bitstream"], row["clip_id"])
+        read = what.packets_read(bitstream, range(len(bitstream.gops)))
+        bytes_read = sum(len(bitstream.packets[n]) for n in read)
     return {
         **{name: row[name] for name in ("clip_id", "subject", "label")},
         "frames": frames.tobytes(),
-        "views": [read(view).tobytes() for view in views],
+        "views": [view.tobytes() for view in views],
         "num_planes": frames.shape[1],
         "side": frames.shape[2],
         "z_I": np.mean(row["identity"], axis=0).astype(np.float32).tolist(),
         "apex": None if row["apex"] is None else unpack_picture(row["apex"]).tobytes(),
-        "bytes_read": sum(len(bitstream.packets[n]) for n in what.packets_read(bitstream, gops)),
+        "bytes_read": bytes_read,
     }
 
 

@@ -12,6 +12,9 @@ the same bitstream:
 
 Every kind is uint8 planes (T, C, S/2, S/2) with 128 = zero (in a picture: mid-gray), so one encoder
 takes them all. Training and prediction read them by the same function.
+
+Whose residuals they are is another choice: `encoded`, of the face, cut out and encoded anew; or
+`native`, those that an H.264 file itself transmits (`cfer.data.native`), in the same planes.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from cfer.errors import InputError
 
 KINDS = ("accumulated", "direct", "motion", "accumulated+motion", "pictures", "difference")
 PLANES = ("yuv", "luma")
+STREAMS = ("encoded", "native", "both")
+NATIVE_KINDS = ("accumulated", "motion", "accumulated+motion")
+NATIVE_PLANES = 8  # luma's four phases, U, V; motion down and right
 LAST = "last"
 FrameRule = int | Literal["last"]
 BLOCK = 8  # samples of luma along one side of the smallest block that has a motion vector
@@ -88,23 +94,37 @@ class Input:
         kind: one of `KINDS`.
         planes: "yuv", or "luma" alone.
         frames: "last", or a number of frames; see `select_frames`.
+        stream: "encoded", "native" where there is such an input of a clip, or in training "both"
+            by turns; a model of the last two reads H.264 as it is.
 
     Raises:
-        InputError: none of these.
+        InputError: none of these; or a kind that isn't read of a native stream.
     """
 
     kind: str = "accumulated"
     planes: str = "yuv"
     frames: FrameRule = "last"
+    stream: str = "encoded"
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
             ("--input", self.kind, KINDS),
             ("--planes", self.planes, PLANES),
+            ("--stream", self.stream, STREAMS),
         ):
             if value not in allowed:
                 raise InputError(f"{what} {value}: give one of {', '.join(allowed)}")
         parse_frame_rule(str(self.frames))
+        if self.is_native and (self.kind not in NATIVE_KINDS or self.frames != LAST):
+            raise InputError(
+                f"--stream {self.stream}: of H.264 as it is, the change over a whole run is read; "
+                f"give --input {' or '.join(NATIVE_KINDS)}, and --frames {LAST}"
+            )
+
+    @property
+    def is_native(self) -> bool:
+        """Whether H.264 is read as it is, where that can be done."""
+        return self.stream != "encoded"
 
     @property
     def _has_samples(self) -> bool:
@@ -150,6 +170,45 @@ class Input:
         """A factor that brings planes in [-1, 1) to the scale that a network's initialization
         expects: changes are well under 1 % of the range in most samples, but pictures are not."""
         return 2.0 if self.kind == "pictures" else 8.0
+
+    def of_native(self, planes: np.ndarray) -> np.ndarray:
+        """What is seen of the planes of a native stream, uint8 (…, 8, S/2, S/2) → the same with C
+        planes."""
+        chosen = (
+            [0, 1, 2, 3] + ([4, 5] if self.planes == "yuv" else []) if self._has_samples else []
+        )
+        return planes[..., chosen + ([6, 7] if self._has_motion else []), :, :]
+
+    def views_of(
+        self, bitstreams: Sequence[bytes], native: Sequence[bytes], name: str, for_training: bool
+    ) -> list[np.ndarray]:
+        """The planes of each view of a clip that there is in its stream, uint8 (P, C, S/2, S/2).
+
+        Args:
+            bitstreams: the encoded views of its shard's row, the one that was found first.
+            native: its native ones, as there; none where H.264 couldn't be read as it is. Then it's
+                seen as `Recognizer` sees such a window: encoded anew.
+            for_training: all P-frames, where N of them are drawn anew each epoch; and the views of
+                both streams, if `stream` says so. Otherwise what a prediction is given.
+
+        Raises:
+            CodecError: no P-frame, or a damaged one.
+        """
+        views = [Bitstream(data, name) for data in bitstreams]
+        side = views[0].width // 2
+        found = []
+        if self.is_native:
+            shape = (-1, NATIVE_PLANES, side, side)
+            found = [self.of_native(np.frombuffer(v, np.uint8).reshape(shape)) for v in native]
+        if found and not (for_training and self.stream == "both"):
+            return found
+        gops = range(len(views[0].gops))
+        for view in views:
+            wanted = self.wanted(view, gops)
+            if for_training and self.frames != LAST:
+                wanted = [frame for gop in view.gops for frame in gop[1:]]
+            found.append(self.read_frames(view, gops, wanted))
+        return found
 
     def read(self, bitstream: Bitstream, gops: range) -> np.ndarray:
         """The planes of the frames that are `wanted` of these GOPs: uint8 (T, C, S/2, S/2).
@@ -282,8 +341,12 @@ def block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return field
 
 
+def motion_steps(motion: np.ndarray) -> np.ndarray:
+    """Pixels → uint8, `STEPS_PER_PIXEL` steps a pixel, 128 = zero."""
+    return np.rint(motion * STEPS_PER_PIXEL + GRAY).clip(0, 255).astype(np.uint8)
+
+
 def _motion_planes(motion: np.ndarray, side: int) -> np.ndarray:
     """(2, rows, columns) in pixels → uint8 (2, side, side), `STEPS_PER_PIXEL` steps a pixel."""
-    steps = np.rint(motion * STEPS_PER_PIXEL + GRAY).clip(0, 255).astype(np.uint8)
     repeat = BLOCK // 2
-    return steps.repeat(repeat, 1).repeat(repeat, 2)[:, :side, :side]
+    return motion_steps(motion).repeat(repeat, 1).repeat(repeat, 2)[:, :side, :side]

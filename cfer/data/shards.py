@@ -33,11 +33,11 @@ from PIL import Image
 from cfer.codec import Bitstream, CodecError, CodecSettings, spelled_as_now
 from cfer.codec.containers import COARSE_TICKS_PER_SECOND
 from cfer.data import DESCRIPTION_NAME
-from cfer.data.inputs import APEX_SIZE
+from cfer.data.inputs import APEX_SIZE, NATIVE_PLANES
 from cfer.data.storage import Folder
 from cfer.errors import InputError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 FAILURES_NAME = "failures.csv"
 ROWS_OF_A_GROUP = 64  # what a reader of some columns has in memory at a time
 
@@ -67,6 +67,9 @@ SCHEMA = pa.schema(
         pa.field("gop_size", pa.int32(), nullable=False),
         pa.field("bitstream", pa.binary(), nullable=False),
         pa.field("views", pa.list_(pa.binary()), nullable=False),
+        pa.field("native", pa.list_(pa.binary()), nullable=False),
+        pa.field("native_bytes", pa.int64(), nullable=False),
+        pa.field("native_refused", pa.string()),
         pa.field("identity", pa.list_(pa.list_(pa.float32())), nullable=False),
         pa.field("apex_frame", pa.int32()),
         pa.field("apex", pa.binary()),
@@ -94,6 +97,12 @@ class Clip:
         size, gop_size: S, and the frames from one I-frame to the next.
         bitstream: the clip as an MPEG-4 Part 2 video in MP4, which any player shows.
         views: more of these, with the face's square a little elsewhere.
+        native: of each view, as many as there are bitstreams, the planes that its H.264 file itself
+            transmits (`cfer.data.native.NativeWindow.planes`): uint8 (T, 8, S/2, S/2), as bytes.
+            They take less room than the packets that they are read from, and no more than the
+            encoded views. None without --native, or where `native_refused` says why.
+        native_bytes: of the packets that they are read from; 0 without.
+        native_refused: why the file isn't read as it is; None if it is, or nobody asked.
         identity: float32 (J, D), the frozen network's embeddings of J ≥ 1 of the I-frames, as it
             gives them (`cfer.model.face_embedder.embed_clip`).
         apex_frame, apex: frame number of the annotated apex, and its picture before encoding, in
@@ -117,6 +126,9 @@ class Clip:
     gop_size: int
     bitstream: bytes = field(repr=False)
     views: list[bytes] = field(repr=False)
+    native: list[bytes] = field(repr=False)
+    native_bytes: int
+    native_refused: str | None
     identity: np.ndarray = field(repr=False)
     apex_frame: int | None
     apex: np.ndarray | None = field(repr=False)
@@ -126,6 +138,9 @@ class Clip:
     def __post_init__(self) -> None:
         assert len(self.pts_seconds) == self.num_frames, (
             f"{self.clip_id}: {len(self.pts_seconds)} pts_seconds of {self.num_frames} frames"
+        )
+        assert len(self.native) in (0, 1 + len(self.views)), (
+            f"{self.clip_id}: {len(self.native)} native views beside {len(self.views)} others"
         )
         assert len(self.identity), f"{self.clip_id}: identity is {self.identity.shape}"
         assert self.apex is None or self.apex.shape == (APEX_SIZE, APEX_SIZE, 3), (
@@ -517,6 +532,9 @@ def _problems(clip: Clip, description: Description) -> Iterator[str]:
             continue
         if (view.width, view.frame_types) != (bitstream.width, bitstream.frame_types):
             yield f"its view {number} has other frames than its bitstream"
+    for number, data in enumerate(clip.native):
+        if not data or len(data) % (NATIVE_PLANES * (clip.size // 2) ** 2):
+            yield f"its native view {number} is no whole number of planes"
     for name, there, recorded in (
         ("size", (bitstream.width, bitstream.height), (clip.size, clip.size)),
         ("num_frames", len(bitstream.packets), clip.num_frames),

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset
 
-from cfer.codec import Bitstream
 from cfer.data.inputs import FrameRule, Input
 from cfer.data.shards import read_description
 from cfer.data.storage import Folder
@@ -55,7 +54,7 @@ class ClipDataset(Dataset[Item]):
     def __init__(self, directory: str | Path, what: Input) -> None:
         description = read_description(directory)
         folder = Folder(directory)
-        columns = ["clip_id", "subject", "label", "identity", "bitstream"]
+        columns = ["clip_id", "subject", "label", "identity", "bitstream", "native"]
         tables = [
             pq.read_table(pa.BufferReader(folder.read(shard.file)), columns=columns)
             for shard in description.shards
@@ -73,10 +72,11 @@ class ClipDataset(Dataset[Item]):
 
     def __getitem__(self, position: int) -> Item:
         """Raises CodecError: the clip is damaged, or has no P-frame."""
-        bitstream = Bitstream(self._clips["bitstream"][position].as_py(), self.clip_ids[position])
+        bitstream, native = (self._clips[c][position].as_py() for c in ("bitstream", "native"))
+        name = self.clip_ids[position]
         embeddings = np.array(self._clips["identity"][position].as_py(), np.float32)
         return {
-            "planes": torch.from_numpy(self._what.read(bitstream, range(len(bitstream.gops)))),
+            "planes": torch.tensor(self._what.views_of([bitstream], native, name, False)[0]),
             "label": self.labels[position],
             "identity": torch.from_numpy(embeddings.mean(0)),
             "subject": self.subjects[position],

@@ -54,7 +54,8 @@ def predict(
 ) -> int:
     """The expressions of videos: a line for each window of time, then one for each expression that
     rises, with its onset and its apex. A file in the fixed-GOP form that the model wants is read as
-    it is; of any other video the face is found, cropped and encoded.
+    it is, and H.264 by a model that was trained on it (`cfer train --stream native`); of any other
+    video the face is found, cropped and encoded.
 
     Args:
         sources: videos; folders of numbered pictures, videos or shards; `-`: a piped MPEG-TS or MKV
@@ -214,9 +215,9 @@ def print_json(prediction: Prediction) -> None:
 
 
 def print_summary(windows: Sequence[Prediction]) -> None:
-    from cfer.predict.timeline import summary
+    from cfer.predict.timeline import summary, ways
 
-    for line in summary(windows):
+    for line in [*summary(windows), *ways(windows)]:
         print(line, flush=True)
 
 

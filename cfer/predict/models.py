@@ -82,10 +82,11 @@ def describe(name: str) -> str:
     window = (
         f"{card.window_gops} GOPs" if card.window_seconds is None else f"{card.window_seconds:g} s"
     )
+    stream = ", H.264 as it is" if what.is_native else ""
     shown = [
         ("model", name),
         ("classes", ", ".join(card.classes)),
-        ("sees", f"{what.kind}{residuals}, {what.planes}, frames: {what.frames}"),
+        ("sees", f"{what.kind}{residuals}, {what.planes}, frames: {what.frames}{stream}"),
         (
             "of",
             f"a {card.size} × {card.size} crop of the face, GOPs of {codec.gop_size} frames in "

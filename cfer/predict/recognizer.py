@@ -5,18 +5,21 @@
         print(prediction.start_seconds, prediction.label, prediction.probabilities)
 
 A clip in fixed-GOP form (MPEG-4 Part 2, the model's picture size and GOP) is read as it is: no
-I-frame is decoded, and no face is looked for. Any other video first becomes such a clip, with the
-crop and the encoder's settings that the model was trained on.
+I-frame is decoded, and no face is looked for. A model that was trained on native residuals reads a
+file in H.264 as it is, too (`cfer.data.native`), wherever it can. Any other video, or window, first
+becomes such a clip, with the crop and the encoder's settings that the model was trained on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from heapq import merge
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,7 @@ from cfer.predict.models import DEFAULT, open_model
 from cfer.video.variation import AS_FOUND, Variation
 
 if TYPE_CHECKING:
+    from cfer.data.native import NativeVideo
     from cfer.video.faces import FaceDetector, FaceWindow, Square
     from cfer.video.pictures import SupportsRead
 
@@ -43,6 +47,7 @@ VARIATIONS = (
     Variation(right=-0.03, down=-0.02, larger=0.04, turned=-0.05),
     Variation(down=0.03, larger=-0.04),
 )
+NO_REASONS: Mapping[range, str | None] = {}
 ONE_WINDOW_SECONDS = 2.0  # a part of a video that was asked for is not cut up to this length
 
 
@@ -59,6 +64,9 @@ class Prediction:
         num_frames: how many P-frames the probabilities come from.
         face: number of the face, from 1, the same throughout a video; 0 if there is none.
         square: where it was found; None if the clip is already the face's crop.
+        way: from which residuals: "clip", of a clip in fixed-GOP form; "native", those of H.264 as
+            it is; or "encoded", of the face, encoded anew.
+        refused: why a model that reads H.264 as it is did not; None if it did, or never does.
     """
 
     source: str
@@ -68,6 +76,8 @@ class Prediction:
     num_frames: int
     face: int = 1
     square: Square | None = None
+    way: str = "encoded"
+    refused: str | None = None
 
     @property
     def label(self) -> str | None:
@@ -179,9 +189,14 @@ class Recognizer:
             return
         # A clip that is already in fixed-GOP form needs no face detector.
         from cfer.video.faces import face_clip
-        from cfer.video.pictures import open_pictures, windows
+        from cfer.video.pictures import VideoPictures, open_pictures, windows
 
         pictures = open_pictures(path)
+        native, refused = None, None
+        if self.card.what.is_native:
+            native, refused = self._native_video(path, every)
+        if native is not None and isinstance(pictures, VideoPictures):
+            pictures.take_times(native.bitstream.times)
         frames = pictures.span(start_seconds, end_seconds)
         times = pictures.times()
         if may_be_one and _is_one_window(times[frames[0]], times[frames[-1]]):
@@ -191,11 +206,27 @@ class Recognizer:
             window_frames = self.card.window_frames(fps, window_seconds)
             step_frames = _step_frames(window_frames, step_seconds, fps)
             spans = windows(frames, window_frames, step_frames)
-        yield from self._predict_faces(
-            str(source),
-            face_clip(
-                pictures, self.card.size, self._detector, self.card.codec, spans, every, VARIATIONS
-            ),
+        read: dict[range, Prediction] = {}
+        reasons = dict.fromkeys(spans, refused)
+        if native is not None:
+            for span in spans:
+                start, end = times[span.start], times[span.stop]
+                try:
+                    read[span] = self._predict_native(native, str(source), start, end)
+                except CodecError as error:
+                    reasons[span] = str(error)
+        # What is left is decoded once, for all of these windows.
+        left = [span for span in spans if span not in read]
+        found: Iterator[FaceWindow] = iter(())
+        if left:
+            found = face_clip(
+                pictures, self.card.size, self._detector, self.card.codec, left, every, VARIATIONS
+            )
+        encoded = (replace(window, num_windows=len(spans)) for window in found)
+        yield from merge(
+            read.values(),
+            self._predict_faces(str(source), encoded, reasons),
+            key=attrgetter("start_seconds"),
         )
 
     def predict_stream(
@@ -279,6 +310,7 @@ class Recognizer:
                 end_seconds=times[bitstream.gops[window[-1]][-1] + 1],
                 probabilities=dict(zip(self.card.classes, map(float, probabilities), strict=True)),
                 num_frames=len(planes),
+                way="clip",
             )
 
     def predict_shards(
@@ -319,13 +351,20 @@ class Recognizer:
             and lengths[-1] <= gop_size
         )
 
-    def _predict_faces(self, name: str, windows: Iterator[FaceWindow]) -> Iterator[Prediction]:
+    def _predict_faces(
+        self,
+        name: str,
+        windows: Iterator[FaceWindow],
+        refused: Mapping[range, str | None] = NO_REASONS,
+    ) -> Iterator[Prediction]:
+        """What windows of a face that are encoded say; `refused`: why each isn't read as it is."""
         for window in windows:
+            why = refused.get(window.frames)
             start_seconds, end_seconds = window.times[0], window.times[-1]
             if window.error is not None:
                 if window.num_windows == 1:
                     raise window.error
-                yield Prediction(name, start_seconds, end_seconds, {}, 0, face=0)
+                yield Prediction(name, start_seconds, end_seconds, {}, 0, face=0, refused=why)
                 continue
             probabilities, num_frames = self.predict_views(window)
             yield Prediction(
@@ -336,7 +375,40 @@ class Recognizer:
                 num_frames,
                 window.face,
                 window.square,
+                refused=why,
             )
+
+    def _native_video(self, path: Path, every: bool) -> tuple[NativeVideo | None, str | None]:
+        """A file to be read as it is; or why not."""
+        from cfer.data.native import NativeVideo
+
+        if every:
+            return None, "of H.264 as it is, one face is read: leave out --faces all"
+        if not path.is_file():
+            return None, f"{path}: a folder of pictures, and no H.264"
+        try:
+            return NativeVideo(path, self._detector), None
+        except CodecError as error:
+            return None, str(error)
+
+    def _predict_native(
+        self, video: NativeVideo, name: str, start_seconds: float, end_seconds: float
+    ) -> Prediction:
+        """One window of a file that is read as it is; raises `CodecError` as `NativeVideo.read`."""
+        what = self.card.what
+        window = video.read(start_seconds, end_seconds, self.card.size, VARIATIONS)
+        planes = what.of_native(window.planes)
+        both = np.concatenate([planes, what.mirrored(planes)])
+        probabilities = of_views(self.probabilities(both))
+        return Prediction(
+            name,
+            start_seconds,
+            end_seconds,
+            dict(zip(self.card.classes, map(float, probabilities), strict=True)),
+            planes.shape[1],
+            square=window.square,
+            way="native",
+        )
 
     def predict_views(self, window: FaceWindow) -> tuple[np.ndarray, int]:
         """What all views of a face and their mirror images say together (`of_views`), float32

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -136,6 +137,19 @@ def summary(predictions: Sequence[Prediction]) -> list[str]:
     return lines
 
 
+def ways(predictions: Sequence[Prediction]) -> list[str]:
+    """How the windows of a video were read, where a model reads H.264 as it is, for people: a line
+    for those that were, and one for each reason why others were not."""
+    native = sum(p.way == "native" for p in predictions)
+    refused = Counter(p.refused for p in predictions if p.refused)
+    lines = (
+        [f"{native} of {len(predictions)} windows read as H.264 transmits them"] if native else []
+    )
+    return lines + [
+        f"{count} encoded anew: {printable(reason)}" for reason, count in refused.items()
+    ]
+
+
 def as_json(prediction: Prediction) -> dict[str, Any]:
     """What `--json` and the server give for a window; pixels and seconds."""
     square = prediction.square
@@ -146,6 +160,8 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
         "face": prediction.face,
         "box": None if square is None else [square.x, square.y, square.side, square.side],
         "num_frames": prediction.num_frames,
+        "way": prediction.way,
+        "refused": prediction.refused,
         "label": prediction.label,
         "probabilities": {name: round(p, 6) for name, p in prediction.probabilities.items()},
     }

@@ -67,6 +67,7 @@ Split = Literal["subjects", "column"]
 Lambda = Annotated[float, arg(name="lambda")]
 Mu = Annotated[float, arg(name="mu")]
 Kind = Literal["accumulated", "direct", "motion", "accumulated+motion", "pictures", "difference"]
+Stream = Literal["encoded", "native", "both"]
 # Where and with how many processes a run is computed may change between two starts of it.
 OPERATIONAL = ("data", "run", "workers", "device", "cpus_per_worker", "storage", "experiment")
 SHORT_NAMES = {"identity_weight": "lambda", "apex_weight": "mu"}
@@ -104,6 +105,7 @@ class TrainConfig:
     input: Kind = "accumulated+motion"  # what the recognizer sees (see cfer.data.inputs)
     planes: Planes = "yuv"  # of the input: all three, or luma alone
     frames: str = "last"  # `last` P-frame of each GOP, or a number of P-frames per clip
+    stream: Stream = "encoded"  # its residuals: encoded anew; native, as in the H.264 file; or both
     width: int = 32  # channels of the encoder's first stage
     pooling: Pooling = "mean"  # of a clip's frames
     code_dim: int = 0  # dimension of the expression code; 0: classes − 1, all that C can read
@@ -170,7 +172,7 @@ class TrainConfig:
     def what(self) -> Input:
         from cfer.data.inputs import Input, parse_frame_rule
 
-        return Input(self.input, self.planes, parse_frame_rule(self.frames))
+        return Input(self.input, self.planes, parse_frame_rule(self.frames), self.stream)
 
     @property
     def augmentation(self) -> Augmentation:

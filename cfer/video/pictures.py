@@ -44,6 +44,7 @@ from cfer.codec.containers import (
 )
 from cfer.errors import InputError
 from cfer.video.files import PICTURE_SUFFIXES, numbered_pictures, picture_order
+from cfer.video.variation import Place
 
 # A folder of pictures does not say how fast they were taken.
 FOLDER_FPS = Fraction(25)
@@ -185,6 +186,28 @@ class VideoPictures(Pictures):
             for _ in self._frames():
                 pass
         return self._times
+
+    def take_times(self, times: Sequence[float]) -> None:
+        """Times that are known already (`times`), so that nothing is decoded for them."""
+        self._times = [*sorted(times[:-1]), times[-1]]
+
+    def coded_place(self) -> tuple[Place, tuple[int, int]]:
+        """From pixels of these pictures, upright and square, to samples of the bitstream; and the
+        height and width of the pictures. The first frame is decoded for it."""
+        frame = next(self._decode())
+        height, width = _bounded(self.source, _upright_shape(frame, self._pixel_aspect))
+        swap, mirror, flip = _turn_of(frame)
+        place = np.array([[1.0, 0, 0], [0, 1, 0]])
+        if mirror:
+            place[0] = -1, 0, width - 1
+        if flip:
+            place[1] = 0, -1, height - 1
+        if swap:
+            place = place[::-1].copy()
+        stretch = frame.width / _width(frame, self._pixel_aspect)
+        place[0] *= stretch
+        place[0, 2] += stretch / 2 - 0.5
+        return place, (height, width)
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         if self._decoded:

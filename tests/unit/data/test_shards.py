@@ -57,6 +57,9 @@ def some_clip(number: int, **changes) -> Clip:
         gop_size=4,
         bitstream=encode(moving, CodecSettings(gop_size=4), 25).data,
         views=[encode(moving[:, ::-1], CodecSettings(gop_size=4), 25).data],
+        native=[rng.bytes(2 * 8 * (SIZE // 2) ** 2) for _ in range(2)],
+        native_bytes=321,
+        native_refused=None,
         identity=rng.normal(size=(2, 8)).astype(np.float32),
         apex_frame=6,
         apex=rng.integers(0, 256, (APEX_SIZE, APEX_SIZE, 3), dtype=np.uint8),
@@ -233,7 +236,7 @@ def test_nothing_is_stored_twice(tmp_path):
     columns = [metadata.column(n) for n in range(metadata.num_columns)]
     assert not any(column.is_stats_set for column in columns)
     large = {c.path_in_schema.split(".")[0] for c in columns if c.total_compressed_size > 300}
-    assert large <= {"apex", "bitstream", "identity", "views"}
+    assert large <= {"apex", "bitstream", "identity", "native", "views"}
 
 
 def test_done_means_the_same_work_and_an_unharmed_file(tmp_path):
@@ -310,3 +313,16 @@ def test_the_same_clips_give_the_same_bytes(tmp_path):
     some_data_set(tmp_path / "b")
     for name in ("shard-00000.parquet", "shard-00002.json", "dataset.json", "failures.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_native_views_are_whole_planes(tmp_path):
+    some_data_set(tmp_path, clips_per_shard=1, shards=1)
+    clip = next(read_clips(tmp_path))
+    with pytest.raises(AssertionError, match="1 native views beside 1 others"):
+        replace(clip, native=clip.native[:1])
+    description = read_description(tmp_path)
+    cut = replace(clip, native=[clip.native[0], clip.native[1][:-1]])
+    receipt = write_shard(tmp_path, 0, [cut], description.failures, "work-0")
+    write_description(tmp_path, replace(description, shards=[receipt]))
+    (problem,) = verify(tmp_path)
+    assert "its native view 1 is no whole number of planes" in problem

@@ -72,7 +72,9 @@ def test_a_clip_has_the_identity_of_its_middle_i_frame(drawn_shards):
 def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, detector):
     """And so do the stored ones, as far as another processor rounds as this one does;
     tests/fixtures/make.py makes them anew."""
-    settings = ExtractionSettings(size=64, gop_size=12, gop_seconds=0, identity="dlib")
+    settings = ExtractionSettings(
+        size=64, gop_size=12, gop_seconds=0, identity="dlib", views=2, native=True
+    )
     stored = {clip.clip_id: clip for clip in read_clips(drawn_shards)}
     for name in ("S001_happiness_1", "S005_surprise_1"):
         clip = stored[name]
@@ -87,6 +89,11 @@ def test_a_row_holds_the_bitstream_of_its_pictures(drawn_videos, drawn_shards, d
         for pictures in (window.pictures[::12], there):
             assert np.abs(np.stack(here).astype(int) - np.stack(pictures)).mean() < 4
         assert np.abs(row.apex.astype(int) - clip.apex).mean() < 2
+        assert row.native_refused is None
+        assert len(row.native) == len(clip.native) == 2
+        for ours, theirs in zip(row.native, clip.native, strict=True):
+            ours, theirs = (np.frombuffer(view, np.uint8).astype(int) for view in (ours, theirs))
+            assert np.abs(ours - theirs).mean() < 1
         assert len(Bitstream(clip.bitstream, name).packets) == row.num_frames
 
 

@@ -27,6 +27,7 @@ from cfer.cli import run
 from cfer.codec import Bitstream, CodecError, CodecSettings, encode
 from cfer.codec.mpeg4 import VOP_START_CODE
 from cfer.data.inputs import Input
+from cfer.data.native import NativeVideo
 from cfer.data.shards import Description, read_clips, verify, write_description, write_shard
 from cfer.errors import InputError
 from cfer.model.card import ModelCard, write_model
@@ -138,7 +139,8 @@ def test_a_video_is_predicted_as_its_encoded_clip(
     assert raw.square is not None
     assert encoded.square is None
     same = {"source": encoded.source, "square": None, "probabilities": encoded.probabilities}
-    assert replace(raw, **same) == encoded
+    assert (raw.way, encoded.way) == ("encoded", "clip")
+    assert replace(raw, **same, way="clip") == encoded
     assert (raw.source, raw.start_seconds, raw.end_seconds) == (str(video), 0, 1)
     assert raw.num_frames == 2
     assert raw.face == 1
@@ -157,6 +159,92 @@ def test_a_video_is_predicted_as_its_encoded_clip(
     assert sum(raw.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert tuple(raw.probabilities) == recognizer.card.classes
     assert raw.probabilities[raw.label] == max(raw.probabilities.values())
+
+
+# ---- H.264 as it is ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def native(recognizer: Recognizer) -> Recognizer:
+    """The same weights, of a model that reads H.264 as it is."""
+    what = Input("accumulated+motion", stream="native")
+    return Recognizer(recognizer.predictor, replace(recognizer.card, what=what))
+
+
+@pytest.fixture(scope="module")
+def native_model(native: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("native") / "native.safetensors"
+    write_model(path, native.predictor, native.card)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def half(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds, each a GOP; the second shows no face."""
+    path = tmp_path_factory.mktemp("half") / "half.mp4"
+    wall = [np.full((64, 64, 3), 90 + n, np.uint8) for n in range(24)]
+    with av.open(str(path), "w") as container:
+        options = {"x264-params": "keyint=24:min-keyint=24:scenecut=0"}
+        stream = container.add_stream("libx264", rate=24, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for picture in pictures_of(video) + wall:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_h264_is_read_as_it_is(native: Recognizer, video: Path, drawn_shards: Path) -> None:
+    """As the mean over its views, of which the first is what `cfer extract --native` stored."""
+    (found,) = native.predict(video)
+    assert (found.way, found.refused, found.source) == ("native", None, str(video))
+    assert (found.start_seconds, found.end_seconds, found.num_frames) == (0, 1, 1)
+    read = NativeVideo(video, native._detector).read(0, 1, 64, VARIATIONS)
+    assert found.square == read.square
+    each = [native.probabilities(planes[None]) for planes in read.planes]
+    each += [native.probabilities(native.card.what.mirrored(p)[None]) for p in read.planes]
+    wanted = of_views(np.concatenate(each))
+    assert list(found.probabilities.values()) == pytest.approx(wanted.tolist(), abs=1e-6)
+    row = next(c for c in read_clips(drawn_shards) if c.clip_id.endswith("S003_surprise_1"))
+    stored = np.frombuffer(row.native[0], np.uint8).reshape(read.planes[0].shape)
+    assert np.abs(stored.astype(int) - read.planes[0]).mean() < 1
+    assert row.native_bytes == read.bytes_read
+
+
+def test_what_is_not_read_as_it_is_is_encoded_anew(
+    native: Recognizer, recognizer: Recognizer, half: Path, video: Path, tmp_path: Path
+) -> None:
+    """Window by window, and says why."""
+    first, second, third = native.predict(half)
+    assert (first.way, first.refused) == ("native", None)
+    assert (third.way, third.label) == ("encoded", None)
+    assert "no face in the I-frame at 1.00 s" in third.refused
+    as_before = recognizer.predict(half)
+    assert replace(third, refused=None) == as_before[2]
+    assert [w.start_seconds for w in (first, second, third)] == [0, 0.5, 1]
+    encode(pictures_of(video), CodecSettings(gop_size=8), 24).save(path := tmp_path / "other.mp4")
+    (found,) = native.predict(path)
+    assert found.way == "encoded"
+    assert "its codec is mpeg4" in found.refused
+    (found,) = native.predict(video, faces="all")
+    assert (found.way, found.refused) == (
+        "encoded",
+        "of H.264 as it is, one face is read: leave out --faces all",
+    )
+
+
+def test_the_command_says_which_way_was_taken(
+    native_model: str, half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", str(half), "--model", native_model]) == 0
+    *_, native_line, encoded_line = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"[12] of 3 windows read as H\.264 transmits them", native_line)
+    assert re.search(r"^[12] encoded anew: .*no face in the I-frame at 1\.00 s$", encoded_line)
+    assert run(["predict", str(half), "--model", native_model, "--json"]) == 0
+    windows = windows_of(capsys.readouterr().out)
+    assert [w["way"] for w in windows][::2] == ["native", "encoded"]
+    assert windows[0]["refused"] is None
+    assert "no face" in windows[2]["refused"]
 
 
 def test_prediction_sees_what_was_extracted(drawn_shards: Path, clip: Path) -> None:

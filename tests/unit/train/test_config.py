@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from cfer.data.inputs import KINDS, PLANES, Input
+from cfer.data.inputs import KINDS, PLANES, STREAMS, Input
 from cfer.errors import InputError
 from cfer.model.game import PLAYERS
 from cfer.model.network import POOLINGS
@@ -21,6 +21,7 @@ from cfer.train.config import (
     Method,
     Planes,
     Pooling,
+    Stream,
     TrainConfig,
     command_of,
 )
@@ -165,6 +166,7 @@ def test_the_names_on_the_command_line_are_those_of_what_they_choose() -> None:
         (Game, PLAYERS),
         (Kind, KINDS),
         (Planes, PLANES),
+        (Stream, STREAMS),
         (Pooling, POOLINGS),
     ):
         assert get_args(written) == tuple(there)
