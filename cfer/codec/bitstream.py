@@ -377,15 +377,8 @@ class Bitstream:
         """As `accumulated_residuals`, one by one, so that a long GOP takes little memory."""
         return self.residuals_since(self.gops[gop][0], mask_intra=mask_intra)
 
-    def residuals_since(
-        self, start: int, *, mask_intra: bool = False, skip_b: bool = False
-    ) -> Iterator[Residual]:
+    def residuals_since(self, start: int, *, mask_intra: bool = False) -> Iterator[Residual]:
         """As `accumulated_residuals`, since any I- or P-frame, up to the next I-frame.
-
-        Args:
-            mask_intra: see `accumulated_residuals`.
-            skip_b: leave out the B-frames that no other may be predicted from (`is_reference`),
-                which are most of them: they are not decoded.
 
         Raises:
             ValueError: the frame is not an I- or P-frame of this bitstream.
@@ -394,7 +387,7 @@ class Bitstream:
         if not 0 <= start < len(self.packets) or self.frame_types[start] == "B":
             raise ValueError(f"frame {start} is not one of the I- and P-frames of {self!r}")
         # A decoder of its own, since between two residuals another may be asked for.
-        return self._accumulated(start, mask_intra, self._new_decoder(), skip_b)
+        return self._accumulated(start, mask_intra, self._new_decoder())
 
     def is_reference(self, frame: int) -> bool:
         """Whether other frames may be predicted from this one."""
@@ -435,13 +428,9 @@ class Bitstream:
         return self._format.frames_of_indices(frame, indices)
 
     def _accumulated(
-        self,
-        start: int,
-        mask_intra: bool,
-        decoder: av.VideoCodecContext,
-        skip_b: bool = False,
+        self, start: int, mask_intra: bool, decoder: av.VideoCodecContext
     ) -> Iterator[Residual]:
-        sent = self._format.accumulated(start, skip_b)
+        sent = self._format.accumulated(start)
         frames = self._shown(decoder, sent)
         asked = {number for _, number in sent}
         numbers = [

@@ -61,9 +61,8 @@ class Format(Protocol):
         """What a decoder is given to show one frame's residual: the gray reference, the same list
         for as long as the decoder may keep it, and the frame."""
 
-    def accumulated(self, start: int, skip_b: bool = False) -> list[Sent]:
-        """What a decoder is given to show the residuals since a frame, up to the next I-frame; of
-        all frames, or without the B-frames that no other is predicted from.
+    def accumulated(self, start: int) -> list[Sent]:
+        """What a decoder is given to show the residuals since a frame, up to the next I-frame.
 
         Raises:
             CodecError: they would not be exact.

@@ -211,13 +211,9 @@ class H264(Format):
 
         return [(start + gray, None), (self._rewritten(frame, weighed), frame)]
 
-    def accumulated(self, start: int, skip_b: bool = False) -> list[Sent]:
+    def accumulated(self, start: int) -> list[Sent]:
         window, poc = self.window(start), self.frames[start].poc
         shown = {n for n in window if self.frames[n].poc > poc}
-        if skip_b:
-            shown = {
-                n for n in shown if self.frames[n].slices[0].ref_idc or self.frame_types[n] != "B"
-            }
         if not shown:
             return []
         first = min((kept.frame for kept in self._references[start + 1]), default=start)

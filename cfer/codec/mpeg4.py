@@ -196,8 +196,7 @@ class Mpeg4(Format):
     def direct(self, frame: int) -> tuple[list[bytes], bytes]:
         return self.reference, self.packets[frame]
 
-    def accumulated(self, start: int, skip_b: bool = False) -> list[Sent]:
-        # No file with B-frames is read.
+    def accumulated(self, start: int) -> list[Sent]:
         sent = [(self.packets[n], n) for n in self.window(start) if self.frame_types[n] == "P"]
         return [*((packet, None) for packet in self.reference), *sent] if sent else []
 

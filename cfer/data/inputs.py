@@ -7,6 +7,8 @@ the same bitstream:
     direct               the residual that each P-frame transmits
     motion               motion vectors, traced back to the I-frame as in CoViAR
     accumulated+motion   both
+    energy               how large the residual is, whatever its sign
+    energy+motion        both
     pictures             decoded pictures, as in most other work
     difference           decoded picture less the clip's first one
 
@@ -14,7 +16,8 @@ Every kind is uint8 planes (T, C, S/2, S/2) with 128 = zero (in a picture: mid-g
 takes them all. Training and prediction read them by the same function.
 
 Whose residuals they are is another choice: `encoded`, of the face, cut out and encoded anew; or
-`native`, those that an H.264 file itself transmits (`cfer.data.native`), in the same planes.
+`native`, those that an H.264 file itself transmits (`cfer.data.native`), in the same planes. Of the
+first, the energy is that of the accumulated residual; of the second, that of the direct ones.
 """
 
 from __future__ import annotations
@@ -29,15 +32,19 @@ from PIL import Image
 from cfer.codec import GRAY, Bitstream, CodecError, Residual
 from cfer.errors import InputError
 
-KINDS = ("accumulated", "direct", "motion", "accumulated+motion", "pictures", "difference")
+KINDS = (
+    *("accumulated", "direct", "motion", "accumulated+motion", "energy", "energy+motion"),
+    *("pictures", "difference"),
+)
 PLANES = ("yuv", "luma")
 STREAMS = ("encoded", "native", "both")
-NATIVE_KINDS = ("accumulated", "motion", "accumulated+motion")
-NATIVE_PLANES = 8  # luma's four phases, U, V; motion down and right
+NATIVE_KINDS = ("energy", "motion", "energy+motion")
+NATIVE_PLANES = 5  # energy of Y, U and V; motion down and right
 LAST = "last"
 FrameRule = int | Literal["last"]
 BLOCK = 8  # samples of luma along one side of the smallest block that has a motion vector
 STEPS_PER_PIXEL = 4  # of a motion plane
+STEPS_OF_ENERGY = 4  # of an energy plane, for each step of the residual
 APEX_SIZE = 32  # side in pixels of the picture that the apex decoder rebuilds
 
 
@@ -117,7 +124,7 @@ class Input:
         parse_frame_rule(str(self.frames))
         if self.is_native and (self.kind not in NATIVE_KINDS or self.frames != LAST):
             raise InputError(
-                f"--stream {self.stream}: of H.264 as it is, the change over a whole run is read; "
+                f"--stream {self.stream}: of H.264 as it is, a whole run is seen in one; "
                 f"give --input {' or '.join(NATIVE_KINDS)}, and --frames {LAST}"
             )
 
@@ -135,16 +142,22 @@ class Input:
         return self.kind.endswith("motion")
 
     @property
+    def _luma_planes(self) -> int:
+        return 1 if self.kind.startswith("energy") else 4
+
+    @property
     def mirror(self) -> tuple[list[int], list[int]]:
         """The order and the signs that the planes of a mirrored picture have, besides each plane
         being mirrored itself.
 
-        The planes are luma's (even row, even column), (even, odd), (odd, even), (odd, odd); then U
-        and V; then the vertical and the horizontal part of the motion.
+        The planes are luma's (even row, even column), (even, odd), (odd, even), (odd, odd), or its
+        energy; then U and V; then the vertical and the horizontal part of the motion.
         """
         order: list[int] = []
         if self._has_samples:
-            order = [1, 0, 3, 2] + ([4, 5] if self.planes == "yuv" else [])
+            luma = self._luma_planes
+            order = [1, 0, 3, 2] if luma == 4 else [0]
+            order += [luma, luma + 1] if self.planes == "yuv" else []
         signs = [1] * len(order)
         if self._has_motion:
             order, signs = order + [len(order), len(order) + 1], signs + [1, -1]
@@ -162,7 +175,7 @@ class Input:
 
     @property
     def num_planes(self) -> int:
-        """C: 4 of luma, 2 of chroma, 2 of motion."""
+        """C: 4 of luma (of an energy, 1), 2 of chroma, 2 of motion."""
         return len(self.mirror[0])
 
     @property
@@ -172,12 +185,10 @@ class Input:
         return 2.0 if self.kind == "pictures" else 8.0
 
     def of_native(self, planes: np.ndarray) -> np.ndarray:
-        """What is seen of the planes of a native stream, uint8 (…, 8, S/2, S/2) → the same with C
+        """What is seen of the planes of a native stream, uint8 (…, 5, S/2, S/2) → the same with C
         planes."""
-        chosen = (
-            [0, 1, 2, 3] + ([4, 5] if self.planes == "yuv" else []) if self._has_samples else []
-        )
-        return planes[..., chosen + ([6, 7] if self._has_motion else []), :, :]
+        chosen = [0, *([1, 2] if self.planes == "yuv" else [])] if self._has_samples else []
+        return planes[..., chosen + ([3, 4] if self._has_motion else []), :, :]
 
     def views_of(
         self, bitstreams: Sequence[bytes], native: Sequence[bytes], name: str, for_training: bool
@@ -260,7 +271,10 @@ class Input:
 
     def _samples(self, packed: np.ndarray) -> np.ndarray:
         planes = to_planes(packed)
-        return planes if self.planes == "yuv" else planes[:4]
+        if self.kind.startswith("energy"):
+            sizes = np.abs(planes.astype(np.int16) - GRAY)
+            planes = energy_steps(np.concatenate([sizes[:4].mean(0, keepdims=True), sizes[4:]]))
+        return planes if self.planes == "yuv" else planes[: self._luma_planes]
 
     def _decoded(self, bitstream: Bitstream, gops: range, wanted: Sequence[int]) -> np.ndarray:
         first: np.ndarray | None = None  # the clip's first picture
@@ -339,6 +353,11 @@ def block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
             )
             field[:, (top + down)[inside], (left + right)[inside]] = moved[:, inside]
     return field
+
+
+def energy_steps(sizes: np.ndarray) -> np.ndarray:
+    """Mean absolute residuals → uint8, `STEPS_OF_ENERGY` for each step, 128 = none, at most 255."""
+    return np.rint(sizes * STEPS_OF_ENERGY + GRAY).clip(0, 255).astype(np.uint8)
 
 
 def motion_steps(motion: np.ndarray) -> np.ndarray:

@@ -1,17 +1,18 @@
 """The recognizer's input from a video as it is: its own residuals and vectors, of one face.
 
-Nothing is encoded anew, and of the P-frames no picture is made. What is seen of a window is one
-*run* or a few: from an I- or P-frame, the first, to a later P-frame, the last. Of the last one the
-residual is accumulated and the vectors are traced back, both to the first
-(`Bitstream.residuals_since`), as `cfer.data.inputs` has them of a GOP that was encoded for it.
+Nothing is encoded anew, and of the P-frames no picture is made: each is decoded by itself. What is
+seen of a window is one *run* or a few: from an I- or P-frame, the first, to a later P-frame, the
+last. Their vectors are traced back to the first, as `cfer.data.inputs` has them of a GOP that was
+encoded for it. Of their direct residuals the energy is seen, the mean of the absolute value: where,
+and how much, the face changes by more than vectors explain.
 
 A head moves by more than any expression does. What most vectors in the upper part of the face agree
-on, a shift, turn and scale (RANSAC), is taken for its own movement: the residual is cut out where
+on, a shift, turn and scale (RANSAC), is taken for its own movement: each residual is cut out where
 the head is then, and the vectors are those of the face alone, less the head's.
 
     video = NativeVideo(Path("phone.mp4"), FaceDetector())
     window = video.read(0.5, 1.5, size=112)
-    window.planes       # uint8 (1, T, 8, 56, 56): luma's four phases, U, V; motion, down and right
+    window.planes       # uint8 (1, T, 5, 56, 56): energy of Y, U, V; motion, down and right
 
 The face is looked for in the I-frames, and in a long GOP every `LOOK_SECONDS`; in between its
 square follows the vectors.
@@ -20,8 +21,9 @@ square follows the vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,7 +31,7 @@ import cv2
 import numpy as np
 
 from cfer.codec import GRAY, Bitstream, CodecError, Residual
-from cfer.data.inputs import BLOCK, block_motion, motion_steps, to_planes
+from cfer.data.inputs import BLOCK, block_motion, energy_steps, motion_steps
 from cfer.video.faces import NEAR, FaceDetector, Square
 from cfer.video.follow import NOWHERE, Place, compose
 from cfer.video.pictures import VideoPictures
@@ -42,8 +44,12 @@ AGREED = 0.3  # the share of them that has to go along with the whole
 AGREES = 1.0  # pixels between a vector and the head's movement
 LOOK_SECONDS = 2.0  # until a face is looked for again in the same GOP
 MOST_BYTES = 512 << 20  # of a file: it is held in memory
+# Of direct residuals: windows overlap, and a face is followed from one to the next. There are
+# at least so many of them.
+BYTES_KEPT, LEAST_KEPT = 128 << 20, 8
 MOST_INTRA = 0.5  # of the face; docs/residuals.md has what it costs below, and few clips above
 RUN_SECONDS = 1.0  # a longer window is seen in several runs
+WIDER = 1.5  # than the square: what is cut out of each residual, from which the varied squares are
 SHORT = 0.5  # of the longest run; shorter ones, beside an I-frame, are left out
 
 
@@ -65,9 +71,9 @@ class NativeFace:
     """What one run shows of one face.
 
     Attributes:
-        planes: of each variation of the square, uint8 (V, 8, S/2, S/2), 128 = zero: luma at (even
-            row, even column), (even, odd), (odd, even), (odd, odd), U, V; the face's own motion,
-            down and right, in `cfer.data.inputs.STEPS_PER_PIXEL` steps a pixel of the crop.
+        planes: of each variation of the square, uint8 (V, 5, S/2, S/2), 128 = zero: the energy of
+            Y, U and V (`cfer.data.inputs.energy_steps`); the face's own motion, down and right, in
+            `cfer.data.inputs.STEPS_PER_PIXEL` steps a pixel of the crop.
         intra_fraction: share of the square where the last frame is intra, or predicted from blocks
             of the run that are, in [0, 1]: there the picture itself is transmitted, not a change.
     """
@@ -103,9 +109,16 @@ def runs(
     return [run for seconds, found in pieces if seconds >= SHORT * longest for run in found]
 
 
+Read = Callable[[int], Residual]  # the direct residual of a frame
+
+
 def follow(
-    bitstream: Bitstream, frames: Sequence[int], square: Square, upright: Place = NOWHERE
-) -> dict[int, Square]:
+    bitstream: Bitstream,
+    frames: Sequence[int],
+    square: Square,
+    upright: Place = NOWHERE,
+    read: Read | None = None,
+) -> Iterator[tuple[int, Square]]:
     """The square around a head in some frames of a GOP, by the vectors of P-frames alone.
 
     Args:
@@ -113,16 +126,19 @@ def follow(
         square: in the first of them, in pixels of the picture as it is shown.
         upright: from these pixels to samples of the bitstream
             (`cfer.video.pictures.VideoPictures.coded_place`).
+        read: instead of `Bitstream.direct_residual`.
+
+    Yields:
+        The frame and its square, once its P-frame is decoded.
 
     Raises:
         CodecError: a damaged frame.
     """
     trace = _Trace(bitstream, square, upright)
-    squares = {frames[0]: square}
+    yield frames[0], square
     for number in frames[1:]:
-        trace.add(bitstream.direct_residual(number))
-        squares[number] = trace.square_now()
-    return squares
+        trace.add((read or bitstream.direct_residual)(number))
+        yield number, trace.square_now()
 
 
 def read_native(
@@ -132,6 +148,7 @@ def read_native(
     size: int,
     variations: Sequence[Variation] = (AS_FOUND,),
     upright: Place = NOWHERE,
+    read: Read | None = None,
 ) -> NativeFace:
     """The input that a recognizer has of one face in one run.
 
@@ -139,32 +156,24 @@ def read_native(
         square: in the run's first frame.
         size: side S of the crop in pixels, even.
         variations: of the square; the stream is read once for all.
-        upright: see `follow`.
+        upright, read: see `follow`.
 
     Raises:
-        CodecError: a damaged frame, or a stream whose residuals can't be accumulated exactly.
+        CodecError: a damaged frame.
     """
     trace = _Trace(bitstream, square, upright)
     stops = [*_stops(bitstream, range(run.first, run.last)), run.last]
-    for residual in bitstream.residuals_since(run.first, skip_b=True):
-        if residual.frame in stops:
-            trace.add(residual)
-        if residual.frame == run.last:
-            break
-    moved = trace.now()
+    energy = _Energy(square, size)
+    for number in stops[1:]:
+        residual = (read or bitstream.direct_residual)(number)
+        trace.add(residual)
+        energy.add(residual, trace.now(), upright)
     planes = []
     corner = np.array([square.x, square.y])
     for variation in variations:
         varied, side = variation.square(corner, square.side)
-        place = compose(moved, varied)
-        planes.append(
-            np.concatenate(
-                [
-                    _samples(residual, compose(upright, place), side, size),
-                    trace.motion_planes(place, side, size),
-                ]
-            )
-        )
+        motion = trace.motion_planes(compose(trace.now(), varied), side, size)
+        planes.append(np.concatenate([energy.planes(varied, side), motion]))
     return NativeFace(np.stack(planes), trace.intra_fraction())
 
 
@@ -211,6 +220,10 @@ class NativeVideo:
         self._upright, self._shape = VideoPictures(path, None).coded_place()
         self._detector = detector
         self._squares: dict[int, dict[int, Square]] = {}  # by GOP and frame
+        self._following: dict[int, Iterator[tuple[int, Square]]] = {}
+        bytes_of_one = self.bitstream.width * self.bitstream.height * 3 // 2
+        kept = max(BYTES_KEPT // bytes_of_one, LEAST_KEPT)
+        self._read = lru_cache(maxsize=kept)(self.bitstream.direct_residual)
 
     def read(
         self,
@@ -236,7 +249,11 @@ class NativeVideo:
             raise CodecError(f"{name}: no P-frame from {start_seconds:g} s to {end_seconds:g} s")
         for run in found:
             square = self._square(run.first)
-            faces.append(read_native(self.bitstream, run, square, size, variations, self._upright))
+            faces.append(
+                read_native(
+                    self.bitstream, run, square, size, variations, self._upright, self._read
+                )
+            )
         intra = max(face.intra_fraction for face in faces)
         if intra > MOST_INTRA:
             raise CodecError(
@@ -247,38 +264,46 @@ class NativeVideo:
         packets = [
             len(self.bitstream.packets[n])
             for run in found
-            for n in range(run.first + 1, run.last + 1)
-            if self.bitstream.is_reference(n) or self.bitstream.frame_types[n] != "B"
+            for n in (*_stops(self.bitstream, range(run.first, run.last)), run.last)
+            if n > run.first
         ]
         return NativeWindow(planes, self._square(found[0].first), intra, sum(packets))
 
     def _square(self, frame: int) -> Square:
         gop = next(n for n, frames in enumerate(self.bitstream.gops) if frame in frames)
-        if gop not in self._squares:
-            self._squares[gop] = self._followed(gop)
-        return self._squares[gop][frame]
+        known = self._squares.setdefault(gop, {})
+        following = self._following.setdefault(gop, self._followed(gop))
+        while frame not in known:
+            try:
+                number, square = next(following)
+            except CodecError:
+                del self._following[gop]  # asked again, it has to say so again
+                raise
+            known[number] = square
+        return known[frame]
 
-    def _followed(self, gop: int) -> dict[int, Square]:
-        """The squares of a GOP's I- and P-frames."""
+    def _followed(self, gop: int) -> Iterator[tuple[int, Square]]:
+        """The squares of a GOP's I- and P-frames, each as soon as it is known."""
         bitstream, times = self.bitstream, self.bitstream.times
         stops = _stops(bitstream, bitstream.gops[gop])
         found = self._detector.find([self._seen(bitstream.i_frame(gop))])
         if not found:
             raise CodecError(f"{bitstream.name}: no face in the I-frame at {times[stops[0]]:.2f} s")
         square = found[0]
-        squares: dict[int, Square] = {}
         # Nothing is decoded before the first of them is asked for.
-        since, pictures = 0, bitstream.gop_pictures_without_b(gop)
-        for place, number in enumerate(stops):
-            is_last = place == len(stops) - 1
-            if not is_last and times[number] - times[stops[since]] < LOOK_SECONDS:
-                continue
-            squares |= follow(bitstream, stops[since : place + 1], square, self._upright)
-            since, square = place, squares[number]
-            if not is_last:
-                picture = next(picture for n, picture in pictures if n == number)
+        pictures = bitstream.gop_pictures_without_b(gop)
+        while len(stops) > 1:
+            later = [n for n in stops[1:-1] if times[n] - times[stops[0]] >= LOOK_SECONDS]
+            until = stops.index(later[0]) if later else len(stops) - 1
+            part = follow(bitstream, stops[: until + 1], square, self._upright, self._read)
+            for number, square in part:
+                # Where it is looked for again, another one may be nearer.
+                if number != stops[until] or not later:
+                    yield number, square
+            stops = stops[until:]
+            if later:
+                picture = next(picture for n, picture in pictures if n == stops[0])
                 square = _nearest(self._detector.find([self._seen(_rgb(*picture))]), square)
-        return squares
 
     def _seen(self, picture: np.ndarray) -> np.ndarray:
         """A picture as it is shown: upright, with square pixels."""
@@ -421,35 +446,63 @@ def _agreed(here: np.ndarray, there: np.ndarray) -> Place | None:
     return found
 
 
-def _samples(residual: Residual, place: Place, side: int, size: int) -> np.ndarray:
-    """A square of a residual as the first six of `NativeFace.planes`; outside of the picture there
-    is no change.
+class _Energy:
+    """The energy of direct residuals around a head, summed up where the head is at the time.
 
-    Args:
-        place: from pixels of the square, which has `side` of them, to samples of luma.
+    It is summed up for a wider square, at the resolution of the planes, and each varied square is
+    cut out of the sum: to cut all of them out of each residual would take several times as long.
     """
-    half = max(round(side / 2), 2)
-    chroma = place / 2
-    chroma[:, :2] *= side / half
-    cuts: Iterable[tuple[np.ndarray, Place, int, int]] = (
-        (residual.y, place, side, size),
-        (residual.u, chroma, half, size // 2),
-        (residual.v, chroma, half, size // 2),
-    )
-    y, u, v = (_cut(*cut) for cut in cuts)
-    return to_planes(np.concatenate([y, np.stack([u, v]).reshape(size // 2, size)]))
 
+    def __init__(self, square: Square, size: int) -> None:
+        self._planes = size // 2
+        self._across = round(WIDER * self._planes)
+        self._side = max(round(WIDER * square.side), 2)
+        corner = np.array([square.x, square.y]) - (self._side - square.side) / 2
+        self._place = np.column_stack([np.eye(2), corner])
+        self._sum = np.zeros((3, self._across, self._across), np.float32)
+        self._count = 0
 
-def _cut(plane: np.ndarray, place: Place, side: int, size: int) -> np.ndarray:
-    part = cv2.warpAffine(
-        plane,
-        place,
-        (side, side),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=GRAY,
-    )
-    # Shrink by averaging: a residual alternates in sign, and anything else would pick at random.
-    method = cv2.INTER_AREA if side >= size else cv2.INTER_LINEAR
-    shrunk: np.ndarray = cv2.resize(part, (size, size), interpolation=method)
-    return shrunk
+    def add(self, residual: Residual, moved: Place, upright: Place) -> None:
+        """Of one frame, in which the head has `moved` so since the beginning."""
+        place = compose(upright, compose(moved, self._place))
+        half = max(self._side // 2, 1)
+        chroma = place / 2
+        chroma[:, :2] *= self._side / half
+        for number, (plane, at, side) in enumerate(
+            (
+                (residual.y, place, self._side),
+                (residual.u, chroma, half),
+                (residual.v, chroma, half),
+            )
+        ):
+            size = cv2.absdiff(plane, np.full_like(plane, GRAY))
+            part = cv2.warpAffine(
+                size,
+                at,
+                (side, side),
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_CONSTANT,
+            ).astype(np.float32)
+            method = cv2.INTER_AREA if side >= self._across else cv2.INTER_LINEAR
+            self._sum[number] += cv2.resize(part, (self._across,) * 2, interpolation=method)
+        self._count += 1
+
+    def planes(self, varied: Place, side: int) -> np.ndarray:
+        """uint8 (3, S/2, S/2) of a square of `side` pixels.
+
+        Args:
+            varied: from its pixels to those of the picture in the beginning.
+        """
+        here, there = side / self._planes, self._side / self._across
+        to_varied = np.array([[here, 0, (here - 1) / 2], [0, here, (here - 1) / 2]])
+        to_picture = self._place @ np.array(
+            [[there, 0, (there - 1) / 2], [0, there, (there - 1) / 2], [0, 0, 1]]
+        )
+        to_sum = compose(cv2.invertAffineTransform(to_picture), compose(varied, to_varied))
+        cut = [
+            cv2.warpAffine(
+                plane, to_sum, (self._planes,) * 2, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            )
+            for plane in self._sum
+        ]
+        return energy_steps(np.stack(cut) / max(self._count, 1))

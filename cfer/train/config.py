@@ -66,7 +66,16 @@ ClassWeights = Literal["none", "balanced"]
 Split = Literal["subjects", "column"]
 Lambda = Annotated[float, arg(name="lambda")]
 Mu = Annotated[float, arg(name="mu")]
-Kind = Literal["accumulated", "direct", "motion", "accumulated+motion", "pictures", "difference"]
+Kind = Literal[
+    "accumulated",
+    "direct",
+    "motion",
+    "accumulated+motion",
+    "energy",
+    "energy+motion",
+    "pictures",
+    "difference",
+]
 Stream = Literal["encoded", "native", "both"]
 # Where and with how many processes a run is computed may change between two starts of it.
 OPERATIONAL = ("data", "run", "workers", "device", "cpus_per_worker", "storage", "experiment")

@@ -13,6 +13,7 @@ from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, Residual, enc
 from cfer.data.inputs import (
     BLOCK,
     KINDS,
+    STEPS_OF_ENERGY,
     STEPS_PER_PIXEL,
     Input,
     parse_frame_rule,
@@ -94,8 +95,25 @@ def test_every_kind_has_its_frames_and_planes(clip: Bitstream, kind: str, frames
         np.testing.assert_array_equal(what.read(clip, range(1, 3)), planes[1:])
     if kind != "motion":
         luma = Input(kind, "luma", what.frames).read(clip, range(3))
-        np.testing.assert_array_equal(luma[:, :4], planes[:, :4])
+        of_luma = 1 if kind.startswith("energy") else 4
+        np.testing.assert_array_equal(luma[:, :of_luma], planes[:, :of_luma])
         assert luma.shape[1] == what.num_planes - 2
+
+
+def test_the_energy_is_the_size_of_the_accumulated_residual(clip: Bitstream) -> None:
+    accumulated = Input("accumulated+motion").read(clip, range(3))
+    sizes = np.abs(accumulated[:, :6].astype(int) - GRAY)
+    energy = Input("energy+motion").read(clip, range(3))
+    steps = np.minimum(STEPS_OF_ENERGY * sizes[:, :4].mean(1), 127)
+    np.testing.assert_allclose(energy[:, 0].astype(int) - GRAY, steps, atol=0.5)
+    chroma = np.minimum(STEPS_OF_ENERGY * sizes[:, 4:], 127)
+    np.testing.assert_array_equal(energy[:, 1:3].astype(int) - GRAY, chroma)
+    np.testing.assert_array_equal(energy[:, 3:], accumulated[:, 6:])
+    # The sizes of a mirrored picture are its mirrored sizes; motion to the right goes left.
+    mirrored = Input("energy+motion").mirrored(energy)
+    np.testing.assert_array_equal(mirrored[:, :4], energy[:, :4, :, ::-1])
+    opposite = 2 * GRAY - energy[:, 4, :, ::-1].astype(int)
+    np.testing.assert_array_equal(mirrored[:, 4], opposite.clip(0, 255))
 
 
 def test_pictures_and_differences_are_what_a_player_shows(clip: Bitstream) -> None:

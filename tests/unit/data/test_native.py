@@ -15,7 +15,7 @@ from videos import write_video
 
 from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, encode
 from cfer.data.frames import COLUMNS, _chosen, frames_of_clips, unpack_views
-from cfer.data.inputs import STEPS_PER_PIXEL, Input, to_planes
+from cfer.data.inputs import STEPS_OF_ENERGY, STEPS_PER_PIXEL, Input
 from cfer.data.native import NativeVideo, Run, follow, read_native, runs
 from cfer.data.shards import read_clips
 from cfer.data.torch_dataset import ClipDataset
@@ -60,12 +60,12 @@ def clip(
 
 def steps(planes: np.ndarray) -> np.ndarray:
     """The motion planes in pixels."""
-    return (planes[6:].astype(int) - GRAY) / STEPS_PER_PIXEL
+    return (planes[3:].astype(int) - GRAY) / STEPS_PER_PIXEL
 
 
 def test_a_head_is_followed_by_the_vectors() -> None:
     bitstream = clip(9, head=(3, -2))
-    squares = follow(bitstream, range(9), HEAD)
+    squares = dict(follow(bitstream, range(9), HEAD))
     for frame, square in squares.items():
         assert abs(square.x - HEAD.x - 3 * frame) <= 1
         assert abs(square.y - HEAD.y + 2 * frame) <= 1
@@ -76,7 +76,7 @@ def test_a_head_is_followed_by_the_vectors() -> None:
 def test_the_face_moves_in_its_own_square_alone(head: tuple[float, float]) -> None:
     """However the head moves, the jaw goes down by as much as it does in the face."""
     planes = read_native(clip(7, head, jaw=1), Run(0, 6), HEAD, SIDE).planes[0]
-    assert (planes.dtype, planes.shape) == (np.uint8, (8, SIDE // 2, SIDE // 2))
+    assert (planes.dtype, planes.shape) == (np.uint8, (5, SIDE // 2, SIDE // 2))
     down, right = steps(planes)
     inside = slice(8, -8)
     upper, jaw = down[8:36, inside], down[-16:-8, inside]
@@ -86,39 +86,41 @@ def test_the_face_moves_in_its_own_square_alone(head: tuple[float, float]) -> No
     assert abs(np.median(right[8:36, inside])) <= 0.25
 
 
-def test_without_a_movement_of_the_head_samples_are_those_of_the_stream() -> None:
+def test_the_energy_is_the_mean_size_of_the_direct_residuals() -> None:
     bitstream = clip(5, jaw=1)
-    *_, last = bitstream.residuals_since(0)
-    packed = np.concatenate(
-        [last.y[32:160, 48:176], np.stack([last.u, last.v])[:, 16:80, 24:88].reshape(64, 128)]
+    residuals = [bitstream.direct_residual(frame) for frame in range(1, 5)]
+    y, u, v = (
+        np.mean([np.abs(getattr(r, name).astype(float) - GRAY) for r in residuals], axis=0)
+        for name in "yuv"
     )
+    halves = y[32:160, 48:176].reshape(64, 2, 64, 2).mean((1, 3))
+    expected = np.stack([halves, u[16:80, 24:88], v[16:80, 24:88]])
     planes = read_native(bitstream, Run(0, 4), HEAD, SIDE).planes[0]
-    np.testing.assert_array_equal(planes[:6], to_planes(packed))
+    assert expected[0].max() > 5
+    np.testing.assert_allclose(
+        (planes[:3].astype(float) - GRAY) / STEPS_OF_ENERGY, expected, atol=0.13
+    )
+
+
+def test_the_energy_goes_along_with_the_head() -> None:
+    """Where the head is at the time, the jaw is what changes, and not what is behind the head."""
+    still, moved = (
+        read_native(clip(7, head, jaw=1), Run(0, 6), HEAD, SIDE).planes[0, 0].astype(float) - GRAY
+        for head in ((0, 0), (3, -2))
+    )
+    for energy in (still, moved):
+        assert energy[44:56, 8:-8].mean() > 3 * energy[12:32, 8:-8].mean()
 
 
 def test_variations_are_cut_out_of_one_reading() -> None:
     bitstream = clip(5, head=(2, 1), jaw=1)
     larger = Variation(larger=0.2)
     both = read_native(bitstream, Run(0, 4), HEAD, 64, [AS_FOUND, larger]).planes
-    assert both.shape == (2, 8, 32, 32)
+    assert both.shape == (2, 5, 32, 32)
     for variation, planes in zip((AS_FOUND, larger), both, strict=True):
         (alone,) = read_native(bitstream, Run(0, 4), HEAD, 64, [variation]).planes
         np.testing.assert_array_equal(planes, alone)
     assert not np.array_equal(*both)
-
-
-@pytest.mark.parametrize(
-    "parameters", ["keyint=100:bframes=3:b-adapt=0:b-pyramid=none", "keyint=100:bframes=3:ref=3"]
-)
-def test_frames_that_nothing_refers_to_are_left_out(parameters: str) -> None:
-    bitstream = clip(17, head=(1, 1), parameters=parameters)
-    every = {r.frame: r for r in bitstream.residuals_since(0)}
-    kept = list(bitstream.residuals_since(0, skip_b=True))
-    assert [r.frame for r in kept] == [n for n in every if bitstream.is_reference(n)]
-    assert len(kept) < len(every)
-    for residual in kept:
-        np.testing.assert_array_equal(residual.y, every[residual.frame].y)
-        np.testing.assert_array_equal(residual.motion_vectors, every[residual.frame].motion_vectors)
 
 
 def test_pictures_without_b_frames_are_the_same_pictures() -> None:
@@ -132,12 +134,6 @@ def test_pictures_without_b_frames_are_the_same_pictures() -> None:
         for number, planes in found.items():
             for ours, theirs in zip(planes, every[number], strict=True):
                 np.testing.assert_array_equal(ours, theirs)
-
-
-def test_of_mpeg4_every_p_frame_is_a_reference() -> None:
-    pictures = [np.repeat(texture(64, 64, 0)[..., None], 3, 2)] * 3
-    bitstream = encode(pictures, CodecSettings(gop_size=3), 25)
-    assert [r.frame for r in bitstream.residuals_since(0, skip_b=True)] == [1, 2]
 
 
 def test_a_window_is_cut_into_runs() -> None:
@@ -184,7 +180,7 @@ def test_of_a_turned_video_the_motion_is_turned_as_well() -> None:
     bitstream = clip(7, head=(3, 0))
     quarter = np.array([[0.0, 1, 0], [-1, 0, HEIGHT - 1]])  # from shown to coded
     square = Square(HEIGHT - HEAD.y - SIDE, HEAD.x, SIDE, 1.0, 1)
-    squares = follow(bitstream, range(7), square, quarter)
+    squares = dict(follow(bitstream, range(7), square, quarter))
     assert abs(squares[6].y - square.y - 18) <= 1
     assert abs(squares[6].x - square.x) <= 1
 
@@ -197,7 +193,7 @@ def drawn() -> Path:
 def test_a_file_is_read_window_by_window(drawn: Path, detector: FaceDetector) -> None:
     video = NativeVideo(drawn, detector)
     window = video.read(0, 1, 64, [AS_FOUND, Variation(right=0.05)])
-    assert window.planes.shape == (2, 1, 8, 32, 32)
+    assert window.planes.shape == (2, 1, 5, 32, 32)
     assert window.square == detector.find([video.bitstream.i_frame(0)])[0]
     total = sum(map(len, video.bitstream.packets))
     assert 0 < window.bytes_read < total
@@ -235,30 +231,34 @@ def test_what_is_not_read_as_it_is_says_why(drawn: Path, detector, tmp_path) -> 
 
 
 def test_the_planes_of_an_input_are_chosen() -> None:
-    planes = np.arange(8, dtype=np.uint8).reshape(1, 8, 1, 1) * np.ones((1, 1, 2, 2), np.uint8)
+    planes = np.arange(5, dtype=np.uint8).reshape(1, 5, 1, 1) * np.ones((1, 1, 2, 2), np.uint8)
 
     def chosen(kind: str, of: str) -> list[int]:
-        return Input(kind, of, stream="native").of_native(planes)[0, :, 0, 0].tolist()
+        what = Input(kind, of, stream="native")
+        found = what.of_native(planes)[0, :, 0, 0].tolist()
+        assert what.num_planes == len(found)
+        return found
 
-    assert chosen("accumulated+motion", "yuv") == list(range(8))
-    assert chosen("accumulated", "luma") == [0, 1, 2, 3]
-    assert chosen("motion", "yuv") == [6, 7]
-    for kind, frames in (("direct", "last"), ("pictures", "last"), ("accumulated", 3)):
-        with pytest.raises(InputError, match=r"--stream native: of H\.264 as it is, the change"):
+    assert chosen("energy+motion", "yuv") == list(range(5))
+    assert chosen("energy+motion", "luma") == [0, 3, 4]
+    assert chosen("energy", "luma") == [0]
+    assert chosen("motion", "yuv") == [3, 4]
+    for kind, frames in (("direct", "last"), ("accumulated+motion", "last"), ("energy", 3)):
+        with pytest.raises(InputError, match=r"--stream native: of H\.264 as it is, a whole run"):
             Input(kind, frames=frames, stream="native")
 
 
 def test_views_are_those_of_the_stream_that_was_asked_for() -> None:
     pictures = [np.repeat(texture(32, 32, n)[..., None], 3, 2) for n in range(3)]
     encoded = [encode(pictures, CodecSettings(gop_size=3), 25).data] * 2
-    native = [np.full((2, 8, 16, 16), n, np.uint8).tobytes() for n in (1, 2)]
+    native = [np.full((2, 5, 16, 16), n, np.uint8).tobytes() for n in (1, 2)]
 
     def first_samples(stream: str, of: list[bytes], for_training: bool) -> list[tuple[int, int]]:
-        what = Input("accumulated+motion", stream=stream)
-        return [(len(v), int(v[0, 7, 0, 0])) for v in what.views_of(encoded, of, "", for_training)]
+        what = Input("energy+motion", stream=stream)
+        return [(len(v), int(v[0, 4, 0, 0])) for v in what.views_of(encoded, of, "", for_training)]
 
-    seen = Input("accumulated+motion").read(Bitstream(encoded[0], ""), range(1))
-    is_encoded = (1, int(seen[0, 7, 0, 0]))
+    seen = Input("energy+motion").read(Bitstream(encoded[0], ""), range(1))
+    is_encoded = (1, int(seen[0, 4, 0, 0]))
     assert is_encoded[1] not in (1, 2)
     assert first_samples("encoded", native, True) == [is_encoded] * 2
     assert first_samples("native", native, True) == [(2, 1), (2, 2)]
@@ -269,7 +269,7 @@ def test_views_are_those_of_the_stream_that_was_asked_for() -> None:
 
 # ---- shards --------------------------------------------------------------------------------------
 
-BOTH = Input("accumulated+motion", stream="both")
+BOTH = Input("energy+motion", stream="both")
 
 
 def test_training_takes_views_of_both_streams(drawn_shards: Path) -> None:
@@ -278,7 +278,7 @@ def test_training_takes_views_of_both_streams(drawn_shards: Path) -> None:
     chosen = [_chosen(row, BOTH, for_training=True) for row in rows]
     for row, made in zip(rows, chosen, strict=True):
         views = unpack_views(made)
-        assert [view.shape for view in views] == [(1, 8, 32, 32)] * 2 + [(2, 8, 32, 32)] * 2
+        assert [view.shape for view in views] == [(1, 5, 32, 32)] * 2 + [(2, 5, 32, 32)] * 2
         assert views[0].tobytes() == row["native"][0]
         assert made["bytes_read"] == row["native_bytes"]
         held_out = unpack_views(_chosen(row, BOTH, for_training=False))
@@ -306,5 +306,5 @@ def test_a_data_set_without_native_planes_is_not_trained_on_them(drawn_shards, t
 def test_a_torch_dataset_has_the_native_planes(drawn_shards: Path) -> None:
     native = ClipDataset(drawn_shards, Input("motion", stream="native"))
     row = next(iter(read_clips(drawn_shards)))
-    stored = np.frombuffer(row.native[0], np.uint8).reshape(1, 8, 32, 32)
-    np.testing.assert_array_equal(native[0]["planes"], stored[:, 6:])
+    stored = np.frombuffer(row.native[0], np.uint8).reshape(1, 5, 32, 32)
+    np.testing.assert_array_equal(native[0]["planes"], stored[:, 3:])

@@ -15,7 +15,7 @@ import pytest
 from cfer.cli import run
 from cfer.codec import CodecSettings, encode
 from cfer.data.folds import read_index
-from cfer.data.inputs import APEX_SIZE
+from cfer.data.inputs import APEX_SIZE, NATIVE_PLANES
 from cfer.data.shards import (
     MOST_SHARDS_OF_A_SMALL_SET,
     SCHEMA,
@@ -57,7 +57,7 @@ def some_clip(number: int, **changes) -> Clip:
         gop_size=4,
         bitstream=encode(moving, CodecSettings(gop_size=4), 25).data,
         views=[encode(moving[:, ::-1], CodecSettings(gop_size=4), 25).data],
-        native=[rng.bytes(2 * 8 * (SIZE // 2) ** 2) for _ in range(2)],
+        native=[rng.bytes(2 * NATIVE_PLANES * (SIZE // 2) ** 2) for _ in range(2)],
         native_bytes=321,
         native_refused=None,
         identity=rng.normal(size=(2, 8)).astype(np.float32),

@@ -51,10 +51,8 @@ from pipeline.settings import ExtractionSettings
 CODEC = CodecSettings(gop_size=12, quantizer=4)
 
 
-@pytest.fixture(scope="module")
-def recognizer() -> Recognizer:
+def recognizer_of(what: Input) -> Recognizer:
     torch.manual_seed(0)
-    what = Input("accumulated+motion")
     network = ModelConfig(2, identity_dim=128, num_planes=what.num_planes, width=8, code_dim=16)
     card = ModelCard(
         classes=("happiness", "surprise"),
@@ -65,6 +63,11 @@ def recognizer() -> Recognizer:
         network=network,
     )
     return Recognizer(Predictor(network), card)
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return recognizer_of(Input("accumulated+motion"))
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +168,9 @@ def test_a_video_is_predicted_as_its_encoded_clip(
 
 
 @pytest.fixture(scope="module")
-def native(recognizer: Recognizer) -> Recognizer:
-    """The same weights, of a model that reads H.264 as it is."""
-    what = Input("accumulated+motion", stream="native")
-    return Recognizer(recognizer.predictor, replace(recognizer.card, what=what))
+def native() -> Recognizer:
+    """A model that reads H.264 as it is."""
+    return recognizer_of(Input("energy+motion", stream="native"))
 
 
 @pytest.fixture(scope="module")
