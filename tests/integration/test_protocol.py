@@ -288,7 +288,7 @@ def test_the_table_and_the_page(
     cells = [f"{parent.data.metrics[f'calibration/{name}']:.3f}" for name in names]
     assert f"| **game-lambda=1.0** | {' | '.join(cells)} | " in text
     html = page.read_text()
-    assert html.count("<table>") == 5
+    assert html.count("<table>") == 4
     # Of five people, nobody can be attacked by what others taught.
     assert html.count("Attacks on one run of game-lambda") == 2
     assert TOO_FEW in html
