@@ -176,7 +176,11 @@ def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) 
 
     figure = Figure(figsize=(12, 6), layout="constrained")
     whole, best = figure.subplots(1, 2, width_ratios=(1, 1.7))
-    top = max(accuracy for strengths in points.values() for _, _, (accuracy, _) in strengths)
+    every = [point for strengths in points.values() for point in strengths]
+    top = max(accuracy for _, _, (accuracy, _) in every)
+    of_best = [auc for _, auc, (accuracy, _) in every if accuracy > top - NEAR_THE_BEST]
+    right = max([0.5, *(mean + deviation for mean, deviation in of_best)])
+    left = min([0.5, *(mean - deviation for mean, deviation in of_best)])
     for number, (method, strengths) in enumerate(points.items()):
         x, y = (np.array([point[axis] for point in strengths]) for axis in (1, 2))
         color = _COLORS[number % len(_COLORS)]
@@ -201,7 +205,11 @@ def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) 
                     fontsize="small",
                     color=color,
                 )
-    best.set(ylim=(top - NEAR_THE_BEST, top + NEAR_THE_BEST / 3), title="the most accurate")
+    best.set(
+        xlim=(left - 0.01, right + 0.02),
+        ylim=(top - NEAR_THE_BEST, top + NEAR_THE_BEST / 3),
+        title="the most accurate",
+    )
     for axes in (whole, best):
         axes.axvline(0.5, color=_COLORS[6], linestyle="--", label="chance")
         axes.grid(alpha=0.3)

@@ -60,5 +60,8 @@ def test_the_tradeoff_joins_the_strengths_of_a_method() -> None:
     # What is far below the most accurate is not where the names are.
     assert [text.get_text() for text in best.texts] == ["λ 0", "plain"]
     assert whole.get_ylim()[0] < 0.3 < best.get_ylim()[0] < 0.81 < best.get_ylim()[1]
+    # Chance and the most accurate are there, and nothing of what is far to the right of them.
+    assert best.get_xlim()[0] < 0.5
+    assert 0.71 < best.get_xlim()[1] < 0.8 < whole.get_xlim()[1]
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {"game", "plain", "far", "chance"}
