@@ -239,7 +239,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(ray_session: None, drawn_shards: Path, made_once: MadeOnce) -> Trained:
-    epochs = 12  # 0.1 s each: it is the workers' start that takes time
+    epochs = 28  # 0.1 s each: it is the workers' start that takes time
     options = (
         *("--workers", "2", "--epochs", str(epochs), "--lambda", "0.5", "--mu", "0.2"),
         *("--width", "8", "--code-dim", "32", "--batch-size", "4", "--dropout", "0.2"),

@@ -136,6 +136,7 @@ def _train(setup: Setup) -> None:
     }
     turn = partial(play_turn, wrapped_network, wrapped_player, optimizer, player_optimizer)
     history, spent_seconds = restore(setup.location, stateful, device)
+    validation: ScoredClips | None = None
 
     # The same number of full batches on every rank, or one would wait for another for ever.
     batch_size = config.clips_per_worker
@@ -160,7 +161,11 @@ def _train(setup: Setup) -> None:
                 for name, value in terms.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + value
             check_finite({name: part.state_dict() for name, part in stateful.items()})
-            validation = _gather(predict(network, val_batches, config.batch_size))
+            # The last one's figures are the run's, for which all views count.
+            is_last = epoch == config.epochs - 1
+            validation = _gather(
+                predict(network, val_batches, config.batch_size, every_view=is_last)
+            )
         except NotFinite as error:
             raise _diverged(error, config, step, num_steps, setup.location) from error
         figures = _mean_over_workers(sums, num_steps, num_steps * batch_size)
@@ -181,7 +186,8 @@ def _train(setup: Setup) -> None:
         known = erasure(training.z_R, training.z_I, training.labels, config.erase)
         fold(network.encoder, *known)
         training = _gather(predict(network, train_batches, config.batch_size))
-    validation = _gather(predict(network, val_batches, config.batch_size, every_view=True))
+    if config.erase or validation is None:  # the encoder is another, or all epochs were done before
+        validation = _gather(predict(network, val_batches, config.batch_size, every_view=True))
     bytes_read = _all_reduce((train_clips.bytes_read.sum() + val_clips.bytes_read.sum()).to(device))
     if tracker:
         parts = (network.encoder, network.classifier)
@@ -398,7 +404,7 @@ def _finish(
     of_others = held_out_people(training, validation)
     calibrated = calibration(of_others)
     extra = {
-        # An epoch's are of one view of each clip.
+        # Erasing changes what the last epoch has measured.
         **_validation_figures(validation, len(classes)),
         **attack_figures(attack(of_others, training, setup.videos, seed=setup.config.seed)),
         **{f"recall/{name}": value for name, value in recalls(confusion, classes).items()},

@@ -31,7 +31,8 @@ def test_a_runs_model_is_found_by_its_name_and_by_its_id(
     of_shards = {p.source: p for p in recognizer.predict_shards(drawn_shards)}
     for window in windows:
         wanted = of_shards[f"S003_{Path(window['source']).stem}"]
-        assert window["probabilities"] == pytest.approx(wanted.probabilities, abs=0.3)
+        assert window["label"] == wanted.label
+        assert window["probabilities"] == pytest.approx(wanted.probabilities, abs=0.2)
     with pytest.raises(InputError, match="nosuchrun: no finished run or experiment of this name"):
         run(["predict", str(folder), "--model", "nosuchrun"])
 

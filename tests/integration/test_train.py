@@ -92,11 +92,9 @@ def test_the_game_learns_and_is_tracked(
         "train/estimator_loss",
         "train/apex_error",
         "train/accuracy",
+        "held_out/uar",
     ):
         assert len(client.get_metric_history(run_id, name)) == epochs
-    # The last epoch's is followed by that of all views, where it is another.
-    steps = [metric.step for metric in client.get_metric_history(run_id, "held_out/uar")]
-    assert steps in ([*range(1, epochs + 1)], [*range(1, epochs + 1), epochs])
     apex = client.get_metric_history(run_id, "train/apex_error")
     assert apex[-1].value < apex[0].value
     # 5 % of the 24 steps warm up; the cosine has almost ended in the last.
