@@ -4,6 +4,10 @@ Windows of one GOP are changed, encoded anew, and the model's label of each is c
 label of the unchanged one. No label is needed, so this is no accuracy: a model that says the same
 of everything is robust, too. Hence `by chance`, how often the labels would agree if they were dealt
 out to the windows anew.
+
+Of a model that reads H.264 as it is, the windows are those that it reads so. A change of the
+pictures is then made to the whole video, which is written anew at `FINE_CRF`; there is no encoder
+of its own to change.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from cfer.codec import CodecSettings
+from cfer.codec import CodecError, CodecSettings
+from cfer.data.native import NativeVideo
 from cfer.errors import InputError
 from cfer.predict.recognizer import VARIATIONS, Recognizer
 from cfer.video.faces import FaceDetector, face_clip
@@ -28,6 +34,14 @@ from cfer.video.variation import AS_FOUND, Variation
 from pipeline.datasets.made import write_video
 
 H264_CRF = 35  # coarse, as a messenger sends a video
+FINE_CRF = 18
+
+Picture = Callable[[np.ndarray], np.ndarray]
+Said = list[dict[int, np.ndarray]]
+
+
+def _same(of: Any) -> Any:
+    return of
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ class Change:
     Attributes:
         name: its name in the table.
         variation: of the face's square.
-        picture: changes each crop, RGB, uint8 (S, S, 3).
+        picture: changes each crop, RGB, uint8 (S, S, 3), or each picture of the video.
         codec: changes the encoder's settings.
         is_compressed: the whole video is H.264 of `H264_CRF` first.
         is_later: each window begins half its length later.
@@ -45,13 +59,13 @@ class Change:
 
     name: str
     variation: Variation = AS_FOUND
-    picture: Callable[[np.ndarray], np.ndarray] = lambda picture: picture
-    codec: Callable[[CodecSettings], CodecSettings] = lambda codec: codec
+    picture: Picture = _same
+    codec: Callable[[CodecSettings], CodecSettings] = _same
     is_compressed: bool = False
     is_later: bool = False
 
 
-def _brighter(factor: float) -> Callable[[np.ndarray], np.ndarray]:
+def _brighter(factor: float) -> Picture:
     return lambda picture: (picture * np.float32(factor)).round().clip(0, 255).astype(np.uint8)
 
 
@@ -152,9 +166,13 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
         pictures = open_pictures(video)
         spans = windows(pictures.span(), recognizer.card.codec.at(pictures.mean_fps()).span)
         num_windows += len(spans)
-        with tempfile.TemporaryDirectory() as folder:
-            compressed = _compressed(pictures, Path(folder))
-            before, *after = says(recognizer, detector, pictures, compressed, spans)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if recognizer.card.what.is_native:
+                before, *after = says_natively(recognizer, detector, video, spans, folder)
+            else:
+                compressed = open_pictures(_written(pictures, folder, H264_CRF))
+                before, *after = says(recognizer, detector, pictures, compressed, spans)
         unchanged += before.values()
         for change, changed in zip(CHANGES, after, strict=True):
             pairs[change.name] += [(before[n], changed[n]) for n in before if n in changed]
@@ -178,14 +196,12 @@ def says(
     compressed: Pictures,
     spans: Sequence[range],
     changes: Sequence[Change] = CHANGES,
-) -> list[dict[int, np.ndarray]]:
+) -> Said:
     """What a model says of windows as they are, and then after each change: by the window's number,
     from 0, the probabilities, float32 (classes,), of those that show a face."""
-    card, count = recognizer.card, pictures.count()
-    later = [range(span.start + len(span) // 2, span.stop + len(span) // 2) for span in spans]
-    later = [span for span in later if span.stop <= count]
+    card, later = recognizer.card, _later(spans, pictures.count())
     told = [Change("none"), *changes]
-    said: list[dict[int, np.ndarray]] = [{} for _ in told]
+    said: Said = [{} for _ in told]
     # One look at each source serves all changes that are made to it.
     for source, part, *kind in (
         (pictures, spans, False, False),
@@ -210,8 +226,60 @@ def says(
     return said
 
 
-def _compressed(pictures: Pictures, folder: Path) -> Pictures:
-    """The same pictures after H.264."""
+def says_natively(
+    recognizer: Recognizer,
+    detector: FaceDetector,
+    video: Path,
+    spans: Sequence[range],
+    folder: Path,
+    changes: Sequence[Change] = CHANGES,
+) -> Said:
+    """As `says`, of the windows that are read as H.264 transmits them; nothing of a change that
+    only another encoder would make.
+
+    Args:
+        folder: to write changed videos into.
+    """
+    told = [Change("none"), *changes]
+    said: Said = [{} for _ in told]
+    later = _later(spans, open_pictures(video).count())
+    wanted: dict[tuple[Picture, bool, bool], list[int]] = {}
+    for number, change in enumerate(told):
+        if change.codec is _same:
+            kind = change.picture, change.is_compressed, change.is_later
+            wanted.setdefault(kind, []).append(number)
+    for (picture, is_compressed, is_later), numbers in wanted.items():
+        file = video
+        if picture is not _same or is_compressed:
+            crf = H264_CRF if is_compressed else FINE_CRF
+            file = _written(open_pictures(video), folder, crf, picture)
+        squares = [v.and_also(told[number].variation) for number in numbers for v in VARIATIONS]
+        try:
+            native = NativeVideo(file, detector)
+        except CodecError:
+            continue
+        times = native.bitstream.times
+        for number, span in enumerate(later if is_later else spans):
+            try:
+                window = native.read(
+                    times[span.start], times[span.stop], recognizer.card.size, squares
+                )
+            except CodecError:
+                continue
+            each = np.split(recognizer.card.what.of_native(window.planes), len(numbers))
+            for change, planes in zip(numbers, each, strict=True):
+                said[change][number] = recognizer.of_views(planes)
+    return said
+
+
+def _later(spans: Sequence[range], count: int) -> list[range]:
+    """Each half its length later, as far as there are so many pictures."""
+    moved = (range(s.start + len(s) // 2, s.stop + len(s) // 2) for s in spans)
+    return [span for span in moved if span.stop <= count]
+
+
+def _written(pictures: Pictures, folder: Path, crf: int, picture: Picture = _same) -> Path:
+    """A video's pictures, each changed, as H.264."""
     path = folder / "video.mp4"
-    write_video(path, pictures, pictures.fps.limit_denominator(1001), H264_CRF)
-    return open_pictures(path)
+    write_video(path, map(picture, pictures), pictures.fps.limit_denominator(1001), crf)
+    return path

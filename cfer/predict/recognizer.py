@@ -106,6 +106,11 @@ class Recognizer:
         """
         return cls(*open_model(str(name)))
 
+    def encoding_anew(self) -> Recognizer:
+        """The same model, which encodes every face anew."""
+        what = replace(self.card.what, stream="encoded")
+        return Recognizer(self.predictor, replace(self.card, what=what))
+
     def probabilities(self, planes: np.ndarray) -> np.ndarray:
         """Planes (`cfer.data.inputs`), uint8 (N, T, C, S/2, S/2) → float32 (N, classes)."""
         with torch.inference_mode():
@@ -395,11 +400,9 @@ class Recognizer:
         self, video: NativeVideo, name: str, start_seconds: float, end_seconds: float
     ) -> Prediction:
         """One window of a file that is read as it is; raises `CodecError` as `NativeVideo.read`."""
-        what = self.card.what
         window = video.read(start_seconds, end_seconds, self.card.size, VARIATIONS)
-        planes = what.of_native(window.planes)
-        both = np.concatenate([planes, what.mirrored(planes)])
-        probabilities = of_views(self.probabilities(both))
+        planes = self.card.what.of_native(window.planes)
+        probabilities = self.of_views(planes)
         return Prediction(
             name,
             start_seconds,
@@ -411,13 +414,17 @@ class Recognizer:
         )
 
     def predict_views(self, window: FaceWindow) -> tuple[np.ndarray, int]:
-        """What all views of a face and their mirror images say together (`of_views`), float32
-        (classes,), and how many P-frames each of them has."""
-        what = self.card.what
+        """What all views of a face say together (`of_views`), float32 (classes,), and how many
+        P-frames each of them has."""
         bitstreams = [window.encode(view) for view in range(len(window.views))]
-        planes = np.stack([what.read(b, range(len(b.gops))) for b in bitstreams])
-        both = np.concatenate([planes, what.mirrored(planes)])
-        return of_views(self.probabilities(both)), planes.shape[1]
+        planes = np.stack([self.card.what.read(b, range(len(b.gops))) for b in bitstreams])
+        return self.of_views(planes), planes.shape[1]
+
+    def of_views(self, planes: np.ndarray) -> np.ndarray:
+        """What several views of one thing and their mirror images say together (`of_views`):
+        planes, uint8 (V, T, C, S/2, S/2) → float32 (classes,)."""
+        both = np.concatenate([planes, self.card.what.mirrored(planes)])
+        return of_views(self.probabilities(both))
 
     def _window_gops(self, bitstream: Bitstream, window_seconds: float | None) -> int:
         """How many GOPs of a clip in fixed-GOP form come closest to a window."""

@@ -84,6 +84,12 @@ class Setup:
     rows: Mapping[str, Sequence[dict[str, Any]]] | None = None
 
 
+def threads_of(cores: int, processes: int, cpus_per_worker: float) -> int:
+    """PyTorch's threads in one of some processes that share a machine's cores: no more than were
+    reserved for it (0: nothing was), so that there is room for another command."""
+    return max(1, min(cores // processes, round(cpus_per_worker or cores)))
+
+
 def train_worker(setup: Setup) -> None:
     """Train in this worker, from its clips to the last epoch; rank 0 writes all that is kept."""
     with linked(get_device()):
@@ -96,7 +102,8 @@ def _train(setup: Setup) -> None:
     rank, device = context.get_world_rank(), get_device()
     if device.type == "cpu":
         processes = context.get_local_world_size() * setup.parallel_runs
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads_of(cores, processes, config.cpus_per_worker))
     torch.manual_seed(config.seed)
 
     # Ray Train logs every report whole, under a logger that is named by its file's path.

@@ -108,13 +108,13 @@ def test_a_window_is_predicted_as_a_clip_of_its_frames(models, videos, tmp_path)
     for number, picture in enumerate([*open_pictures(videos / "both.mp4")][25:43]):
         cv2.imwrite(str(folder / f"{number:03d}.png"), picture[:, :, ::-1])
     (wanted,) = models["drawn"].predict(folder)
-    found = says(models["drawn"], videos / "both.mp4", 1.01, 1.76)  # frames at 1/24 s
+    found, _ = says(models["drawn"], videos / "both.mp4", 1.01, 1.76)  # frames at 1/24 s
     assert found == pytest.approx(wanted.probabilities, abs=1e-6)
     (first,) = models["drawn"].predict(videos / "one.mp4")
     assert first.probabilities != pytest.approx(found, abs=0.05)
-    whole = says(models["drawn"], videos / "one.mp4", 0, 23 / 24)
+    whole, _ = says(models["drawn"], videos / "one.mp4", 0, 23 / 24)
     assert whole == pytest.approx(first.probabilities, abs=1e-6)
-    assert says(models["drawn"], videos / "empty.mp4", 0, 0.5) == {}
+    assert says(models["drawn"], videos / "empty.mp4", 0, 0.5) == ({}, "encoded")
 
 
 @pytest.mark.parametrize(("onset", "apex"), [(0, 2.5), (1.5, 1.501), (3, 4)])
@@ -218,7 +218,8 @@ def test_marked_windows(models, videos, tmp_path):
         ("empty 0.00–0.50", "neutral", 2),
     ]
     for seen, (onset, apex) in zip(found.clips, [(0, 0.96), (1, 1.96)], strict=False):
-        wanted = says(models["drawn"], videos / "both.mp4", onset, apex)
+        wanted, way = says(models["drawn"], videos / "both.mp4", onset, apex)
+        assert way == "encoded"
         assert seen.said["drawn"] == wanted
     # A drawn face is what this model was trained on.
     assert found.figures["drawn"].confusion["happiness"] == {"happiness": 1}
@@ -227,6 +228,20 @@ def test_marked_windows(models, videos, tmp_path):
     assert "drawn has no class neutral: its 1 windows count as wrong." in text
     assert "| empty 0.00–0.50 | neutral | 2 | no face |" in text
     assert "| both 0.00–0.96 |" not in found.table(details=False)
+
+
+def test_a_model_that_reads_h264_stands_there_both_ways(videos, tmp_path, native_model):
+    file = written(tmp_path / "w.csv", "one,0,0.96,happiness,3", "both,0,0.96,happiness,3")
+    found = measure([native_model], windows=file, videos=videos)
+    assert found.models == [native_model, f"{native_model}, encoded anew"]
+    native, anew = (found.windows.clips[0].said[name] for name in found.models)
+    model = Recognizer.from_pretrained(native_model)
+    assert native == says(model, videos / "one.mp4", 0, 0.96)[0]
+    (encoded,) = model.encoding_anew().predict(videos / "one.mp4")
+    assert anew == pytest.approx(encoded.probabilities, abs=1e-6)
+    assert native != pytest.approx(anew, abs=1e-4)
+    line = f"{native_model}: 2 of 2 read as H.264 transmits them, the others encoded anew."
+    assert line in found.table()
 
 
 @pytest.mark.parametrize(

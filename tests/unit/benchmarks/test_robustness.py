@@ -13,13 +13,23 @@ import pytest
 from helpers import REPOSITORY, commands
 
 from benchmarks.__main__ import main
-from benchmarks.robustness import CHANGES, Agreement, Change, measure, says
+from benchmarks.robustness import (
+    CHANGES,
+    FINE_CRF,
+    Agreement,
+    Change,
+    measure,
+    says,
+    says_natively,
+)
 from cfer.codec import encode
+from cfer.data.native import NativeVideo
 from cfer.errors import InputError
 from cfer.predict.recognizer import VARIATIONS, Recognizer, of_views
 from cfer.video.faces import face_clip
 from cfer.video.pictures import open_pictures, windows
 from pipeline.datasets.drawing import DrawingSettings
+from pipeline.datasets.made import write_video
 from pipeline.datasets.synthetic import draw_dataset
 
 
@@ -113,6 +123,35 @@ def test_a_later_window_is_other_frames_and_the_last_has_none(recognizer, videos
         variations=VARIATIONS,
     )
     assert np.array_equal(found[0], recognizer.predict_views(window)[0])
+
+
+def test_h264_that_is_read_as_it_is(native, videos, tmp_path):
+    """A window is what `predict` reads of it, a crop is another square of the same stream, and a
+    changed picture a video that holds it."""
+    spans, detector = [range(FPS)], native._detector
+    before, *after = says_natively(native, detector, videos[0], spans, tmp_path)
+    found = dict(zip([change.name for change in CHANGES], after, strict=True))
+    ((name, plain),) = before.items()
+    (predicted,) = native.predict(videos[0])
+    assert (name, predicted.way) == (0, "native")
+    assert plain == pytest.approx([*predicted.probabilities.values()], abs=1e-6)
+
+    squares = [replace(v, right=v.right + 0.03) for v in VARIATIONS]
+    window = NativeVideo(videos[0], detector).read(0, 1, 64, squares)
+    moved = native.of_views(native.card.what.of_native(window.planes))
+    assert found["crop 3 % to the right"][0] == pytest.approx(moved, abs=1e-6)
+    assert moved != pytest.approx(plain, abs=1e-4)
+
+    darker = [np.rint(picture * 0.8).astype(np.uint8) for picture in open_pictures(videos[0])]
+    write_video(tmp_path / "darker.mp4", darker, FPS, FINE_CRF)
+    (predicted,) = native.predict(tmp_path / "darker.mp4")
+    assert found["darker, × 0.8"][0] == pytest.approx([*predicted.probabilities.values()], abs=1e-6)
+
+    none = [name for name, said in found.items() if not said]
+    assert none == ["quantizer halved", "quantizer doubled", "half a window later"]
+    whole = measure(native, videos, "native")
+    assert (whole.windows, whole.with_a_face) == (2, 2)
+    assert set(whole.agreement) == {*found} - {*none}
 
 
 def test_agreement_by_hand():

@@ -24,6 +24,7 @@ from cfer.train.loop import (
     _standardization,
     _validation_figures,
     model_config,
+    threads_of,
     turn_on_noise,
 )
 
@@ -42,6 +43,16 @@ def test_the_model_is_as_the_options_say() -> None:
         pooling="max",
         dropout=0.5,
     )
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "reserved", "threads"),
+    [(8, 1, 0, 8), (8, 2, 0, 4), (2, 4, 0, 1), (8, 1, 1, 1), (8, 2, 6, 4), (2, 1, 0.5, 1)],
+)
+def test_a_process_has_its_share_of_the_cores_and_no_more_than_it_reserved(
+    cores: int, processes: int, reserved: float, threads: int
+) -> None:
+    assert threads_of(cores, processes, reserved) == threads
 
 
 def test_a_code_has_as_many_directions_as_its_classifier_reads() -> None:
