@@ -267,8 +267,8 @@ def says_natively(
             except CodecError:
                 continue
             each = np.split(recognizer.card.what.of_native(window.planes), len(numbers))
-            for change, planes in zip(numbers, each, strict=True):
-                said[change][number] = recognizer.of_views(planes)
+            for told_number, planes in zip(numbers, each, strict=True):
+                said[told_number][number] = recognizer.of_views(planes)
     return said
 
 
