@@ -217,8 +217,9 @@ def newest_checkpoint(location: str) -> str | None:
         for name in reversed(names):
             if _is_sealed(folder.folder(name)):
                 return folder.location_of(name)
-        # The next is complete before anything of the last is removed: the second look finds it.
-        if names == seen:
+        # The next is complete before anything of the last is removed: a second look finds it, or
+        # the one after it is there by then.
+        if seen == names == _checkpoint_names(folder):
             return None
         seen = names
 
