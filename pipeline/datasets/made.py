@@ -40,20 +40,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
 
 
-def write_video(
-    path: Path,
-    pictures: Iterable[np.ndarray],
-    fps: Fraction | int,
-    crf: int,
-    preset: str = "veryfast",
-    **more: str,
-) -> int:
+def write_video(path: Path, pictures: Iterable[np.ndarray], fps: Fraction | int, crf: int) -> int:
     """Write RGB uint8 pictures as H.264 at a constant rate factor → how many there were.
 
     The same pictures give the same bytes. An odd side loses its last line: 4:2:0 has none.
-
-    Args:
-        preset, more: of x264, by the names that FFmpeg gives its options.
     """
     count = 0
     with (
@@ -62,7 +52,7 @@ def write_video(
         av.open(file, "w", format="mp4") as container,
     ):
         # x264's assembly for macroblock trees gives other bits from run to run.
-        options = {"crf": str(crf), "preset": preset, "mbtree": "0", **more}
+        options = {"crf": str(crf), "preset": "veryfast", "mbtree": "0"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -24,7 +23,6 @@ import numpy as np
 from cfer.errors import InputError, exit_with_message
 from cfer.options import parse
 from cfer.outputs import check_output
-from cfer.video.pictures import open_pictures
 from pipeline.datasets.made import claim, make_missing, write_csv, write_video
 from pipeline.puppets.acting import CLASSES, Clip, Style, plan
 from pipeline.puppets.photos import Face, Photograph, photographs_below
@@ -33,22 +31,8 @@ from pipeline.puppets.rig import Rig, generator_of
 from pipeline.puppets.smile import OwnSmile
 
 NAME = "puppets"
-VERSION = 3  # of what a puppet does and looks like
+VERSION = 2  # of what a puppet does and looks like
 FINEST, COARSEST = 17, 31  # rate factors of H.264
-# As people get a video: it was recorded, and then, mostly, encoded again by a program or a site
-# that chose another size, another encoder's settings, and its own distance between I-frames.
-PASSED_ON = 0.75  # the share of the videos
-SIZES = (1.0, 1.0, 1.5, 2.0)
-ENCODERS: tuple[Mapping[str, str], ...] = (
-    {"preset": "ultrafast"},
-    {"preset": "veryfast", "profile": "baseline"},
-    {"preset": "veryfast"},
-    {"preset": "medium", "profile": "main"},
-    {"preset": "medium"},
-    {"preset": "slow"},
-)
-COARSEST_AGAIN = 34
-I_FRAME_SECONDS = (1.0, 10.0)
 SHEET_PEOPLE, FILM_FRAMES = 8, 12
 
 
@@ -120,35 +104,7 @@ def _animate(task: Task, directory: Path, settings: PuppetSettings) -> int:
     clip, shown, generator = stage(task, settings)
     crf = int(generator.integers(FINEST, COARSEST + 1))
     pictures = (shown.frame(number) for number in range(clip.num_frames))
-    path = directory / task.path()
-    person, label, repetition, seed = (
-        task.photograph.person,
-        task.label,
-        task.repetition,
-        settings.seed,
-    )
-    choice = generator_of(person, label, str(repetition), str(seed), "passed on")
-    if choice.random() >= PASSED_ON:
-        return write_video(path, pictures, clip.fps, crf)
-    with tempfile.TemporaryDirectory() as folder:
-        recorded = Path(folder, "recorded.mp4")
-        write_video(recorded, pictures, clip.fps, crf)
-        return pass_on(recorded, path, choice)
-
-
-def pass_on(video: Path, path: Path, generator: np.random.Generator) -> int:
-    """Write a video again, in another size and with another encoder's settings, all of them drawn
-    → how many pictures it has."""
-    pictures = open_pictures(video)
-    size = generator.choice(SIZES)
-    encoder = dict(ENCODERS[generator.integers(len(ENCODERS))])
-    crf = int(generator.integers(FINEST, COARSEST_AGAIN + 1))
-    distance = round(generator.uniform(*I_FRAME_SECONDS) * pictures.fps)
-    larger = (
-        cv2.resize(picture, None, fx=size, fy=size, interpolation=cv2.INTER_CUBIC)
-        for picture in pictures
-    )
-    return write_video(path, larger, pictures.fps, crf, **encoder, g=str(max(distance, 1)))
+    return write_video(directory / task.path(), pictures, clip.fps, crf)
 
 
 def animate(
