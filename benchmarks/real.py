@@ -141,9 +141,9 @@ class Clip:
         groups: Mapping[str, str] = NO_GROUPS,
     ) -> Clip:
         """What the models say of a part of a video; raises as `says`."""
-        found = {name: says(model, video, *times) for name, model in models.items()}
-        said = {name: probabilities for name, (probabilities, _) in found.items()}
-        native = [name for name, (_, way) in found.items() if way == NATIVE]
+        found = {m: says(model, video, *times) for m, model in models.items()}
+        said = {m: probabilities for m, (probabilities, _) in found.items()}
+        native = [m for m, (_, way) in found.items() if way == NATIVE]
         return cls(name, label, said, confidence, dict(groups), native)
 
     def label_of(self, model: str) -> str:

@@ -169,7 +169,7 @@ def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             if recognizer.card.what.is_native:
-                before, *after = says_natively(recognizer, detector, video, spans, folder)
+                before, *after = says_natively(recognizer, detector, pictures, spans, folder)
             else:
                 compressed = open_pictures(_written(pictures, folder, H264_CRF))
                 before, *after = says(recognizer, detector, pictures, compressed, spans)
@@ -229,7 +229,7 @@ def says(
 def says_natively(
     recognizer: Recognizer,
     detector: FaceDetector,
-    video: Path,
+    pictures: Pictures,
     spans: Sequence[range],
     folder: Path,
     changes: Sequence[Change] = CHANGES,
@@ -242,18 +242,18 @@ def says_natively(
     """
     told = [Change("none"), *changes]
     said: Said = [{} for _ in told]
-    later = _later(spans, open_pictures(video).count())
+    later = _later(spans, pictures.count())
     wanted: dict[tuple[Picture, bool, bool], list[int]] = {}
-    for number, change in enumerate(told):
+    for change_number, change in enumerate(told):
         if change.codec is _same:
             kind = change.picture, change.is_compressed, change.is_later
-            wanted.setdefault(kind, []).append(number)
+            wanted.setdefault(kind, []).append(change_number)
     for (picture, is_compressed, is_later), numbers in wanted.items():
-        file = video
+        file = pictures.source
         if picture is not _same or is_compressed:
             crf = H264_CRF if is_compressed else FINE_CRF
-            file = _written(open_pictures(video), folder, crf, picture)
-        squares = [v.and_also(told[number].variation) for number in numbers for v in VARIATIONS]
+            file = _written(pictures, folder, crf, picture)
+        squares = [v.and_also(told[n].variation) for n in numbers for v in VARIATIONS]
         try:
             native = NativeVideo(file, detector)
         except CodecError:
@@ -267,8 +267,8 @@ def says_natively(
             except CodecError:
                 continue
             each = np.split(recognizer.card.what.of_native(window.planes), len(numbers))
-            for told_number, planes in zip(numbers, each, strict=True):
-                said[told_number][number] = recognizer.of_views(planes)
+            for change_number, planes in zip(numbers, each, strict=True):
+                said[change_number][number] = recognizer.of_views(planes)
     return said
 
 

@@ -129,7 +129,7 @@ def test_h264_that_is_read_as_it_is(native, videos, tmp_path):
     """A window is what `predict` reads of it, a crop is another square of the same stream, and a
     changed picture a video that holds it."""
     spans, detector = [range(FPS)], native._detector
-    before, *after = says_natively(native, detector, videos[0], spans, tmp_path)
+    before, *after = says_natively(native, detector, open_pictures(videos[0]), spans, tmp_path)
     found = dict(zip([change.name for change in CHANGES], after, strict=True))
     ((name, plain),) = before.items()
     (predicted,) = native.predict(videos[0])

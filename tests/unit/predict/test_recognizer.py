@@ -20,8 +20,8 @@ import av
 import cv2
 import numpy as np
 import pytest
-import torch
 from helpers import as_mpegts, windows_of
+from small_recognizer import small_recognizer
 
 from cfer.cli import run
 from cfer.codec import Bitstream, CodecError, CodecSettings, encode
@@ -30,8 +30,7 @@ from cfer.data.inputs import Input
 from cfer.data.native import NativeVideo
 from cfer.data.shards import Description, read_clips, verify, write_description, write_shard
 from cfer.errors import InputError
-from cfer.model.card import ModelCard, write_model
-from cfer.model.network import ModelConfig, Predictor
+from cfer.model.card import write_model
 from cfer.predict.models import DEFAULT_LIMITS
 from cfer.predict.recognizer import (
     VARIATIONS,
@@ -51,23 +50,9 @@ from pipeline.settings import ExtractionSettings
 CODEC = CodecSettings(gop_size=12, quantizer=4)
 
 
-def recognizer_of(what: Input) -> Recognizer:
-    torch.manual_seed(0)
-    network = ModelConfig(2, identity_dim=128, num_planes=what.num_planes, width=8, code_dim=16)
-    card = ModelCard(
-        classes=("happiness", "surprise"),
-        size=64,
-        codec=CODEC,
-        window_gops=2,
-        what=what,
-        network=network,
-    )
-    return Recognizer(Predictor(network), card)
-
-
 @pytest.fixture(scope="module")
 def recognizer() -> Recognizer:
-    return recognizer_of(Input("accumulated+motion"))
+    return small_recognizer(Input("accumulated+motion"), CODEC)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +155,7 @@ def test_a_video_is_predicted_as_its_encoded_clip(
 @pytest.fixture(scope="module")
 def native() -> Recognizer:
     """A model that reads H.264 as it is."""
-    return recognizer_of(Input("energy+motion", stream="native"))
+    return small_recognizer(Input("energy+motion", stream="native"), CODEC)
 
 
 @pytest.fixture(scope="module")
