@@ -30,9 +30,9 @@ EXPERIMENT, RUN, MODEL = "default", "default-model", "default.safetensors"
 PEOPLE = "people.csv"
 STEPS = (
     "puppets --photos {photos} --out videos",
-    "extract --videos videos/manifest.csv --out shards --identity dlib",
-    "train --data shards --experiment {experiment} --run {run} --epochs 40 "
-    "--val-subjects {held_out}",
+    "extract --videos videos/manifest.csv --out shards --identity dlib --native",
+    "train --data shards --experiment {experiment} --run {run} --epochs 80 "
+    "--stream both --input energy+motion --val-subjects {held_out}",
     "models export {run} {model}",
 )
 UNKNOWN = ("", "NA")  # as the owners write it

@@ -21,7 +21,7 @@ from cfer.outputs import check_output
 DEFAULT = "default"
 DEFAULT_LIMITS = (
     "the default model was trained on animated photographs: of 24 windows of real people that were "
-    "marked by hand it names 11 as they were marked (docs/limits.md); train on recorded faces and "
+    "marked by hand it names 13 as they were marked (docs/limits.md); train on recorded faces and "
     "give --model"
 )
 
