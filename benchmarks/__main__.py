@@ -115,6 +115,19 @@ def predict(
     return _report(lambda: predict.measure(clips_of(videos, 224, max_frames), rounds), json)
 
 
+def h264(videos: Videos, *, rounds: Rounds = 3, json: Json = None) -> int:
+    """A file of H.264 to its labels: as it is / encoded anew / by decoded pictures.
+
+    Args:
+        videos: With a face in view.
+    """
+    if not videos:
+        raise InputError("cfer bench h264: give videos of H.264 with a face in view")
+    from benchmarks import h264
+
+    return _report(lambda: h264.measure(videos, rounds), json)
+
+
 def scale(
     what: Positional[Literal["hours", "run"]] = "hours",
     *,
@@ -158,6 +171,8 @@ def scale(
 def robustness(videos: Videos, *, model: str = "default", json: Json = None) -> int:
     """Does the model say the same of a video that was changed a little?
 
+    A model that reads H.264 as it is is asked twice: so, and with every face encoded anew.
+
     Args:
         videos: Videos with a face in view.
         model: As for `cfer predict`.
@@ -166,11 +181,8 @@ def robustness(videos: Videos, *, model: str = "default", json: Json = None) -> 
         raise InputError("cfer bench robustness: give videos with a face in view")
     from benchmarks import robustness
     from cfer.predict.models import DEFAULT, DEFAULT_LIMITS
-    from cfer.predict.recognizer import Recognizer
 
-    status = _report(
-        lambda: robustness.measure(Recognizer.from_pretrained(model), videos, model), json
-    )
+    status = _report(lambda: robustness.measure(robustness.both_ways([model]), videos), json)
     if model == DEFAULT:
         print(f"\n{DEFAULT_LIMITS}")
     return status
@@ -253,7 +265,7 @@ def _report(measure: Callable[[], Measurement | RealPeople | Robustness], file: 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    benches = (codec, extract, train, predict, scale, robustness, real, compare)
+    benches = (codec, extract, train, predict, h264, scale, robustness, real, compare)
     commands = {bench.__name__: bench for bench in benches}
     return parse_command(commands, "cfer bench", __doc__ or "", argv)
 

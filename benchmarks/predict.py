@@ -66,7 +66,7 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
                 )
 
         last = {path: _last_frames(s) for path, s in zip(paths, streams, strict=True)}
-        for_pictures = _for_pictures(recognizer)
+        decoded = for_pictures(recognizer)
         read = [card.what.read(s, range(len(s.gops))) for s in streams]
 
         def only_read(path: Path) -> None:
@@ -75,7 +75,7 @@ def measure(clips: Sequence[Sequence[np.ndarray]], rounds: int) -> Measurement:
 
         ways: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
             RESIDUALS: (partial(_by_residuals, recognizer), paths, 5),
-            PICTURES: (lambda path: _by_pictures(for_pictures, path, last[path]), paths, 5),
+            PICTURES: (lambda path: _by_pictures(decoded, path, last[path]), paths, 5),
             RESNET: (partial(_by_resnet, resnet), paths, 1),
             "residuals: read alone": (only_read, paths, 5),
             "residuals: network alone": (lambda p: recognizer.probabilities(p[None]), read, 5),
@@ -121,7 +121,7 @@ def _by_residuals(recognizer: Recognizer, path: Path) -> None:
     list(recognizer.predict_bitstream(stream, window_gops=len(stream.gops)))
 
 
-def _for_pictures(recognizer: Recognizer) -> Recognizer:
+def for_pictures(recognizer: Recognizer) -> Recognizer:
     """A network of the same shape with random weights, for the planes of decoded pictures."""
     card = recognizer.card
     network = replace(card.network, num_planes=DECODED.num_planes, gain=DECODED.gain)
@@ -185,7 +185,7 @@ def _label_one(way: str, path: Path) -> float:
     elif way == RESIDUALS:
         _by_residuals(Recognizer.from_pretrained(), path)
     else:
-        recognizer = _for_pictures(Recognizer.from_pretrained())
+        recognizer = for_pictures(Recognizer.from_pretrained())
         _by_pictures(recognizer, path, _last_frames(Bitstream.open(path)))
     return _peak() - imported
 

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import robustness
-from benchmarks.robustness import Robustness
+from benchmarks.robustness import Robustness, both_ways
 from benchmarks.smiles import (
     END_SECONDS,
     Unusable,
@@ -581,7 +581,6 @@ class RealPeople:
     Attributes:
         models: their names.
         details: `table` has a line for each window and person, too.
-        robustness: by model.
     """
 
     models: list[str]
@@ -589,7 +588,7 @@ class RealPeople:
     windows: Windows | None
     smiles: Smiles | None
     spoken: Spoken | None
-    robustness: dict[str, Robustness]
+    robustness: Robustness | None
 
     def table(self) -> str:
         """Markdown, for the terminal and for a page."""
@@ -597,33 +596,9 @@ class RealPeople:
             "Windows that people have marked": self.windows and self.windows.table(self.details),
             "Smiles from two photographs": self.smiles and self.smiles.table(self.details),
             "CREMA-D": self.spoken and self.spoken.table(),
-            "Robustness": _robustness_table(self.robustness),
+            "Robustness": self.robustness and self.robustness.table(),
         }
         return "\n\n".join(f"### {title}\n\n{text or NOT_GIVEN}" for title, text in parts.items())
-
-
-def _robustness_table(found: Mapping[str, Robustness]) -> str:
-    """A line for each change, the models side by side; no text without models."""
-    if not found:
-        return ""
-    lines = [
-        f"{model}: a face in {r.with_a_face} of {r.windows} windows of {r.videos} videos; it says "
-        f"{_and(f'{name} {n}' for name, n in r.labels.items())}."
-        for model, r in found.items()
-    ]
-    columns = ("windows", "same label", "by chance", "difference of probabilities")
-    head = ["change", *(f"{model}: {column}" for model in found for column in columns)]
-    rows = []
-    for change in robustness.CHANGES:
-        agreements = [r.agreement.get(change.name) for r in found.values()]
-        cells = [
-            (str(a.windows), *(f"{x:.2f}" for x in (a.same_label, a.by_chance, a.difference)))
-            if a
-            else ("–",) * len(columns)
-            for a in agreements
-        ]
-        rows.append([change.name, *(cell for four in cells for cell in four)])
-    return "\n\n".join([*lines, _table(head, rows)])
 
 
 def measure(
@@ -650,11 +625,7 @@ def measure(
         raise InputError(
             "cfer bench real: give --windows and --videos, --photos, --crema-d or --robustness"
         )
-    models: dict[str, Recognizer] = {}
-    for name in names:
-        models[name] = model = Recognizer.from_pretrained(name)
-        if model.card.what.is_native:
-            models[f"{name}, encoded anew"] = model.encoding_anew()
+    models = both_ways(names)
     marks = read_marks(windows, videos) if windows and videos else []
     chosen = read_people(photos, people) if photos else []
     entries = cremad.read(crema_d) if crema_d else []
@@ -664,7 +635,5 @@ def measure(
         measure_windows(models, marks) if windows else None,
         measure_smiles(models, chosen) if photos else None,
         measure_spoken(models, entries) if crema_d else None,
-        {name: robustness.measure(model, robust, name) for name, model in models.items()}
-        if robust
-        else {},
+        robustness.measure(models, robust) if robust else None,
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -114,79 +114,112 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Robustness:
-    """The result.
+class OneRobustness:
+    """Of one model.
 
     Attributes:
-        model: its name.
         videos, windows: how many.
-        with_a_face: how many of the windows.
+        measured: how many of the windows: those that show a face, and of a model that `is_native`
+            those that it reads as they are.
+        is_native: whether it reads H.264 as it is.
         labels: of the unchanged windows, how many of each.
         agreement: by the name of the change.
     """
 
-    model: str
     videos: int
     windows: int
-    with_a_face: int
+    measured: int
+    is_native: bool
     labels: dict[str, int]
     agreement: dict[str, Agreement]
 
+    def __str__(self) -> str:
+        share = f"{self.measured} of {self.windows} windows of {self.videos} videos"
+        share += " read as H.264 transmits them" if self.is_native else " show a face"
+        said = ", ".join(f"{name} {count}" for name, count in self.labels.items())
+        return f"{share}; of these it says {said}"
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """The result, by model."""
+
+    models: dict[str, OneRobustness]
+
     def table(self) -> str:
-        """Markdown, for the terminal and for a page."""
-        counts = ", ".join(f"{name} {count}" for name, count in self.labels.items())
-        lines = [
-            f"{self.videos} videos, {self.windows} windows; a face in {self.with_a_face} of them "
-            f"({self.with_a_face / self.windows:.1%}).",
-            f"Model {self.model}, labels: {counts}.",
-            "",
-            "| change | windows | same label | by chance | difference of probabilities |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {name} | {a.windows} | {a.same_label:.2f} | {a.by_chance:.2f} "
-            f"| {a.difference:.2f} |"
-            for name, a in self.agreement.items()
-        ]
+        """Markdown, for the terminal and for a page: a line for each change, the models side by
+        side."""
+        columns = ("windows", "same label", "by chance", "difference of probabilities")
+        head = ["change", *(f"{model}: {column}" for model in self.models for column in columns)]
+        lines = [f"{model}: {found}." for model, found in self.models.items()]
+        lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        for change in CHANGES:
+            cells = [change.name]
+            for found in self.models.values():
+                a = found.agreement.get(change.name)
+                shares = (a.same_label, a.by_chance, a.difference) if a else ()
+                cells += [str(a.windows), *(f"{x:.2f}" for x in shares)] if a else ["–"] * 4
+            lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
 
-def measure(recognizer: Recognizer, videos: Sequence[Path], model_name: str) -> Robustness:
+def both_ways(names: Sequence[str]) -> dict[str, Recognizer]:
+    """Models by name; of one that reads H.264 as it is also the one that encodes every face anew.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    models: dict[str, Recognizer] = {}
+    for name in names:
+        models[name] = model = Recognizer.from_pretrained(name)
+        if model.card.what.is_native:
+            models[f"{name}, encoded anew"] = model.encoding_anew()
+    return models
+
+
+def measure(models: Mapping[str, Recognizer], videos: Sequence[Path]) -> Robustness:
     """Every change on every window of the videos that shows a face.
 
     Raises:
         ClipError: a video that cannot be read.
-        InputError: no face in any of them.
+        InputError: of a model, no window can be measured.
     """
+    return Robustness({name: _measure(model, videos, name) for name, model in models.items()})
+
+
+def _measure(recognizer: Recognizer, videos: Sequence[Path], name: str) -> OneRobustness:
     num_windows = 0
     unchanged: list[np.ndarray] = []
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {c.name: [] for c in CHANGES}
-    classes, detector = recognizer.card.classes, FaceDetector()
-    for video in tqdm(videos, "robustness", unit="video", disable=None, leave=False):
+    card, detector = recognizer.card, FaceDetector()
+    for video in tqdm(videos, f"robustness of {name}", unit="video", disable=None, leave=False):
         pictures = open_pictures(video)
-        spans = windows(pictures.span(), recognizer.card.codec.at(pictures.mean_fps()).span)
+        spans = windows(pictures.span(), card.codec.at(pictures.mean_fps()).span)
         num_windows += len(spans)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            if recognizer.card.what.is_native:
-                before, *after = says_natively(recognizer, detector, pictures, spans, folder)
+        with tempfile.TemporaryDirectory() as folder:
+            if card.what.is_native:
+                before, *after = says_natively(recognizer, detector, pictures, spans, Path(folder))
             else:
-                compressed = open_pictures(_written(pictures, folder, H264_CRF))
+                compressed = open_pictures(_written(pictures, Path(folder), H264_CRF))
                 before, *after = says(recognizer, detector, pictures, compressed, spans)
         unchanged += before.values()
         for change, changed in zip(CHANGES, after, strict=True):
             pairs[change.name] += [(before[n], changed[n]) for n in before if n in changed]
     if not unchanged:
-        raise InputError("no face was found in any window; give videos with a face in view")
-    labels = Counter(classes[probabilities.argmax()] for probabilities in unchanged)
+        raise InputError(
+            f"{name}: no face in any window that can be read as H.264 transmits it; give videos of "
+            "H.264 with a face in view"
+            if card.what.is_native
+            else "no face was found in any window; give videos with a face in view"
+        )
+    labels = Counter(card.classes[probabilities.argmax()] for probabilities in unchanged)
     agreement = {
         name: Agreement.of(*(np.stack(side) for side in zip(*both, strict=True)))
         for name, both in pairs.items()
         if both
     }
-    return Robustness(
-        model_name, len(videos), num_windows, len(unchanged), dict(labels.most_common()), agreement
-    )
+    counts = len(videos), num_windows, len(unchanged)
+    return OneRobustness(*counts, card.what.is_native, dict(labels.most_common()), agreement)
 
 
 def says(
@@ -258,7 +291,7 @@ def says_natively(
             native = NativeVideo(file, detector)
         except CodecError:
             continue
-        times = native.bitstream.times
+        times = sorted(native.bitstream.times)  # those of frames are in the order of the stream
         for number, span in enumerate(later if is_later else spans):
             try:
                 window = native.read(

@@ -192,8 +192,8 @@ SEEN = {
     "direct": "direct residuals",
     "motion": "motion vectors",
     "accumulated+motion": "accumulated residuals and motion vectors",
-    "energy": "the size of accumulated residuals",
-    "energy+motion": "the size of accumulated residuals, and motion vectors",
+    "energy": "the size of residuals",
+    "energy+motion": "the size of residuals, and motion vectors",
     "pictures": "decoded pictures",
     "difference": "the difference of decoded pictures",
 }

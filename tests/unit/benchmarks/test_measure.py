@@ -19,7 +19,7 @@ from benchmarks.__main__ import main
 from benchmarks.codec import coviar_residuals
 from benchmarks.material import clips_of, moving_texture
 from benchmarks.measure import Measurement, Ratio, Spread, Work, side_by_side
-from benchmarks.predict import _for_pictures, _resnet_input, decoded_planes
+from benchmarks.predict import _resnet_input, decoded_planes, for_pictures
 from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.data.inputs import Input
 from cfer.errors import InputError
@@ -113,7 +113,7 @@ def test_decoding_alone_gives_the_planes_that_the_network_sees(tmp_path: Path):
     motion = replace(recognizer.card.network, num_planes=8)
     card = replace(recognizer.card, what=Input("accumulated+motion"), network=motion)
     for model in (recognizer, Recognizer(Predictor(motion), card)):
-        assert _for_pictures(model).probabilities(ours[None]).shape == (1, len(card.classes))
+        assert for_pictures(model).probabilities(ours[None]).shape == (1, len(card.classes))
     pictures = _resnet_input(tmp_path / "a.mp4")
     assert pictures.shape == (16, 3, 224, 224)
     assert 0 <= pictures.min() < pictures.max() <= 1

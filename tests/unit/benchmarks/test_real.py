@@ -355,12 +355,12 @@ def test_the_documented_command_measures_models_side_by_side(
     assert f"{other} has no class happiness: its 1 windows count as wrong." in said
     assert "animated photographs" in said
     figures = json.loads((tmp_path / "real.json").read_text())
-    assert figures["models"] == ["default", str(other)]
+    assert figures["models"] == ["default", "default, encoded anew", str(other)]
     for part in ("windows", "smiles"):
         assert [*figures[part]["figures"]] == figures["models"]
     assert figures["windows"]["figures"]["default"]["right"]["of"] == 2
     assert figures["smiles"]["figures"]["default"]["happiness"][STILL]["of"] == 1
-    assert [*figures["spoken"]["right"]] == [*figures["robustness"]] == figures["models"]
+    assert [*figures["spoken"]["right"]] == [*figures["robustness"]["models"]] == figures["models"]
     assert re.search(r"^\| mirrored \| 1 \| .* \| \d \| ", said, re.M)
 
 

@@ -345,8 +345,9 @@ def test_one_command_writes_all_three(drawn_videos, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "animated photographs" in printed.err
     assert files["png"].read_bytes().startswith(b"\x89PNG")
-    *table, event = printed.out.splitlines()
+    *table, event, way = printed.out.splitlines()
     assert event.startswith("surprise: onset 0.25 s, apex 0.75 s, 0.")
+    assert way == "1 of 1 windows read as H.264 transmits them"
     assert len(files["csv"].read_text().splitlines()) == len(table), "events are not in it"
     with av.open(str(files["mp4"])) as container:
         assert len(list(container.decode(video=0))) == 24
