@@ -103,6 +103,7 @@ def measure(videos: Sequence[Path], rounds: int) -> Measurement:
         _planned(recognizer, known, path)
         for path in tqdm(videos, "plan", unit="video", disable=None, leave=False)
     ]
+    planned = [video for video in planned if video.windows]
     count = sum(len(video.windows) for video in planned)
     if not count:
         raise InputError(
@@ -153,7 +154,7 @@ def measure(videos: Sequence[Path], rounds: int) -> Measurement:
         ],
         rounds,
         "h264",
-        f"{count} windows of {len(videos)} videos: each way labels all of them",
+        f"{count} windows of {len(planned)} videos: each way labels all of them",
     )
     seconds = sum(window.end - window.start for video in planned for window in video.windows)
     looks = sum(len(video.looked_at) for video in planned)
@@ -188,7 +189,8 @@ def _planned(recognizer: Recognizer, known: KnownFaces, path: Path) -> Planned:
     order = list(bitstream.display_order)
     places = {order.index(n): n for n in stops}
     squares: dict[int, Square] = {}
-    for place, picture in zip(sorted(places), pictures.select(sorted(places)), strict=True):
+    seen = pictures.select(sorted(places)) if places else ()
+    for place, picture in zip(sorted(places), seen, strict=True):
         for square in known.find([picture])[:1]:
             squares[places[place]] = square
     kept = [
