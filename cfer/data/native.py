@@ -244,9 +244,10 @@ class NativeVideo:
                 `MOST_INTRA`, or damage; the message says which.
         """
         name, faces = self.bitstream.name, []
+        times = f"from {start_seconds:g} s to {end_seconds:g} s"
         found = runs(self.bitstream, start_seconds, end_seconds)
         if not found:
-            raise CodecError(f"{name}: no P-frame from {start_seconds:g} s to {end_seconds:g} s")
+            raise CodecError(f"{name}: no P-frame in the window ({times})")
         for run in found:
             square = self._square(run.first)
             faces.append(
@@ -257,8 +258,8 @@ class NativeVideo:
         intra = max(face.intra_fraction for face in faces)
         if intra > MOST_INTRA:
             raise CodecError(
-                f"{name}: from {start_seconds:g} s to {end_seconds:g} s {intra:.0%} of the face "
-                f"comes from intra blocks, above {MOST_INTRA:.0%}"
+                f"{name}: more than {MOST_INTRA:.0%} of the face comes from intra blocks "
+                f"({intra:.0%}, {times})"
             )
         planes = np.stack([face.planes for face in faces], axis=1)
         packets = [
@@ -288,7 +289,9 @@ class NativeVideo:
         stops = _stops(bitstream, bitstream.gops[gop])
         found = self._detector.find([self._seen(bitstream.i_frame(gop))])
         if not found:
-            raise CodecError(f"{bitstream.name}: no face in the I-frame at {times[stops[0]]:.2f} s")
+            raise CodecError(
+                f"{bitstream.name}: no face in the I-frame (at {times[stops[0]]:.2f} s)"
+            )
         square = found[0]
         # Nothing is decoded before the first of them is asked for.
         pictures = bitstream.gop_pictures_without_b(gop)

@@ -246,7 +246,7 @@ def look(
         picture: the PNG to write.
         clip: of a folder of shards, the clip with this id.
         gop: which GOP to show.
-        encoded: show what the recognizer is given of H.264, too: the face, encoded anew.
+        encoded: of H.264, too, show the face, encoded anew, and where the recognizer looked.
     """
     check_output(picture, ".png")
     from cfer.predict.look import look as look_of

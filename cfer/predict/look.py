@@ -88,7 +88,7 @@ def look(
         clip_id: the data set's clip; None for a video.
         gop: its number, from 0.
         model_name: see `cfer.predict.models`; a stream of H.264 is shown without one.
-        encoded: encode H.264 in any case, to see what the recognizer is given.
+        encoded: encode H.264 in any case, to see where the recognizer looks.
         recognizer: the model, if it is open already; the picture calls it `model_name`.
 
     Raises:

@@ -47,8 +47,8 @@ METHOD = (
     "stores how blocks moved, and what their motion does not explain: the residual."
 )
 AS_IT_IS = (
-    "The file's own H.264 stream, as it is. The recognizer reads the face encoded anew: --encoded "
-    "shows that, and where it looked."
+    "The file's own H.264 stream, as it is. --encoded shows the face, encoded anew, and where a "
+    "recognizer looked."
 )
 BYTES = {"I": APPEARANCE, "P": CHANGE, "B": "#9db8d6"}
 TYPES = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -141,7 +142,8 @@ def ways(predictions: Sequence[Prediction]) -> list[str]:
     """How the windows of a video were read, where a model reads H.264 as it is, for people: a line
     for those that were, and one for each reason why others were not."""
     native = sum(p.way == "native" for p in predictions)
-    refused = Counter(p.refused for p in predictions if p.refused)
+    # What differs from window to window is in parentheses at the end.
+    refused = Counter(re.sub(r" \([^()]*\)$", "", p.refused) for p in predictions if p.refused)
     lines = (
         [f"{native} of {len(predictions)} windows read as H.264 transmits them"] if native else []
     )

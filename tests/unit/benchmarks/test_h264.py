@@ -66,7 +66,7 @@ def test_faces_that_are_known_are_not_looked_for(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_can_not_be_measured(tmp_path: Path):
-    with pytest.raises(InputError, match="h264: give videos of H.264 with a face in view"):
+    with pytest.raises(InputError, match=r"h264: give videos of H\.264 with a face"):
         main(["h264"])
     encode(moving_texture(6, 64), CodecSettings(gop_size=3), 25).save(tmp_path / "mpeg4.mp4")
     with pytest.raises(InputError, match="give videos that are read as they are"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from cfer.predict.timeline import (
     events,
     plot,
     summary,
+    ways,
     without_overlap,
     write_csv,
 )
@@ -160,6 +162,19 @@ def test_the_summary_says_what_happened_or_that_nothing_did():
 
 
 # ---- files ---------------------------------------------------------------------------------------
+
+
+def test_reasons_are_counted_without_what_is_of_one_window():
+    reasons = [None, "v.mp4: too much (60%, from 0 s to 1 s)", "v.mp4: too much (70%, at the end)"]
+    windows = [
+        replace(said(start, "joy"), way="encoded" if why else "native", refused=why)
+        for start, why in enumerate([*reasons, "v.mp4: it is (as it were) interlaced; encode it"])
+    ]
+    assert ways(windows) == [
+        "1 of 4 windows read as H.264 transmits them",
+        "2 encoded anew: v.mp4: too much",
+        "1 encoded anew: v.mp4: it is (as it were) interlaced; encode it",
+    ]
 
 
 def test_csv_has_a_row_per_window_and_face(tmp_path):
