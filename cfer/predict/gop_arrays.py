@@ -224,8 +224,8 @@ class Shown(ShownGop):
 
     @property
     def kind_given(self) -> str | None:
-        """Of the residuals that the model is given, if it is given any."""
-        kind = self.card.what.kind
+        """Of the residuals that the model is given, or whose size, if it is given any."""
+        kind = self.card.what.kind.replace("energy", "accumulated")
         return next((name for name in ("direct", "accumulated") if kind.startswith(name)), None)
 
     def luma_residual(self, kind: str, position: int) -> np.ndarray:

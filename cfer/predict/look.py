@@ -296,7 +296,8 @@ def _draw_residuals(panel: SubFigure, shown: Shown, kind: str) -> None:
             axes.spines[:].set(color=HEAT, linewidth=2.5)
             style: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "color": "white"}
             box = {"color": HEAT, "pad": 2.5}
-            axes.text(0.5, 0.025, "the recognizer sees this", bbox=box, **style)
+            seen = "its size" if shown.card.what.kind.startswith("energy") else "this"
+            axes.text(0.5, 0.025, f"the recognizer sees {seen}", bbox=box, **style)
 
 
 def _draw_motion(axes: Axes, shown: Shown) -> None:

@@ -248,8 +248,9 @@ def test_every_kind_of_input_has_its_picture(tmp_path, kind, frames):
     given = Input(kind, frames=frames).wanted(Bitstream.open(tmp_path / "clip.mp4"), range(1))
     # Of P1 to P5, these are drawn.
     drawn = {1, 2, 4, 5}
-    residuals = kind.startswith(("accumulated", "direct"))
+    residuals = kind.startswith(("accumulated", "direct", "energy"))
     assert len(marked) == (len(drawn & set(given)) if residuals else 0)
+    assert all(("its size" in t.get_text()) == kind.startswith("energy") for t in marked)
 
 
 def test_a_gop_of_one_p_frame(tmp_path):
