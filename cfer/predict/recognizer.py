@@ -13,6 +13,7 @@ becomes such a clip, with the crop and the encoder's settings that the model was
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -47,7 +48,6 @@ VARIATIONS = (
     Variation(right=-0.03, down=-0.02, larger=0.04, turned=-0.05),
     Variation(down=0.03, larger=-0.04),
 )
-NO_REASONS: Mapping[range, str | None] = {}
 ONE_WINDOW_SECONDS = 2.0  # a part of a video that was asked for is not cut up to this length
 
 
@@ -267,19 +267,20 @@ class Recognizer:
         if window_seconds is not None:
             window_frames = self.card.window_frames(fps, window_seconds)
         step_frames = _step_frames(window_frames, step_seconds, fps)
-        yield from self._predict_faces(
-            name,
-            face_stream(
-                pictures,
-                self.card.size,
-                self._detector,
-                codec,
-                window_frames,
-                step_frames,
-                every,
-                VARIATIONS,
-            ),
+        found = face_stream(
+            pictures,
+            self.card.size,
+            self._detector,
+            codec,
+            window_frames,
+            step_frames,
+            every,
+            VARIATIONS,
         )
+        why = (
+            f"{name}: a stream, which is decoded as it comes" if self.card.what.is_native else None
+        )
+        yield from self._predict_faces(name, found, defaultdict(lambda: why))
 
     def predict_bitstream(
         self,
@@ -360,11 +361,11 @@ class Recognizer:
         self,
         name: str,
         windows: Iterator[FaceWindow],
-        refused: Mapping[range, str | None] = NO_REASONS,
+        refused: Mapping[range, str | None],
     ) -> Iterator[Prediction]:
         """What windows of a face that are encoded say; `refused`: why each isn't read as it is."""
         for window in windows:
-            why = refused.get(window.frames)
+            why = refused[window.frames]
             start_seconds, end_seconds = window.times[0], window.times[-1]
             if window.error is not None:
                 if window.num_windows == 1:

@@ -220,6 +220,15 @@ def test_what_is_not_read_as_it_is_is_encoded_anew(
     )
 
 
+def test_a_stream_is_encoded_anew_and_says_so(
+    native: Recognizer, recognizer: Recognizer, video: Path
+) -> None:
+    stream = as_mpegts(video)
+    found = list(native.predict_stream(Pipe(stream), "a camera"))
+    assert {w.refused for w in found} == {"a camera: a stream, which is decoded as it comes"}
+    assert {w.refused for w in recognizer.predict_stream(Pipe(stream))} == {None}
+
+
 def test_the_command_says_which_way_was_taken(
     native_model: str, half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
