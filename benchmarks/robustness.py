@@ -137,7 +137,7 @@ class OneRobustness:
         share = f"{self.measured} of {self.windows} windows of {self.videos} videos"
         share += " read as H.264 transmits them" if self.is_native else " show a face"
         said = ", ".join(f"{name} {count}" for name, count in self.labels.items())
-        return f"{share}; of these it says {said}"
+        return share + (f"; of these it says {said}" if said else "")
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,12 @@ def measure(models: Mapping[str, Recognizer], videos: Sequence[Path]) -> Robustn
 
     Raises:
         ClipError: a video that cannot be read.
-        InputError: of a model, no window can be measured.
+        InputError: no face in any of them.
     """
-    return Robustness({name: _measure(model, videos, name) for name, model in models.items()})
+    found = {name: _measure(model, videos, name) for name, model in models.items()}
+    if not any(of_model.measured for of_model in found.values()):
+        raise InputError("no face was found in any window; give videos with a face in view")
+    return Robustness(found)
 
 
 def _measure(recognizer: Recognizer, videos: Sequence[Path], name: str) -> OneRobustness:
@@ -205,13 +208,6 @@ def _measure(recognizer: Recognizer, videos: Sequence[Path], name: str) -> OneRo
         unchanged += before.values()
         for change, changed in zip(CHANGES, after, strict=True):
             pairs[change.name] += [(before[n], changed[n]) for n in before if n in changed]
-    if not unchanged:
-        raise InputError(
-            f"{name}: no face in any window that can be read as H.264 transmits it; give videos of "
-            "H.264 with a face in view"
-            if card.what.is_native
-            else "no face was found in any window; give videos with a face in view"
-        )
     labels = Counter(card.classes[probabilities.argmax()] for probabilities in unchanged)
     agreement = {
         name: Agreement.of(*(np.stack(side) for side in zip(*both, strict=True)))

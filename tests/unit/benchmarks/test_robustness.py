@@ -22,7 +22,7 @@ from benchmarks.robustness import (
     says,
     says_natively,
 )
-from cfer.codec import encode
+from cfer.codec import CodecSettings, encode
 from cfer.data.native import NativeVideo
 from cfer.errors import InputError
 from cfer.predict.recognizer import VARIATIONS, Recognizer, of_views
@@ -178,6 +178,17 @@ def test_videos_without_a_face_are_counted_or_an_error(recognizer, videos, tmp_p
     assert set(found.agreement) == {change.name for change in CHANGES if not change.is_later}
     with pytest.raises(InputError, match="no face"):
         measure({"anew": recognizer}, [empty])
+
+
+def test_videos_that_are_no_h264_are_measured_one_way(native, videos, tmp_path):
+    pictures = list(open_pictures(videos[0]))
+    encode(pictures, CodecSettings(), FPS).save(tmp_path / "mpeg4.mp4")
+    models = {"native": native, "anew": native.encoding_anew()}
+    found = measure(models, [tmp_path / "mpeg4.mp4"])
+    assert [of.measured for of in found.models.values()] == [0, 1]
+    table = found.table()
+    assert "native: 0 of 1 windows of 1 videos read as H.264 transmits them.\n" in table
+    assert re.search(r"^\| mirrored (\| – ){4}\| 1 \| ", table, re.M)
 
 
 def test_the_documented_command_prints_the_table_that_the_page_has(videos, tmp_path, capsys):
