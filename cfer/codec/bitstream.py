@@ -190,20 +190,24 @@ class Bitstream:
         duration: int | None,
     ) -> None:
         self.data, self.name, self.fps = data, name, fps
-        self._stamps, self._time_base, self._duration = stamps, time_base, duration
+        self._time_base, self._duration = time_base, duration
         self.codec = _NAMES[frames.decoder]
-        self._format: Format = frames
-        self.packets, self.frame_types = frames.packets, frames.frame_types
         self.width, self.height = frames.width, frames.height
-        if self.frame_types[0] != "I":
-            raise CodecError(f"{name}: its first frame is no I-frame; cut it at an I-frame")
-        starts = [n for n, kind in enumerate(self.frame_types) if kind == "I"]
-        ends = [*starts[1:], len(self.packets)]
-        self.gops = [range(start, end) for start, end in zip(starts, ends, strict=True)]
+        self._take_frames(frames, stamps)
         self._decoder = self._new_decoder()
         # It has the gray picture of `_held`, and waits for no picture that is shown earlier.
         self._gray_decoder = self._new_decoder()
         self._held: list[bytes] = []
+
+    def _take_frames(self, frames: Mpeg4 | H264, stamps: Sequence[int | None]) -> None:
+        self._format: Format = frames
+        self._stamps = stamps
+        self.packets, self.frame_types = frames.packets, frames.frame_types
+        if self.frame_types[0] != "I":
+            raise CodecError(f"{self.name}: its first frame is no I-frame; cut it at an I-frame")
+        starts = [n for n, kind in enumerate(self.frame_types) if kind == "I"]
+        ends = [*starts[1:], len(self.packets)]
+        self.gops = [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
     @classmethod
     def open(cls, path: str | Path, codecs: Sequence[str] = tuple(FORMATS)) -> Bitstream:
@@ -530,6 +534,51 @@ class Bitstream:
             motion=np.zeros(0, MOTION_VECTOR_DTYPE),
             is_coded=False,
         )
+
+
+class GrowingBitstream(Bitstream):
+    """One in H.264 that comes packet by packet; there is no file of it, and so nothing to `save`.
+
+    Args:
+        extradata: parameter sets, as the container has them.
+        packets: those that are there, from an I-frame on, each with its time stamp.
+        name: what messages call it.
+        fps: frames per second, on average.
+        time_base: of the time stamps.
+        start_seconds: when its first frame is shown; `times` go on from there.
+
+    Raises:
+        CodecError: as `Bitstream`, also when more packets are given.
+    """
+
+    def __init__(
+        self,
+        extradata: bytes,
+        packets: Sequence[tuple[bytes, int | None]],
+        name: str,
+        fps: Fraction,
+        time_base: Fraction | None,
+        start_seconds: float = 0.0,
+    ) -> None:
+        self._extradata, self._read, self._start = extradata, list(packets), start_seconds
+        frames = H264(extradata, [packet for packet, _ in packets], name)
+        self._take(b"", name, frames, fps, self._stamps_of(frames), time_base, None)
+
+    def extend(self, packets: Sequence[tuple[bytes, int | None]]) -> None:
+        """Packets that have come since; frames that are there keep their numbers."""
+        self._read += packets
+        # Headers alone are read, of 30,000 frames and more in a second.
+        frames = H264(self._extradata, [packet for packet, _ in self._read], self.name)
+        self._take_frames(frames, self._stamps_of(frames))
+        self.__dict__.pop("times", None)
+
+    @cached_property
+    def times(self) -> list[float]:
+        times = super().times
+        return [seconds - times[0] + self._start for seconds in times]
+
+    def _stamps_of(self, frames: H264) -> list[int | None]:
+        return [self._read[n][1] for n in frames.sources]
 
 
 @dataclass(frozen=True)

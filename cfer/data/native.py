@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -92,8 +93,16 @@ def runs(
     A run never goes beyond an I-frame, so a window is cut there first, and then into equal parts of
     about `run_seconds`.
     """
+    return long_enough(parts(bitstream, start_seconds, end_seconds, run_seconds))
+
+
+def parts(
+    bitstream: Bitstream, start_seconds: float, end_seconds: float, run_seconds: float = RUN_SECONDS
+) -> list[tuple[float, list[Run]]]:
+    """The parts of a window that I-frames cut it into: how long each is, in seconds, and its runs,
+    as `runs`."""
     times = bitstream.times
-    pieces: list[tuple[float, list[Run]]] = []
+    found: list[tuple[float, list[Run]]] = []
     for gop in bitstream.gops:
         stops = _stops(bitstream, gop)
         start = max(start_seconds, times[stops[0]])
@@ -105,42 +114,21 @@ def runs(
         near = [int(np.abs(at - edge).argmin()) for edge in edges]
         if near[0] == near[-1]:  # shorter than from one P-frame to the next
             near = [max(near[0] - 1, 0), max(near[0], 1)]
-        found = [Run(stops[a], stops[b]) for a, b in pairwise(near) if a < b]
-        pieces.append((end - start, found))
-    longest = max((seconds for seconds, _ in pieces), default=0.0)
-    return [run for seconds, found in pieces if seconds >= SHORT * longest for run in found]
+        found.append((end - start, [Run(stops[a], stops[b]) for a, b in pairwise(near) if a < b]))
+    return found
+
+
+Part = TypeVar("Part")
+
+
+def long_enough(parts: Sequence[tuple[float, list[Part]]]) -> list[Part]:
+    """The runs of a window's parts, without those of parts that are short beside the longest."""
+    longest = max((seconds for seconds, _ in parts), default=0.0)
+    return [run for seconds, found in parts if seconds >= SHORT * longest for run in found]
 
 
 Read = Callable[[int], Residual]  # the direct residual of a frame
-
-
-def follow(
-    bitstream: Bitstream,
-    frames: Sequence[int],
-    square: Square,
-    upright: Place = NOWHERE,
-    read: Read | None = None,
-) -> Iterator[tuple[int, Square]]:
-    """The square around a head in some frames of a GOP, by the vectors of P-frames alone.
-
-    Args:
-        frames: an I- or P-frame, and the P-frames after it, each predicted from the one before.
-        square: in the first of them, in pixels of the picture as it is shown.
-        upright: from these pixels to samples of the bitstream
-            (`cfer.video.pictures.VideoPictures.coded_place`).
-        read: instead of `Bitstream.direct_residual`.
-
-    Yields:
-        The frame and its square, once its P-frame is decoded.
-
-    Raises:
-        CodecError: a damaged frame.
-    """
-    trace = _Trace(bitstream, square, upright)
-    yield frames[0], square
-    for number in frames[1:]:
-        trace.add((read or bitstream.direct_residual)(number))
-        yield number, trace.square_now()
+Picture = tuple[np.ndarray, np.ndarray, np.ndarray]  # y, u, v
 
 
 def read_native(
@@ -158,7 +146,9 @@ def read_native(
         square: in the run's first frame.
         size: side S of the crop in pixels, even.
         variations: of the square; the stream is read once for all.
-        upright, read: see `follow`.
+        upright: from pixels of the picture as it is shown to samples of the bitstream
+            (`cfer.video.pictures.VideoPictures.coded_place`).
+        read: instead of `Bitstream.direct_residual`.
 
     Raises:
         CodecError: a damaged frame.
@@ -196,15 +186,111 @@ class NativeWindow:
     bytes_read: int
 
 
-class NativeVideo:
+class FaceReader:
+    """The face in a bitstream of H.264, run by run. The bitstream may grow.
+
+    Args:
+        bitstream: the video's, or a part of it from an I-frame on.
+        upright: from pixels of the picture as it is shown to samples of the bitstream.
+        shape: height and width of the picture as it is shown.
+        detector: finds the face.
+
+    Attributes:
+        bitstream: the same.
+    """
+
+    def __init__(
+        self,
+        bitstream: Bitstream,
+        upright: Place,
+        shape: tuple[int, int],
+        detector: FaceDetector,
+    ) -> None:
+        self.bitstream = bitstream
+        self._upright, self._shape, self._detector = upright, shape, detector
+        self._following: dict[int, _Following] = {}  # by GOP
+        bytes_of_one = bitstream.width * bitstream.height * 3 // 2
+        kept = max(BYTES_KEPT // bytes_of_one, LEAST_KEPT)
+        self._read = lru_cache(maxsize=kept)(bitstream.direct_residual)
+
+    def face(self, run: Run, size: int, variations: Sequence[Variation]) -> NativeFace:
+        """What one run shows of one face: the largest, and of equal ones the most central.
+
+        Raises:
+            CodecError: no face in the I-frame before it, or damage.
+        """
+        square = self.square(run.first)
+        return read_native(self.bitstream, run, square, size, variations, self._upright, self._read)
+
+    def bytes_of(self, run: Run) -> int:
+        """Of the packets that a run is read from."""
+        frames = (*_stops(self.bitstream, range(run.first, run.last)), run.last)
+        return sum(len(self.bitstream.packets[n]) for n in frames if n > run.first)
+
+    def square(self, frame: int) -> Square:
+        """Where the face is in an I- or P-frame; raises as `face`."""
+        gop = next(n for n, frames in enumerate(self.bitstream.gops) if frame in frames)
+        if gop not in self._following:
+            self._following[gop] = _Following(self, gop)
+        return self._following[gop].square(frame)
+
+    def _found(self, picture: np.ndarray) -> list[Square]:
+        """In a picture as it is shown: upright, with square pixels."""
+        if not np.array_equal(self._upright, NOWHERE):
+            picture = cv2.warpAffine(
+                picture,
+                self._upright,
+                self._shape[::-1],
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+        return self._detector.find([picture])
+
+
+class _Following:
+    """The squares of a GOP's I- and P-frames, each found when it is asked for."""
+
+    def __init__(self, reader: FaceReader, gop: int) -> None:
+        self._reader, self._gop = reader, gop
+        bitstream = reader.bitstream
+        self._last = bitstream.gops[gop][0]
+        found = reader._found(bitstream.i_frame(gop))
+        if not found:
+            at = bitstream.times[self._last]
+            raise CodecError(f"{bitstream.name}: no face in the I-frame (at {at:.2f} s)")
+        self._known = {self._last: found[0]}
+        self._looked = self._last
+        # To look again; of a GOP that has grown since they are decoded anew.
+        self._pictures: Iterator[tuple[int, Picture]] = iter(())
+        self._pictures_end = self._last
+        self._trace = _Trace(bitstream, found[0], reader._upright)
+
+    def square(self, frame: int) -> Square:
+        """Raises CodecError: damage."""
+        reader, bitstream = self._reader, self._reader.bitstream
+        if frame not in self._known:
+            times = bitstream.times
+            for number in _stops(bitstream, range(self._last, frame + 1))[1:]:
+                self._trace.add(reader._read(number))
+                square = self._trace.square_now()
+                if times[number] - times[self._looked] >= LOOK_SECONDS:
+                    # Where it is looked for again, another one may be nearer.
+                    if number >= self._pictures_end:
+                        self._pictures = bitstream.gop_pictures_without_b(self._gop)
+                        self._pictures_end = bitstream.gops[self._gop].stop
+                    picture = next(picture for n, picture in self._pictures if n == number)
+                    square = _nearest(reader._found(_rgb(*picture)), square)
+                    self._looked, self._trace = number, _Trace(bitstream, square, reader._upright)
+                self._known[number], self._last = square, number
+        return self._known[frame]
+
+
+class NativeVideo(FaceReader):
     """A video in H.264 that is read as it is, window by window.
 
     Args:
         path: the file; it is held in memory.
         detector: finds the face.
-
-    Attributes:
-        bitstream: the video's.
 
     Raises:
         CodecError: not H.264, a stream whose residuals can't be read exactly, or a file that is too
@@ -218,14 +304,8 @@ class NativeVideo:
                 f"{path}: {size >> 20} MB, and at the most {MOST_BYTES >> 20} are read as they "
                 "are; cut it"
             )
-        self.bitstream = Bitstream.open(path, ["h264"])
-        self._upright, self._shape = VideoPictures(path, None).coded_place()
-        self._detector = detector
-        self._squares: dict[int, dict[int, Square]] = {}  # by GOP and frame
-        self._following: dict[int, Iterator[tuple[int, Square]]] = {}
-        bytes_of_one = self.bitstream.width * self.bitstream.height * 3 // 2
-        kept = max(BYTES_KEPT // bytes_of_one, LEAST_KEPT)
-        self._read = lru_cache(maxsize=kept)(self.bitstream.direct_residual)
+        bitstream = Bitstream.open(path, ["h264"])
+        super().__init__(bitstream, *VideoPictures(path, None).coded_place(), detector)
 
     def read(
         self,
@@ -234,7 +314,7 @@ class NativeVideo:
         size: int,
         variations: Sequence[Variation] = (AS_FOUND,),
     ) -> NativeWindow:
-        """What a window of time shows of one face: the largest, and of equal ones the most central.
+        """What a window of time shows of one face (`read_window`).
 
         Args:
             start_seconds, end_seconds: since the first picture, as `Bitstream.times`.
@@ -242,83 +322,48 @@ class NativeVideo:
             variations: of the square.
 
         Raises:
-            CodecError: no P-frame or no face there, more intra blocks in the face than
-                `MOST_INTRA`, or damage; the message says which.
+            CodecError: as `read_window`.
         """
-        name, faces = self.bitstream.name, []
-        times = f"from {start_seconds:g} s to {end_seconds:g} s"
-        found = runs(self.bitstream, start_seconds, end_seconds)
-        if not found:
-            raise CodecError(f"{name}: no P-frame in the window ({times})")
-        for run in found:
-            square = self._square(run.first)
-            faces.append(
-                read_native(
-                    self.bitstream, run, square, size, variations, self._upright, self._read
-                )
-            )
-        intra = max(face.intra_fraction for face in faces)
-        if intra > MOST_INTRA:
-            raise CodecError(
-                f"{name}: more than {MOST_INTRA:.0%} of the face comes from intra blocks "
-                f"({intra:.0%}, {times})"
-            )
-        planes = np.stack([face.planes for face in faces], axis=1)
-        packets = [
-            len(self.bitstream.packets[n])
-            for run in found
-            for n in (*_stops(self.bitstream, range(run.first, run.last)), run.last)
-            if n > run.first
-        ]
-        return NativeWindow(planes, self._square(found[0].first), intra, sum(packets))
+        found = [(self, run) for run in runs(self.bitstream, start_seconds, end_seconds)]
+        times = start_seconds, end_seconds
+        return read_window(self.bitstream.name, found, times, size, variations)
 
-    def _square(self, frame: int) -> Square:
-        gop = next(n for n, frames in enumerate(self.bitstream.gops) if frame in frames)
-        known = self._squares.setdefault(gop, {})
-        following = self._following.setdefault(gop, self._followed(gop))
-        while frame not in known:
-            try:
-                number, square = next(following)
-            except CodecError:
-                del self._following[gop]  # asked again, it has to say so again
-                raise
-            known[number] = square
-        return known[frame]
 
-    def _followed(self, gop: int) -> Iterator[tuple[int, Square]]:
-        """The squares of a GOP's I- and P-frames, each as soon as it is known."""
-        bitstream, times = self.bitstream, self.bitstream.times
-        stops = _stops(bitstream, bitstream.gops[gop])
-        found = self._detector.find([self._seen(bitstream.i_frame(gop))])
-        if not found:
-            raise CodecError(
-                f"{bitstream.name}: no face in the I-frame (at {times[stops[0]]:.2f} s)"
-            )
-        square = found[0]
-        # Nothing is decoded before the first of them is asked for.
-        pictures = bitstream.gop_pictures_without_b(gop)
-        while len(stops) > 1:
-            later = [n for n in stops[1:-1] if times[n] - times[stops[0]] >= LOOK_SECONDS]
-            until = stops.index(later[0]) if later else len(stops) - 1
-            part = follow(bitstream, stops[: until + 1], square, self._upright, self._read)
-            for number, square in part:
-                # Where it is looked for again, another one may be nearer.
-                if number != stops[until] or not later:
-                    yield number, square
-            stops = stops[until:]
-            if later:
-                picture = next(picture for n, picture in pictures if n == stops[0])
-                square = _nearest(self._detector.find([self._seen(_rgb(*picture))]), square)
+def read_window(
+    name: str,
+    found: Sequence[tuple[FaceReader, Run]],
+    times: tuple[float, float],
+    size: int,
+    variations: Sequence[Variation],
+) -> NativeWindow:
+    """What the runs of a window show of one face.
 
-    def _seen(self, picture: np.ndarray) -> np.ndarray:
-        """A picture as it is shown: upright, with square pixels."""
-        if np.array_equal(self._upright, NOWHERE):
-            return picture
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        shown: np.ndarray = cv2.warpAffine(
-            picture, self._upright, self._shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE
+    Args:
+        name, times: what messages call the video, and when the window begins and ends.
+        size: side S of the crop in pixels, even.
+        variations: of the square.
+
+    Raises:
+        CodecError: no run or no face there, more intra blocks in the face than `MOST_INTRA`, or
+            damage; the message says which.
+    """
+    when = f"from {times[0]:g} s to {times[1]:g} s"
+    if not found:
+        raise CodecError(f"{name}: no P-frame in the window ({when})")
+    faces = [reader.face(run, size, variations) for reader, run in found]
+    intra = max(face.intra_fraction for face in faces)
+    if intra > MOST_INTRA:
+        raise CodecError(
+            f"{name}: more than {MOST_INTRA:.0%} of the face comes from intra blocks "
+            f"({intra:.0%}, {when})"
         )
-        return shown
+    first, run = found[0]
+    return NativeWindow(
+        np.stack([face.planes for face in faces], axis=1),
+        first.square(run.first),
+        intra,
+        sum(reader.bytes_of(run) for reader, run in found),
+    )
 
 
 def _stops(bitstream: Bitstream, gop: Sequence[int]) -> list[int]:

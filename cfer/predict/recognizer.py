@@ -36,7 +36,7 @@ from cfer.predict.models import DEFAULT, open_model
 from cfer.video.variation import AS_FOUND, Variation
 
 if TYPE_CHECKING:
-    from cfer.data.native import NativeVideo
+    from cfer.data.native import NativeVideo, NativeWindow
     from cfer.video.faces import FaceDetector, FaceWindow, Square
     from cfer.video.pictures import SupportsRead
 
@@ -48,6 +48,7 @@ VARIATIONS = (
     Variation(right=-0.03, down=-0.02, larger=0.04, turned=-0.05),
     Variation(down=0.03, larger=-0.04),
 )
+ONE_FACE = "of H.264 as it is, one face is read: leave out --faces all"
 ONE_WINDOW_SECONDS = 2.0  # a part of a video that was asked for is not cut up to this length
 
 
@@ -255,32 +256,42 @@ class Recognizer:
         Raises:
             ClipError: it is not such a video, or breaks off.
         """
-        from cfer.video.faces import face_stream
+        from cfer.data.native import NativeWindow
+        from cfer.data.native_stream import NativeStream
+        from cfer.video.faces import face_clip, face_stream
         from cfer.video.pictures import StreamPictures
 
         every = _is_every(faces)
         _check_windows(window_seconds, step_seconds)
         pictures = StreamPictures(file, name)
-        fps = pictures.mean_fps()
+        native, why = None, None
+        if self.card.what.is_native:
+            why = ONE_FACE if every else pictures.why_not_native
+            native = None if why else NativeStream(pictures, self._detector)
+        fps = (native or pictures).mean_fps()
         codec = self.card.codec.at(fps)
         window_frames = codec.span
         if window_seconds is not None:
             window_frames = self.card.window_frames(fps, window_seconds)
         step_frames = _step_frames(window_frames, step_seconds, fps)
-        found = face_stream(
-            pictures,
-            self.card.size,
-            self._detector,
-            codec,
-            window_frames,
-            step_frames,
-            every,
-            VARIATIONS,
-        )
-        why = (
-            f"{name}: a stream, which is decoded as it comes" if self.card.what.is_native else None
-        )
-        yield from self._predict_faces(name, found, defaultdict(lambda: why))
+        size, detector = self.card.size, self._detector
+        if native is None:
+            found = face_stream(
+                pictures, size, detector, codec, window_frames, step_frames, every, VARIATIONS
+            )
+            yield from self._predict_faces(name, found, defaultdict(lambda: why))
+            return
+        for window in native.windows(window_frames, step_frames, size, VARIATIONS):
+            if isinstance(window.read, NativeWindow):
+                times = window.times[0], window.times[-1]
+                yield self._prediction_of(window.read, name, *times)
+                continue
+            held = native.pictures(window)
+            found = face_clip(held, size, detector, codec, variations=VARIATIONS)
+            whole = (
+                replace(w, num_windows=0, frames=window.frames, times=window.times) for w in found
+            )
+            yield from self._predict_faces(name, whole, {window.frames: str(window.read)})
 
     def predict_bitstream(
         self,
@@ -389,7 +400,7 @@ class Recognizer:
         from cfer.data.native import NativeVideo
 
         if every:
-            return None, "of H.264 as it is, one face is read: leave out --faces all"
+            return None, ONE_FACE
         if not path.is_file():
             return None, f"{path}: a folder of pictures, and no H.264"
         try:
@@ -402,6 +413,11 @@ class Recognizer:
     ) -> Prediction:
         """One window of a file that is read as it is; raises `CodecError` as `NativeVideo.read`."""
         window = video.read(start_seconds, end_seconds, self.card.size, VARIATIONS)
+        return self._prediction_of(window, name, start_seconds, end_seconds)
+
+    def _prediction_of(
+        self, window: NativeWindow, name: str, start_seconds: float, end_seconds: float
+    ) -> Prediction:
         planes = self.card.what.of_native(window.planes)
         probabilities = self.of_views(planes)
         return Prediction(

@@ -112,7 +112,7 @@ class Pictures:
 
     def mean_fps(self) -> Fraction:
         """Pictures in a second by `times`: a browser's recordings say that they have 1000."""
-        return _mean_fps(self.times()[:-1], self.fps)
+        return mean_fps(self.times()[:-1], self.fps)
 
     def span(self, start_seconds: float | None = None, end_seconds: float | None = None) -> range:
         """The numbers of the pictures from one time to another (`times`), both included; None: from
@@ -194,20 +194,7 @@ class VideoPictures(Pictures):
     def coded_place(self) -> tuple[Place, tuple[int, int]]:
         """From pixels of these pictures, upright and square, to samples of the bitstream; and the
         height and width of the pictures. The first frame is decoded for it."""
-        frame = next(self._decode())
-        height, width = _bounded(self.source, _upright_shape(frame, self._pixel_aspect))
-        swap, mirror, flip = _turn_of(frame)
-        place = np.array([[1.0, 0, 0], [0, 1, 0]])
-        if mirror:
-            place[0] = -1, 0, width - 1
-        if flip:
-            place[1] = 0, -1, height - 1
-        if swap:
-            place = place[::-1].copy()
-        stretch = frame.width / _width(frame, self._pixel_aspect)
-        place[0] *= stretch
-        place[0, 2] += stretch / 2 - 0.5
-        return place, (height, width)
+        return _coded_place(self.source, next(self._decode()), self._pixel_aspect)
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         if self._decoded:
@@ -289,13 +276,66 @@ class StreamPictures:
         self._read = self._read_timed()
         self._ahead: list[tuple[np.ndarray, float, float]] = []  # read, and not given yet
 
+    @property
+    def why_not_native(self) -> str | None:
+        """Why its packets can't be read as they are (`cfer.data.native_stream`); None: they can."""
+        if (codec := self._stream.codec_context.name) != "h264":
+            return f"{self.source}: its codec is {codec}"
+        if (container := self._container.format.name) in ("h264", "avi"):
+            return f"{self.source}: {container}, which does not say when each picture is shown"
+        return None
+
+    @property
+    def extradata(self) -> bytes:
+        """Parameters for the decoder, as the container has them."""
+        return bytes(self._stream.codec_context.extradata or b"")
+
+    def packets(self) -> Iterator[av.Packet]:
+        """Instead of pictures: each packet once, as soon as it is there.
+
+        Raises:
+            ClipError: the stream breaks off.
+        """
+        with self._container as container:
+            try:
+                yield from (packet for packet in packets(container, self._stream) if packet.size)
+            except av.error.FFmpegError as error:
+                raise self._broke_off(error) from error
+
+    def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        """The frames that come out of the decoder after a packet of `packets`; None: the last ones,
+        and the next packet begins anew.
+
+        Raises:
+            ClipError: damage.
+        """
+        decoder = self._stream.codec_context
+        try:
+            frames = decoder.decode(packet)
+        except av.error.FFmpegError as error:
+            raise self._broke_off(error) from error
+        if packet is None:
+            decoder.flush_buffers()
+        return [frame for frame in frames if not frame.is_corrupt]
+
+    def picture(self, frame: av.VideoFrame) -> np.ndarray:
+        """RGB, uint8 (H, W, 3), upright, with square pixels."""
+        return _upright(frame, self._pixel_aspect)
+
+    def coded_place(self, frame: av.VideoFrame) -> tuple[Place, tuple[int, int]]:
+        """As `VideoPictures.coded_place`, by one of its frames."""
+        return _coded_place(self.source, frame, self._pixel_aspect)
+
+    def _broke_off(self, error: av.error.FFmpegError) -> ClipError:
+        return ClipError(self.source, "decode", f"the stream broke off ({error.strerror})")
+
     def mean_fps(self) -> Fraction:
         """As `Pictures.mean_fps`, by the first second; to be asked before the pictures."""
         for picture in self._read:
             self._ahead.append(picture)
             if picture[1] >= 1:
                 break
-        return _mean_fps([shown for _, shown, _ in self._ahead] or [0.0], self.fps)
+        return mean_fps([shown for _, shown, _ in self._ahead] or [0.0], self.fps)
 
     def timed(self) -> Iterator[tuple[np.ndarray, float, float]]:
         """Each picture, RGB, uint8 (H, W, 3), when it is shown, and until when at least: seconds
@@ -320,9 +360,7 @@ class StreamPictures:
                     # Whoever joins a broadcast sees damage up to the first I-frame.
                     yield from (f for f in self._stream.decode(packet) if not f.is_corrupt)
             except av.error.FFmpegError as error:
-                raise ClipError(
-                    self.source, "decode", f"the stream broke off ({error.strerror})"
-                ) from error
+                raise self._broke_off(error) from error
 
 
 def _timed(
@@ -386,6 +424,34 @@ class GrowingFile:
                 return b""
             time.sleep(0.05)
         return data
+
+
+class HeldPictures(Pictures):
+    """Pictures that are there already.
+
+    Args:
+        source, fps: as `Pictures`.
+        pictures: RGB, uint8 (H, W, 3) each.
+        times: when each is shown, and when the last one ends.
+    """
+
+    def __init__(
+        self, source: Path, fps: Fraction, pictures: Sequence[np.ndarray], times: Sequence[float]
+    ) -> None:
+        super().__init__(source, fps)
+        self._pictures, self._times = pictures, list(times)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self._pictures)
+
+    def select(self, numbers: Collection[int]) -> Iterator[np.ndarray]:
+        return (self._pictures[number] for number in sorted(numbers))
+
+    def count(self) -> int:
+        return len(self._pictures)
+
+    def times(self) -> list[float]:
+        return self._times
 
 
 class FolderPictures(Pictures):
@@ -508,7 +574,7 @@ def open_pictures(source: str | Path, fps: Fraction | None = None) -> Pictures:
     return VideoPictures(path, fps)
 
 
-def _mean_fps(times: Sequence[float], fps: Fraction) -> Fraction:
+def mean_fps(times: Sequence[float], fps: Fraction) -> Fraction:
     """By when pictures are shown, seconds; `fps` where that says nothing."""
     seconds = times[-1] - times[0]
     if seconds <= 0:
@@ -617,6 +683,25 @@ def _upright_shape(frame: av.VideoFrame, pixel_aspect: Fraction) -> tuple[int, i
     """The height and width of `_upright`'s picture, to be checked before memory is taken for it."""
     height, width = frame.height, _width(frame, pixel_aspect)
     return (width, height) if _turn_of(frame)[0] else (height, width)
+
+
+def _coded_place(
+    source: str | Path, frame: av.VideoFrame, pixel_aspect: Fraction
+) -> tuple[Place, tuple[int, int]]:
+    """See `VideoPictures.coded_place`."""
+    height, width = _bounded(source, _upright_shape(frame, pixel_aspect))
+    swap, mirror, flip = _turn_of(frame)
+    place = np.array([[1.0, 0, 0], [0, 1, 0]])
+    if mirror:
+        place[0] = -1, 0, width - 1
+    if flip:
+        place[1] = 0, -1, height - 1
+    if swap:
+        place = place[::-1].copy()
+    stretch = frame.width / _width(frame, pixel_aspect)
+    place[0] *= stretch
+    place[0, 2] += stretch / 2 - 0.5
+    return place, (height, width)
 
 
 def _upright(frame: av.VideoFrame, pixel_aspect: Fraction) -> np.ndarray:

@@ -16,7 +16,7 @@ from videos import write_video
 from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, encode
 from cfer.data.frames import COLUMNS, _chosen, frames_of_clips, unpack_views
 from cfer.data.inputs import STEPS_OF_ENERGY, STEPS_PER_PIXEL, Input
-from cfer.data.native import NativeVideo, Run, follow, read_native, runs
+from cfer.data.native import FaceReader, NativeVideo, Run, read_native, runs
 from cfer.data.shards import read_clips
 from cfer.data.torch_dataset import ClipDataset
 from cfer.errors import InputError
@@ -63,10 +63,21 @@ def steps(planes: np.ndarray) -> np.ndarray:
     return (planes[3:].astype(int) - GRAY) / STEPS_PER_PIXEL
 
 
+class Finder:
+    """Instead of a detector: it finds a head of noise where it was put."""
+
+    def __init__(self, square: Square) -> None:
+        self._square = square
+
+    def find(self, pictures: list[np.ndarray]) -> list[Square]:
+        return [self._square]
+
+
 def test_a_head_is_followed_by_the_vectors() -> None:
     bitstream = clip(9, head=(3, -2))
-    squares = dict(follow(bitstream, range(9), HEAD))
-    for frame, square in squares.items():
+    reader = FaceReader(bitstream, NOWHERE, (HEIGHT, WIDTH), Finder(HEAD))
+    for frame in range(9):
+        square = reader.square(frame)
         assert abs(square.x - HEAD.x - 3 * frame) <= 1
         assert abs(square.y - HEAD.y + 2 * frame) <= 1
         assert square.side == SIDE
@@ -180,9 +191,9 @@ def test_of_a_turned_video_the_motion_is_turned_as_well() -> None:
     bitstream = clip(7, head=(3, 0))
     quarter = np.array([[0.0, 1, 0], [-1, 0, HEIGHT - 1]])  # from shown to coded
     square = Square(HEIGHT - HEAD.y - SIDE, HEAD.x, SIDE, 1.0, 1)
-    squares = dict(follow(bitstream, range(7), square, quarter))
-    assert abs(squares[6].y - square.y - 18) <= 1
-    assert abs(squares[6].x - square.x) <= 1
+    found = FaceReader(bitstream, quarter, (WIDTH, HEIGHT), Finder(square)).square(6)
+    assert abs(found.y - square.y - 18) <= 1
+    assert abs(found.x - square.x) <= 1
 
 
 @pytest.fixture(scope="module")

@@ -220,13 +220,35 @@ def test_what_is_not_read_as_it_is_is_encoded_anew(
     )
 
 
-def test_a_stream_is_encoded_anew_and_says_so(
-    native: Recognizer, recognizer: Recognizer, video: Path
+def test_a_stream_is_read_as_its_file_is(native: Recognizer, half: Path, tmp_path: Path) -> None:
+    """As it is where that can be done, and else encoded anew."""
+    path = tmp_path / "half.ts"
+    with av.open(str(half)) as source, av.open(str(path), "w") as container:
+        (stream,) = source.streams.video
+        copied = container.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copied
+                container.mux(packet)
+    found = list(native.predict_stream(Pipe(path.read_bytes()), str(path), window_seconds=1))
+    assert [w.way for w in found][::2] == ["native", "encoded"]
+    assert found == native.predict(path, window_seconds=1)
+    every = list(native.predict_stream(Pipe(path.read_bytes()), faces="all"))
+    assert {w.refused for w in every} == {
+        "of H.264 as it is, one face is read: leave out --faces all"
+    }
+
+
+def test_a_stream_of_joined_recordings_goes_on(
+    native: Recognizer, video: Path, other: Path
 ) -> None:
-    stream = as_mpegts(video)
-    found = list(native.predict_stream(Pipe(stream), "a camera"))
-    assert {w.refused for w in found} == {"a camera: a stream, which is decoded as it comes"}
-    assert {w.refused for w in recognizer.predict_stream(Pipe(stream))} == {None}
+    """The clock begins anew, and a stream may be joined between keyframes."""
+    one, two = as_mpegts(video), as_mpegts(other, video)
+    found = list(native.predict_stream(Pipe(one + two), window_seconds=0.5, step_seconds=0.25))
+    assert [w.start_seconds for w in found] == pytest.approx(
+        [0.25 * n for n in range(11)], abs=1e-3
+    )
+    assert {w.way for w in found} == {"native"}
 
 
 def test_the_command_says_which_way_was_taken(
