@@ -230,9 +230,13 @@ class FaceReader:
     def square(self, frame: int) -> Square:
         """Where the face is in an I- or P-frame; raises as `face`."""
         gop = next(n for n, frames in enumerate(self.bitstream.gops) if frame in frames)
-        if gop not in self._following:
-            self._following[gop] = _Following(self, gop)
-        return self._following[gop].square(frame)
+        try:
+            if gop not in self._following:
+                self._following[gop] = _Following(self, gop)
+            return self._following[gop].square(frame)
+        except CodecError:
+            self._following.pop(gop, None)  # asked again, it has to say so again
+            raise
 
     def _found(self, picture: np.ndarray) -> list[Square]:
         """In a picture as it is shown: upright, with square pixels."""
