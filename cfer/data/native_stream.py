@@ -144,8 +144,8 @@ class NativeStream:
         packet = next(self._source, None)
         if packet is None:
             return False
-        if not self._pieces and not packet.is_keyframe:
-            return True  # of a stream that was joined between two keyframes
+        if not packet.size or (not self._pieces and not packet.is_keyframe):
+            return True  # the end, or a stream that was joined between two keyframes
         self._base = base = packet.time_base
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None:  # it follows the one before
@@ -231,7 +231,7 @@ class NativeStream:
         while not any(at >= until for at in self._held):
             has_more = bool(self._waiting) or self._advance()
             if has_more and not self._waiting:
-                continue  # before the first keyframe
+                continue  # a packet that is of no use
             packet = None
             if has_more:
                 _, packet, shown = self._waiting.popleft()

@@ -291,14 +291,14 @@ class StreamPictures:
         return bytes(self._stream.codec_context.extradata or b"")
 
     def packets(self) -> Iterator[av.Packet]:
-        """Instead of pictures: each packet once, as soon as it is there.
+        """Instead of pictures: each packet once, as soon as it is there (`containers.packets`).
 
         Raises:
             ClipError: the stream breaks off.
         """
         with self._container as container:
             try:
-                yield from (packet for packet in packets(container, self._stream) if packet.size)
+                yield from packets(container, self._stream)
             except av.error.FFmpegError as error:
                 raise self._broke_off(error) from error
 
@@ -316,6 +316,7 @@ class StreamPictures:
             raise self._broke_off(error) from error
         if packet is None:
             decoder.flush_buffers()
+        # Whoever joins a broadcast sees damage up to the first I-frame.
         return [frame for frame in frames if not frame.is_corrupt]
 
     def picture(self, frame: av.VideoFrame) -> np.ndarray:
@@ -354,13 +355,8 @@ class StreamPictures:
             yield _upright(frame, self._pixel_aspect), shown, end
 
     def _frames(self) -> Iterator[av.VideoFrame]:
-        with self._container as container:
-            try:
-                for packet in packets(container, self._stream):
-                    # Whoever joins a broadcast sees damage up to the first I-frame.
-                    yield from (f for f in self._stream.decode(packet) if not f.is_corrupt)
-            except av.error.FFmpegError as error:
-                raise self._broke_off(error) from error
+        for packet in self.packets():
+            yield from self.decode(packet)
 
 
 def _timed(
