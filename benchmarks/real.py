@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import robustness
+from benchmarks.measure import markdown_table
 from benchmarks.robustness import Robustness, both_ways
 from benchmarks.smiles import (
     END_SECONDS,
@@ -163,11 +164,6 @@ def _with_probability(probabilities: Mapping[str, float]) -> str:
     return f"{label} {probabilities[label]:.2f}" if probabilities else label
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [f"| {' | '.join(map(str, line))} |" for line in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
-
-
 def _each_clip(
     head: Sequence[str],
     leading: Sequence[Sequence[object]],
@@ -183,7 +179,7 @@ def _each_clip(
         ]
         for n, cells in enumerate(leading)
     ]
-    return _table([*head, *columns], rows)
+    return markdown_table([*head, *columns], rows)
 
 
 def _ways(clips: Sequence[Clip]) -> list[str]:
@@ -243,7 +239,7 @@ class Windows:
         figures = self.figures
         head = ["model", "right", f"right, of confidence ≥ {SURE}", "mean recall"]
         rows = [[m, f.right, f.right_of_sure, f"{f.mean_recall:.2f}"] for m, f in figures.items()]
-        parts = [f"{len(self.clips)} windows from onset to apex.", _table(head, rows)]
+        parts = [f"{len(self.clips)} windows from onset to apex.", markdown_table(head, rows)]
         parts += _ways(self.clips)
         parts += [
             f"{model} has no class {label}: its {sum(f.confusion[label].values())} windows count "
@@ -256,7 +252,7 @@ class Windows:
             cells = [
                 [label, *(row.get(name, 0) for name in said)] for label, row in f.confusion.items()
             ]
-            parts.append(_table([f"marked \\ {model} says", *said], cells))
+            parts.append(markdown_table([f"marked \\ {model} says", *said], cells))
         if details:
             leading = [[clip.name, clip.label, clip.confidence] for clip in self.clips]
             head = ["window", "marked", "confidence"]
@@ -379,10 +375,10 @@ class Smiles:
         parts = [f"{people} people. Happiness said, of:"]
         kinds = [*self.clips]
         rows = [[m, *(f.happiness[k] for k in kinds)] for m, f in self.figures.items()]
-        parts.append(_table(["model", *kinds], rows))
+        parts.append(markdown_table(["model", *kinds], rows))
         parts += _ways([clip for kind in kinds for clip in self.clips[kind]])
         parts.append(
-            _table(
+            markdown_table(
                 ["model", "clips", "says"],
                 (
                     [model, kind, _and(f"{name} {n}" for name, n in f.said[kind].items())]
@@ -401,7 +397,7 @@ class Smiles:
             [group, *(f.groups[group][kind] for f in self.figures.values() for kind in smiles)]
             for group in groups
         ]
-        parts.append(_table(head, rows))
+        parts.append(markdown_table(head, rows))
         if details:
             leading = [[clip.name] for clip in self.clips[STILL]]
             named = {f": {kind}": clips for kind, clips in self.clips.items()}
@@ -528,7 +524,7 @@ class Spoken:
         kinds = {": mean": self.mean, ": strongest window": self.strongest}
         leading = [[clip.name, clip.label] for clip in self.mean]
         parts = [
-            _table(["model", "right by the mean", "right by the strongest window"], rows),
+            markdown_table(["model", "right by the mean", "right by the strongest window"], rows),
             _each_clip(["clip", "label"], leading, kinds, self.right),
         ]
         return "\n\n".join(parts)

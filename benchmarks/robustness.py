@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.measure import markdown_table
 from cfer.codec import CodecError, CodecSettings
 from cfer.data.native import NativeVideo
 from cfer.errors import InputError
@@ -152,15 +153,15 @@ class Robustness:
         columns = ("windows", "same label", "by chance", "difference of probabilities")
         head = ["change", *(f"{model}: {column}" for model in self.models for column in columns)]
         lines = [f"{model}: {found}." for model, found in self.models.items()]
-        lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        rows = []
         for change in CHANGES:
             cells = [change.name]
             for found in self.models.values():
                 a = found.agreement.get(change.name)
                 shares = (a.same_label, a.by_chance, a.difference) if a else ()
                 cells += [str(a.windows), *(f"{x:.2f}" for x in shares)] if a else ["–"] * 4
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
+            rows.append(cells)
+        return "\n".join([*lines, "", markdown_table(head, rows)])
 
 
 def both_ways(names: Sequence[str]) -> dict[str, Recognizer]:

@@ -47,12 +47,13 @@ def x264(
     container: str = "mp4",
     pixels: str = "yuv420p",
     crf: int = 20,
+    rate: int = 25,
 ) -> bytes:
     """A file; `parameters` are libx264's own."""
     file = io.BytesIO()
     parameters += ":scenecut=0:threads=1"
     with av.open(file, "w", format=container) as sink:
-        stream = sink.add_stream("libx264", rate=25)
+        stream = sink.add_stream("libx264", rate=rate)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pixels
         stream.codec_context.options = {

@@ -292,6 +292,19 @@ def as_mpegts(*videos: Path) -> bytes:
     return file.getvalue()
 
 
+class Pipe(io.BytesIO):
+    """What is there is given; whoever wants more than that at a time would wait for it."""
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        return super().read(1000)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise AssertionError("it would wait")
+
+    def seek(self, *_: int) -> int:
+        raise AssertionError("a pipe can't")
+
+
 def windows_of(printed: str | bytes) -> list[dict[str, Any]]:
     """Of what `cfer predict --json` prints, the windows; the rest are events."""
     return [told for told in map(json.loads, printed.splitlines()) if "event" not in told]

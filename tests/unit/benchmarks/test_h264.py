@@ -41,7 +41,7 @@ def test_each_way_labels_the_windows_that_predict_cuts():
     ):
         wanted = [list(p.probabilities.values()) for p in model.predict(VIDEO)]
         np.testing.assert_allclose(said, wanted, atol=1e-6)
-    assert np.shape(from_pictures(for_pictures(recognizer), video)) == (1, 8)
+    assert np.shape(from_pictures(for_pictures(recognizer), known, video)) == (1, 8)
 
 
 def test_the_decoded_pictures_are_those_of_the_runs():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from helpers import DRAWN
+from h264_streams import x264
+from helpers import DRAWN, Pipe
 
 from cfer.codec import Bitstream, CodecError
 from cfer.codec.bitstream import GrowingBitstream
@@ -35,25 +35,9 @@ def pictures() -> list[np.ndarray]:
 
 
 def written(path: Path, pictures: list[np.ndarray], parameters: str) -> Path:
-    with av.open(str(path), "w") as container:
-        options = {"crf": "10", "x264-params": parameters}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    container = {".ts": "mpegts", ".mkv": "matroska"}.get(path.suffix, path.suffix[1:])
+    path.write_bytes(x264(pictures, parameters, container, crf=10, rate=FPS))
     return path
-
-
-class Pipe(io.BytesIO):
-    """1000 bytes at a time, and no way back."""
-
-    def read1(self, size: int | None = -1, /) -> bytes:
-        return super().read(1000)
-
-    def seek(self, *_: int) -> int:
-        raise AssertionError("a pipe can't")
 
 
 class Watched(StreamPictures):
@@ -78,7 +62,7 @@ def windows_of(stream: NativeStream) -> list[StreamWindow]:
 
 
 @pytest.mark.parametrize("suffix", ["ts", "mkv"])
-@pytest.mark.parametrize("parameters", ["keyint=30:scenecut=0", "keyint=200:bframes=0"])
+@pytest.mark.parametrize("parameters", ["keyint=30", "keyint=200:bframes=0"])
 def test_windows_are_those_of_the_file(suffix, parameters, detector, tmp_path):
     path = written(tmp_path / f"video.{suffix}", pictures(), parameters)
     stream, watched, _ = stream_of(path, detector)
@@ -95,7 +79,7 @@ def test_windows_are_those_of_the_file(suffix, parameters, detector, tmp_path):
 
 
 def test_a_window_comes_before_its_gop_ends(detector, tmp_path):
-    path = written(tmp_path / "video.ts", pictures(), "keyint=200:scenecut=0")
+    path = written(tmp_path / "video.ts", pictures(), "keyint=200")
     stream, _, pipe = stream_of(path, detector)
     first = next(stream.windows(FPS, FPS // 2, SIZE, [AS_FOUND]))
     assert isinstance(first.read, NativeWindow)
@@ -107,9 +91,7 @@ def test_of_what_is_refused_there_are_the_pictures(detector, tmp_path):
     keyframe on."""
     face = pictures()[:24]
     wall = [np.full_like(face[0], 90 + n) for n in range(24)]
-    path = written(
-        tmp_path / "video.ts", [*face, *wall, *face], "keyint=24:scenecut=0:min-keyint=24"
-    )
+    path = written(tmp_path / "video.ts", [*face, *wall, *face], "keyint=24:min-keyint=24")
     stream, watched, _ = stream_of(path, detector)
     assert stream.mean_fps() == FPS
     decoded = list(open_pictures(path))
@@ -129,7 +111,7 @@ def test_of_what_is_refused_there_are_the_pictures(detector, tmp_path):
 
 
 def test_a_piece_without_end_is_not_read_as_it_is(detector, tmp_path):
-    path = written(tmp_path / "video.ts", pictures()[:48], "keyint=200:scenecut=0")
+    path = written(tmp_path / "video.ts", pictures()[:48], "keyint=200")
     stream, _, _ = stream_of(path, detector)
     stream.mean_fps()
     (piece,) = stream._pieces
@@ -147,7 +129,7 @@ def test_what_does_not_say_when_pictures_are_shown(container, tmp_path):
 
 
 def test_a_bitstream_grows(tmp_path):
-    path = written(tmp_path / "video.mkv", pictures()[:40], "keyint=200:scenecut=0")
+    path = written(tmp_path / "video.mkv", pictures()[:40], "keyint=200")
     whole = Bitstream.open(path)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]

@@ -20,7 +20,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from helpers import as_mpegts, windows_of
+from helpers import Pipe, as_mpegts, windows_of
 from small_recognizer import small_recognizer
 
 from cfer.cli import run
@@ -589,19 +589,6 @@ def test_times_go_from_the_video_through_the_shards(
 
 
 # ---- streams -------------------------------------------------------------------------------------
-
-
-class Pipe(io.BytesIO):
-    """What is there is given; whoever wants more than that at a time would wait for it."""
-
-    def read1(self, size: int | None = -1, /) -> bytes:
-        return super().read(1000)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        raise AssertionError("it would wait")
-
-    def seek(self, *_: int) -> int:
-        raise AssertionError("a pipe can't")
 
 
 def test_a_stream_is_predicted_without_seeking_and_as_its_file(
