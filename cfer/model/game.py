@@ -129,14 +129,13 @@ class MinMin(Player1):
         self.register_buffer("labels", torch.full((MEMORY,), NO_CODE))
 
     def forward(self, z_R: Tensor, batch: Batch, for_player_2: bool) -> Tensor:
-        codes, identities, labels = (
-            torch.cat([gather_over_workers(now), before])
-            for now, before in (
-                (z_R, self.codes),
-                (batch.z_I, self.identities),
-                (batch.labels, self.labels),
-            )
-        )
+        # In one exchange; a float holds a label exactly.
+        k = z_R.shape[1]
+        now = torch.cat([z_R, batch.z_I, batch.labels.unsqueeze(1).to(z_R.dtype)], dim=1)
+        now = gather_over_workers(now)
+        codes = torch.cat([now[:, :k], self.codes])
+        identities = torch.cat([now[:, k:-1].detach(), self.identities])
+        labels = torch.cat([now[:, -1].detach().long(), self.labels])
         self.codes, self.identities = codes[:MEMORY].detach(), identities[:MEMORY]
         self.labels = labels[:MEMORY]
         known = labels != NO_CODE
@@ -235,12 +234,12 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor, whose: str) -> None:
             parameter is updated.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    # DDP adds up gradients, not losses: what is wrong with a worker's loss goes along with these, in
+    # the same exchange.
+    (loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)).backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     length = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    is_finite = torch.isfinite(loss.detach()) & torch.isfinite(length)
-    # DDP has added up the gradients, but not the losses.
-    if sum_over_workers((~is_finite).float()):
+    if not torch.isfinite(length):
         raise NotFinite(f"{whose} loss, or its gradient, is not a finite number")
     optimizer.step()
 

@@ -200,7 +200,7 @@ def test_the_game_lowers_the_bound_that_it_weighs(game: str) -> None:
 
 def test_the_encoder_that_bounds_the_games_learns_to_name_people() -> None:
     """Nats of naming one of four. Player 1 alone learns it too, but from less."""
-    alone, helped = (term_after_turns("identification", weight, 100) for weight in (0.0, 1.0))
+    alone, helped = (term_after_turns("identification", weight, 200) for weight in (0.0, 1.0))
     assert helped < 0.75 * alone
 
 
