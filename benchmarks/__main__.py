@@ -39,7 +39,7 @@ def codec(
     """Reading residuals / FFmpeg's decoding.
 
     Args:
-        videos: Clips; without any, textures are drawn.
+        videos: Clips, encoded anew and, in H.264, as they are; without any, textures are drawn.
         size: Side of the pictures in pixels.
         gop_size: Frames per GOP.
         max_frames: Frames of each clip at most.
@@ -50,7 +50,7 @@ def codec(
 
     settings = CodecSettings(gop_size=gop_size)
     return _report(
-        lambda: codec.measure(clips_of(videos, size, max_frames), settings, rounds), json
+        lambda: codec.measure(clips_of(videos, size, max_frames), settings, rounds, videos), json
     )
 
 

@@ -3,13 +3,16 @@
 All on one core, from files in memory. *FFmpeg, decode only* decodes a file and drops the frames.
 *CoViAR's way* is that of Wu et al. (CVPR 2018): decode, then subtract from each picture the one
 before, displaced by the vectors rounded to whole pixels; here in OpenCV's C++. Each way opens the
-file anew, so nothing but the bytes is there beforehand.
+file anew, so nothing but the bytes is there beforehand; but for *an open clip*, whose index and
+decoder are kept, as who draws frames at random in training keeps them. Of videos in H.264, all P-
+and B-frames are also read as they are.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import av
 import cv2
@@ -18,20 +21,30 @@ import pyarrow as pa
 from av.video.reformatter import VideoReformatter
 
 from benchmarks.measure import Measurement, Ratio, Work, side_by_side
-from cfer.codec import GRAY, Bitstream, CodecSettings, encode
+from cfer.codec import GRAY, Bitstream, CodecError, CodecSettings, encode
 from cfer.codec.decoder import vectors_of
+from cfer.codec.verify import verify
 from cfer.data.inputs import BLOCK, block_motion
 from cfer.errors import InputError
+from cfer.outputs import say
 
 RANDOM_FRAMES = 3  # of a clip: what CoViAR samples in training
 
 DECODE, RGB, COVIAR = "FFmpeg, decode only", "a clip to RGB arrays", "CoViAR's way"
 ACCUMULATED, DIRECT, VECTORS = "residuals, accumulated", "residuals, direct", "motion vectors"
 FEW = f"{RANDOM_FRAMES} direct residuals of a clip"
+FEW_OF_OPEN = f"{RANDOM_FRAMES} direct residuals of an open clip"
+H264 = "H.264: "
 
 
-def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int) -> Measurement:
-    """Time and weigh the codec on clips of RGB pictures, uint8 (H, W, 3) each."""
+def measure(
+    clips: list[list[np.ndarray]],
+    settings: CodecSettings,
+    rounds: int,
+    videos: Sequence[Path] = (),
+) -> Measurement:
+    """Time and weigh the codec on clips of RGB pictures, uint8 (H, W, 3) each, and on videos in
+    H.264 as they are."""
     cv2.setNumThreads(1)
     bitstreams = [encode(pictures, settings, 25) for pictures in clips]
     p_frames = [(b, n) for b in bitstreams for gop in b.gops for n in gop[1:]]
@@ -39,35 +52,9 @@ def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int)
         raise InputError(f"--gop-size {settings.gop_size}: there is no P-frame to measure")
     for bitstream in bitstreams:
         _verify(bitstream)
+    as_they_are = [known for path in videos if (known := _as_it_is(path))]
+    blocks = [_proven(bitstream) for bitstream in as_they_are]
     files = [b.data for b in bitstreams]
-    draws = np.random.default_rng(0)
-    sampled = [
-        sorted(draws.choice([n for g in b.gops for n in g[1:]], RANDOM_FRAMES, replace=False))
-        for b in bitstreams
-    ]
-
-    def decode() -> int:
-        return sum(1 for data in files for _ in _frames(data))
-
-    def to_rgb() -> int:
-        for data in files:
-            converter = VideoReformatter()
-            _ = [_rgb(frame, converter) for frame in _frames(data)]
-        return len(files)
-
-    def accumulated() -> int:
-        opened = (Bitstream(data, "a clip") for data in files)
-        return sum(len(b.accumulated_residuals(g)) for b in opened for g in range(len(b.gops)))
-
-    def direct() -> int:
-        opened = (Bitstream(data, "a clip") for data in files)
-        return sum(len([b.direct_residual(n) for gop in b.gops for n in gop[1:]]) for b in opened)
-
-    def few() -> int:
-        for data, numbers in zip(files, sampled, strict=True):
-            bitstream = Bitstream(data, "a clip")
-            _ = [bitstream.direct_residual(int(n)) for n in numbers]
-        return len(files)
 
     def vectors() -> int:
         # As few bytes are copied as FFmpeg lets one: vectors come with decoded frames only.
@@ -80,31 +67,37 @@ def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int)
     def write() -> int:
         return sum(len(encode(pictures, settings, 25).packets) for pictures in clips)
 
-    measurement = side_by_side(
-        [
-            Work(DECODE, decode),
-            Work(COVIAR, coviar),
-            Work(ACCUMULATED, accumulated),
-            Work(DIRECT, direct),
-            Work(VECTORS, vectors),
-            Work(FEW, few, "clips", per_round=5),
-            Work(RGB, to_rgb, "clips"),
-            Work("encode", write),
-        ],
-        [
-            Ratio(ACCUMULATED, DECODE, 0.8),
-            Ratio(DIRECT, DECODE, 0.45),
-            Ratio(VECTORS, DECODE),
-            Ratio(FEW, RGB, 20),
-            Ratio(ACCUMULATED, COVIAR, 10),
-            Ratio(DIRECT, COVIAR, 10),
-            Ratio("encode", DECODE),
-        ],
-        rounds,
-        "codec",
+    works = [
+        *_reading(bitstreams, ""),
+        Work(COVIAR, coviar),
+        Work(VECTORS, vectors),
+        Work("encode", write),
+    ]
+    ratios = [
+        Ratio(ACCUMULATED, DECODE, 0.8),
+        Ratio(DIRECT, DECODE, 0.45),
+        Ratio(VECTORS, DECODE),
+        Ratio(FEW, RGB, 20),
+        Ratio(FEW_OF_OPEN, RGB, 20),
+        Ratio(ACCUMULATED, COVIAR, 10),
+        Ratio(DIRECT, COVIAR, 10),
+        Ratio("encode", DECODE),
+    ]
+    if as_they_are:
+        works += _reading(as_they_are, H264)
+        ratios += [
+            Ratio(H264 + ACCUMULATED, H264 + DECODE, 0.8),
+            Ratio(H264 + DIRECT, H264 + DECODE, 0.8),
+            Ratio(H264 + FEW, H264 + RGB, 20),
+            Ratio(H264 + FEW_OF_OPEN, H264 + RGB, 20),
+        ]
+    verified = (
         f"{len(p_frames)} P-frames of {len(clips)} clips: packets from memory decode as the file "
-        "does, direct residuals equal accumulated ones where they must",
+        "does, direct residuals equal accumulated ones where they must"
     )
+    if blocks:
+        verified += f"; {sum(blocks):,} blocks of {len(blocks)} videos in H.264: none differs"
+    measurement = side_by_side(works, ratios, rounds, "codec", verified)
     residuals = [b.direct_residual(n) for b, n in p_frames]
     raw = b"".join(residual.packed().tobytes() for residual in residuals)
     count = len(residuals)
@@ -121,6 +114,60 @@ def measure(clips: list[list[np.ndarray]], settings: CodecSettings, rounds: int)
         "saturated samples": f"{np.mean([r.saturated_fraction for r in residuals]):.6f}",
     }
     return measurement
+
+
+def _as_it_is(path: Path) -> Bitstream | None:
+    try:
+        return Bitstream.open(path, ["h264"])
+    except CodecError as error:
+        say(f"not read as it is: {error}")
+        return None
+
+
+def _reading(bitstreams: Sequence[Bitstream], prefix: str) -> list[Work]:
+    """Residuals of whole files and of a few frames, beside FFmpeg's decoding of the same files."""
+    files = [bitstream.data for bitstream in bitstreams]
+    draws = np.random.default_rng(0)
+    sampled = [
+        sorted(draws.choice([n for n, t in enumerate(b.frame_types) if t == "P"], RANDOM_FRAMES))
+        for b in bitstreams
+    ]
+
+    def opened() -> Iterator[Bitstream]:
+        return (Bitstream(data, "a clip") for data in files)
+
+    def decode() -> int:
+        return sum(1 for data in files for _ in _frames(data))
+
+    def to_rgb() -> int:
+        for data in files:
+            converter = VideoReformatter()
+            _ = [_rgb(frame, converter) for frame in _frames(data)]
+        return len(files)
+
+    def accumulated() -> int:
+        # One by one: of a long GOP, all of them may not fit into memory.
+        return sum(
+            1 for b in opened() for g in range(len(b.gops)) for _ in b.iter_accumulated_residuals(g)
+        )
+
+    def direct() -> int:
+        numbers = ((b, n) for b in opened() for gop in b.gops for n in gop[1:])
+        return sum(b.direct_residual(n) is not None for b, n in numbers)
+
+    def few(known: Iterable[Bitstream]) -> int:
+        for bitstream, numbers in zip(known, sampled, strict=True):
+            _ = [bitstream.direct_residual(int(n)) for n in numbers]
+        return len(files)
+
+    return [
+        Work(prefix + DECODE, decode),
+        Work(prefix + ACCUMULATED, accumulated),
+        Work(prefix + DIRECT, direct),
+        Work(prefix + FEW, lambda: few(opened()), "clips", per_round=5),
+        Work(prefix + FEW_OF_OPEN, lambda: few(bitstreams), "clips", per_round=5),
+        Work(prefix + RGB, to_rgb, "clips"),
+    ]
 
 
 def coviar_residuals(data: bytes) -> Iterator[np.ndarray]:
@@ -175,3 +222,11 @@ def _verify(bitstream: Bitstream) -> None:
             direct = bitstream.direct_residual(gop[1])
             if not np.array_equal(direct.y, bitstream.accumulated_residuals(number)[0].y):
                 raise AssertionError(f"{bitstream!r}: direct and accumulated residuals differ")
+
+
+def _proven(bitstream: Bitstream) -> int:
+    """How many blocks of a video's frames were compared with its decoded pictures."""
+    proof = verify(bitstream)
+    if proof.differing:
+        raise AssertionError(f"{bitstream!r}: {proof.differing} of {proof.blocks} blocks differ")
+    return proof.blocks

@@ -234,8 +234,8 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor, whose: str) -> None:
             parameter is updated.
     """
     optimizer.zero_grad(set_to_none=True)
-    # DDP adds up gradients, not losses: what is wrong with a worker's loss goes along with these, in
-    # the same exchange.
+    # DDP adds up gradients, not losses: what is wrong with a worker's loss goes along with its
+    # gradients, in the same exchange.
     (loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)).backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     length = get_total_norm([p.grad for p in parameters if p.grad is not None])

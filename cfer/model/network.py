@@ -111,21 +111,28 @@ class Encoder(nn.Module):
         # Convolutions on CPUs are fastest in this layout.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, planes: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, planes: Tensor, mask: Tensor | None = None) -> Tensor:
         """planes float (N, T, C, S/2, S/2), mask bool (N, T) → z_R float (N, code_dim).
 
-        The mask is False where a clip has no frame; those planes have no influence.
+        The mask is False where a clip has no frame; those planes have no influence. None: all are
+        there.
         """
         num_clips, num_frames = planes.shape[:2]
-        scaled = (self.gain * planes.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
+        # Clips differ in length: a batch that is as long as its longest has mostly empty places.
+        there = planes.flatten(0, 1) if mask is None else planes[mask]
+        scaled = (self.gain * there).contiguous(memory_format=torch.channels_last)
         x = self.stages(F.relu(self.stem(scaled)))
-        frames = F.adaptive_avg_pool2d(x, GRID).reshape(num_clips, num_frames, -1)
-        present = mask.unsqueeze(-1)
-        if self.pooling == "max":
-            # A stage's output is never negative, so a missing frame never wins.
-            return self.code((frames * present).amax(1))
-        weights = present.to(frames.dtype)
-        return self.code((frames * weights).sum(1) / weights.sum(1))
+        frames = F.adaptive_avg_pool2d(x, GRID).flatten(1)
+        if mask is None:
+            frames = frames.reshape(num_clips, num_frames, -1)
+            counts: Tensor | int = num_frames
+        else:
+            # A stage's output is never negative, so a missing frame is never the largest.
+            frames = frames.new_zeros(*mask.shape, frames.shape[1]).masked_scatter(
+                mask.unsqueeze(-1), frames
+            )
+            counts = mask.sum(1, keepdim=True)
+        return self.code(frames.amax(1) if self.pooling == "max" else frames.sum(1) / counts)
 
 
 class ApexDecoder(nn.Module):
@@ -199,8 +206,7 @@ class Predictor(nn.Module):
     def forward(self, planes: Tensor) -> Tensor:
         """`cfer.data.inputs` planes, uint8 (N, T, C, S/2, S/2) → probabilities, float32
         (N, num_classes), rows that sum to 1."""
-        mask = torch.ones(planes.shape[:2], dtype=torch.bool, device=planes.device)
-        return self.classifier(self.encoder(scale_planes(planes), mask)).softmax(1)
+        return self.classifier(self.encoder(scale_planes(planes))).softmax(1)
 
 
 def not_finite(state: Mapping[str, Any]) -> str | None:

@@ -135,9 +135,8 @@ def class_activation(predictor: Predictor, planes: np.ndarray) -> ClassActivatio
     hook = predictor.encoder.stages.register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            mask = torch.ones(1, len(planes), dtype=torch.bool)
             # A copy, since the planes may be read-only.
-            code = predictor.encoder(scale_planes(torch.tensor(planes))[None], mask)
+            code = predictor.encoder(scale_planes(torch.tensor(planes))[None])
             logits = predictor.classifier(code)[0]
     finally:
         hook.remove()

@@ -46,6 +46,8 @@ def test_the_documented_bench_of_the_codec_and_its_comparison(
     assert found["figures"]["clips"] == "1 of 224 × 224, 24 frames, GOP 12"
     assert found["figures"]["a residual raw"] == f"{224 * 224 * 3 // 2:,} bytes"
     assert found["figures"]["intra macroblocks"] == "0.000000"
+    assert "blocks of 1 videos in H.264: none differs" in found["verified"]
+    assert found["targets"]["H.264: residuals, direct / H.264: FFmpeg, decode only"] == 0.8
     monkeypatch.chdir(tmp_path)
     Path("docs").symlink_to(REPOSITORY / "docs")
     # How fast one round was, nobody knows.

@@ -29,8 +29,18 @@ def test_masked_frames_have_no_influence(pooling: str) -> None:
     changed = planes.clone()
     changed[1, 2:] = torch.randn_like(changed[1, 2:])
     torch.testing.assert_close(encoder(changed, mask), codes)
-    alone = encoder(planes[1:, :2], mask[1:, :2])
+    alone = encoder(planes[1:, :2])
     torch.testing.assert_close(codes[1:], alone)
+
+
+def test_frames_that_are_missing_cost_nothing() -> None:
+    """Of a batch that is as long as its longest clip."""
+    encoder = ExpressionNet(CONFIG, with_apex=False).encoder
+    seen: list[int] = []
+    encoder.stem.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    mask = torch.tensor([[True] * 4, [False, True, False, False]])
+    encoder(scale_planes(random_planes(2, 4)), mask)
+    assert seen == [5]
 
 
 def test_a_clip_does_not_depend_on_the_rest_of_the_batch() -> None:

@@ -189,8 +189,7 @@ def test_contributions_sum_to_the_logit_less_its_bias(pooling):
 
 
 def logits_of(predictor: Predictor, planes: np.ndarray) -> torch.Tensor:
-    mask = torch.ones(1, len(planes), dtype=torch.bool)
-    code = predictor.encoder(scale_planes(torch.tensor(planes))[None], mask)
+    code = predictor.encoder(scale_planes(torch.tensor(planes))[None])
     return predictor.classifier(code)[0].detach()
 
 
@@ -250,7 +249,7 @@ def test_the_map_is_drawn_where_a_cell_looks(stem_stride):
     planes = torch.zeros(1, 1, WHAT.num_planes, side // 2, side // 2, requires_grad=True)
     # GroupNorm ties every place to every other; its own scale aside, what is near counts.
     noise = torch.randn(planes.shape, generator=torch.Generator().manual_seed(0))
-    predictor.encoder(planes + 0.1 * noise, torch.ones(1, 1, dtype=torch.bool))
+    predictor.encoder(planes + 0.1 * noise)
     hook.remove()
     row, column = 3, 5
     (gradient,) = torch.autograd.grad(stages[0][0, :, row, column].sum(), planes)
