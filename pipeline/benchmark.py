@@ -134,6 +134,11 @@ CURVE = [
     *_swept("gradient-reversal", (0.1, 1.0)),
     *(TableRow(name, (), (("method", name),)) for name in ("stills-apex", "frame-difference")),
     *_swept("stills-apex+min-min", (0.3, 1.0)),
+    *(
+        TableRow(f"{name} blur {sigma:g}", (), (("method", name), ("blur", sigma)))
+        for name in ("stills-apex", "cross-entropy")
+        for sigma in (2.0, 4.0)
+    ),
     *(TableRow(name, (), (("method", name),)) for name in ("residual", "motion", "identification")),
 ]
 

@@ -23,6 +23,7 @@ MOST = 4096  # channels, classes, … of a network: a card with more is damaged
 NORM_GROUPS = 4
 STEM = 5  # samples along one side of the stem's filter: a longer stride would leave some out
 POOLINGS = ("mean", "max")
+MOST_BLUR = 16
 EARLIER_STEM_STRIDE = 2  # of all networks before the stride was stored with them
 GRID = 4  # a crop is aligned with the face, so where something moves matters: in a 4 × 4 grid
 
@@ -35,6 +36,8 @@ class ModelConfig:
         num_classes: expressions.
         identity_dim: dimension of z_I, the face embedder's vector.
         num_planes, gain: of the input, `cfer.data.inputs.Input`.
+        blur: standard deviation of a Gaussian that the planes are blurred by, in their samples; 0:
+            none. What is often done to hide who is seen.
         width: channels of the stem and of the first of three stages, a multiple of `NORM_GROUPS`;
             each later stage has twice as many.
         stem_stride: of the stem, in samples of the planes.
@@ -50,6 +53,7 @@ class ModelConfig:
     identity_dim: int
     num_planes: int = 6
     gain: float = 8.0
+    blur: float = 0.0
     width: int = 16
     stem_stride: int = 4
     code_dim: int = 64
@@ -63,6 +67,8 @@ class ModelConfig:
                 raise InputError(f"{name} {getattr(self, name)} is not between 1 and {most}")
         if self.width % NORM_GROUPS:
             raise InputError(f"width {self.width}: give a multiple of {NORM_GROUPS}")
+        if not 0 <= self.blur <= MOST_BLUR:
+            raise InputError(f"blur {self.blur} is not between 0 and {MOST_BLUR}")
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling {self.pooling}: give one of {', '.join(POOLINGS)}")
         if not 0 < self.gain < math.inf or not 0 <= self.dropout < 1:
@@ -92,6 +98,18 @@ class _Block(nn.Module):
         return F.relu(self.second_norm(self.second(inner)) + self.shortcut(x))
 
 
+def _blurred(planes: Tensor, deviation: float) -> Tensor:
+    """(N, C, H, W), along both axes in turn, out to four deviations; beyond the edge, the edge goes
+    on."""
+    reach = math.ceil(4 * deviation)
+    steps = torch.arange(-reach, reach + 1, dtype=planes.dtype, device=planes.device)
+    weights = torch.softmax(-0.5 * (steps / deviation) ** 2, 0)
+    count = planes.shape[1]
+    padded = F.pad(planes, (reach,) * 4, mode="replicate")
+    across = weights.expand(count, 1, 1, -1)
+    return F.conv2d(F.conv2d(padded, across, groups=count), across.transpose(2, 3), groups=count)
+
+
 class Encoder(nn.Module):
     """E: the planes of a clip's frames → expression code z_R, pooled over the frames."""
 
@@ -108,6 +126,7 @@ class Encoder(nn.Module):
             _Block(2 * width, 4 * width, 2),
         )
         self.code = nn.Linear(4 * width * GRID**2, config.code_dim)
+        self.blur = config.blur
         # Convolutions on CPUs are fastest in this layout.
         self.to(memory_format=torch.channels_last)
 
@@ -121,6 +140,8 @@ class Encoder(nn.Module):
         # Clips differ in length: a batch that is as long as its longest has mostly empty places.
         there = planes.flatten(0, 1) if mask is None else planes[mask]
         scaled = (self.gain * there).contiguous(memory_format=torch.channels_last)
+        if self.blur:
+            scaled = _blurred(scaled, self.blur)
         x = self.stages(F.relu(self.stem(scaled)))
         frames = F.adaptive_avg_pool2d(x, GRID).flatten(1)
         if mask is None:

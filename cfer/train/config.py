@@ -115,6 +115,7 @@ class TrainConfig:
     planes: Planes = "yuv"  # of the input: all three, or luma alone
     frames: str = "last"  # `last` P-frame of each GOP, or a number of P-frames per clip
     stream: Stream = "encoded"  # its residuals: encoded anew; native, as in the H.264 file; or both
+    blur: float = 0.0  # of the input, to hide who is seen: a Gaussian's σ in samples of its planes
     width: int = 32  # channels of the encoder's first stage
     pooling: Pooling = "mean"  # of a clip's frames
     code_dim: int = 0  # dimension of the expression code; 0: classes − 1, all that C can read
@@ -141,7 +142,7 @@ class TrainConfig:
             **dict.fromkeys(("workers", "epochs", "batch_size", "estimator_steps"), 1),
             **dict.fromkeys(("cpus_per_worker", "identity_weight", "apex_weight"), 0),
             **dict.fromkeys(("weight_decay", "shift_pixels", "gain_jitter", "seed"), 0),
-            **dict.fromkeys(("code_dim", "erase"), 0),
+            **dict.fromkeys(("code_dim", "erase", "blur"), 0),
         }
         for name, least in at_least.items():
             if not getattr(self, name) >= least:

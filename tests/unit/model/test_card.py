@@ -70,6 +70,7 @@ def test_a_window_is_the_cards_seconds_or_an_earlier_cards_gops(card):
         (lambda card: card | {"network": card["network"] | {"width": "16"}}, "network.width"),
         (lambda card: card | {"network": card["network"] | {"stem_stride": 0}}, "stem_stride 0 is"),
         (lambda card: card | {"network": card["network"] | {"stem_stride": 6}}, "between 1 and 5"),
+        (lambda card: card | {"network": card["network"] | {"blur": 99}}, "blur 99.0 is not"),
         (lambda card: card | {"network": card["network"] | {"pooling": "sum"}}, "pooling sum"),
         (lambda card: card | {"network": card["network"] | {"gain": "x"}}, "network.gain"),
         (lambda card: card | {"network": card["network"] | {"gain": math.nan}}, "gain nan"),

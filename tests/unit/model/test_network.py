@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from cfer.data.inputs import APEX_SIZE
-from cfer.model.network import ExpressionNet, ModelConfig, Predictor, scale_planes
+from cfer.model.network import Encoder, ExpressionNet, ModelConfig, Predictor, scale_planes
 
 CONFIG = ModelConfig(num_classes=7, identity_dim=128, width=8, code_dim=32)
 
@@ -31,6 +32,20 @@ def test_masked_frames_have_no_influence(pooling: str) -> None:
     torch.testing.assert_close(encoder(changed, mask), codes)
     alone = encoder(planes[1:, :2])
     torch.testing.assert_close(codes[1:], alone)
+
+
+def test_a_network_that_blurs_sees_planes_without_detail() -> None:
+    """As SciPy blurs them; what it has learned is the same."""
+    torch.manual_seed(0)
+    blurring = Encoder(replace(CONFIG, blur=1.5))
+    plain = Encoder(CONFIG)
+    plain.load_state_dict(blurring.state_dict())
+    planes = scale_planes(random_planes(3, 2, side=32))
+    blurred = gaussian_filter(planes.numpy(), (0, 0, 0, 1.5, 1.5), mode="nearest")
+    torch.testing.assert_close(
+        blurring(planes), plain(torch.from_numpy(blurred)), rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(blurring(planes), plain(planes), atol=1e-2)
 
 
 def test_frames_that_are_missing_cost_nothing() -> None:

@@ -52,6 +52,7 @@ from cfer.train.config import (
         ),
         ({"code_dim": -1}, "--code-dim -1: give 0 or more"),
         ({"erase": -1}, "--erase -1: give 0 or more"),
+        ({"blur": -1.0}, "--blur -1.0: give 0 or more"),
         ({"val_fraction": 0.0}, "--val-fraction 0.0: give a share between 0 and 1"),
         ({"val_fraction": 1.0}, "--val-fraction 1.0: give a share between 0 and 1"),
         ({"flip": 1.5}, "--flip 1.5: give a probability, 0 to 1"),

@@ -32,16 +32,14 @@ CPU = torch.device("cpu")
 
 
 def test_the_model_is_as_the_options_say() -> None:
-    config = TrainConfig("x", width=8, code_dim=32, pooling="max", dropout=0.5, input="motion")
+    options = {"width": 8, "code_dim": 32, "pooling": "max", "dropout": 0.5, "blur": 2.0}
+    config = TrainConfig("x", input="motion", **options)
     assert model_config(config, 7, 128) == ModelConfig(
         num_classes=7,
         identity_dim=128,
         num_planes=config.what.num_planes,
         gain=config.what.gain,
-        width=8,
-        code_dim=32,
-        pooling="max",
-        dropout=0.5,
+        **options,
     )
 
 
