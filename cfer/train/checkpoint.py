@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -115,6 +115,8 @@ def read_record(
         "stem stride": ModelConfig.stem_stride,
     }
     known = {
+        # What an earlier cfer had no option for, it did as the default of one says.
+        **{option.name: option.default for option in fields(TrainConfig)},
         **record["config"],
         "data set (SHA-256)": record["data_digest"],
         "stem stride": record.get("stem_stride", EARLIER_STEM_STRIDE),

@@ -54,6 +54,11 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, tmp_path:
         else:
             with pytest.raises(InputError, match=r"--run mine: it was started with --\S+ other"):
                 read(config, config=other)
+    # An option that there was not yet is as if it had not been given.
+    earlier = {name: value for name, value in record["config"].items() if name != "blur"}
+    assert read(config, config=earlier) == "0f"
+    with pytest.raises(InputError, match="started with --blur 0.0, and now --blur is 2.0"):
+        read(replace(config, blur=2.0), config=earlier)
     with pytest.raises(InputError, match=r"started with data set \(SHA-256\) 0f, and now data set"):
         read(config, data_digest="0f")
     # The weights of an earlier cfer's network would fit, and mean something else.
