@@ -57,7 +57,7 @@ def test_a_run_goes_on_with_its_own_settings_alone(drawn_shards: Path, tmp_path:
     # An option that there was not yet is as if it had not been given.
     earlier = {name: value for name, value in record["config"].items() if name != "blur"}
     assert read(config, config=earlier) == "0f"
-    with pytest.raises(InputError, match="started with --blur 0.0, and now --blur is 2.0"):
+    with pytest.raises(InputError, match=r"started with --blur 0\.0, and now --blur is 2\.0"):
         read(replace(config, blur=2.0), config=earlier)
     with pytest.raises(InputError, match=r"started with data set \(SHA-256\) 0f, and now data set"):
         read(config, data_digest="0f")
