@@ -171,7 +171,7 @@ def _planned(recognizer: Recognizer, known: KnownFaces, path: Path) -> Planned:
     except CodecError as error:
         raise InputError(f"{error}; give videos that are read as they are") from error
     bitstream = native.bitstream
-    times = sorted(bitstream.times)
+    times = bitstream.shown_times
     frames = recognizer.card.window_frames(pictures.mean_fps())
     found: list[tuple[range, list[Run]]] = []
     for span in windows(pictures.span(), frames, (frames + 1) // 2):

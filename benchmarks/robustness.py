@@ -288,7 +288,7 @@ def says_natively(
             native = NativeVideo(file, detector)
         except CodecError:
             continue
-        times = sorted(native.bitstream.times)  # those of frames are in the order of the stream
+        times = native.bitstream.shown_times
         for number, span in enumerate(later if is_later else spans):
             try:
                 window = native.read(

@@ -22,11 +22,13 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from cfer.codec.containers import CutOff, open_input, packets, video_stream, whole_packets
@@ -38,7 +40,7 @@ from cfer.codec.decoder import (
     vectors_of,
 )
 from cfer.codec.format import GRAY, MACROBLOCK, CodecError, Format, Sent
-from cfer.codec.h264 import H264
+from cfer.codec.h264 import H264, is_intra, with_sets
 from cfer.codec.mpeg4 import Mpeg4
 
 FORMATS: dict[str, type[Mpeg4 | H264]] = {"mpeg4": Mpeg4, "h264": H264}
@@ -165,8 +167,13 @@ class Bitstream:
                 stream, codec = _readable_stream(container, name, codecs)
                 extradata = bytes(stream.codec_context.extradata or b"")
                 fps = Fraction(stream.average_rate or stream.base_rate or 25)
+                is_avi = container.format.name == "avi"
                 read = (codec == "mpeg4" and _packets_by_index(data, container, stream)) or [
-                    (bytes(packet), packet.dts if packet.pts is None else packet.pts)
+                    _Read(
+                        packet_data(packet, extradata),
+                        packet.dts if packet.pts is None or is_avi else packet.pts,
+                        packet.is_discard,
+                    )
                     for packet in whole_packets(container, stream, file)
                     if packet.size
                 ]
@@ -175,9 +182,13 @@ class Bitstream:
             raise CodecError(f"{name}: not a readable video ({error})") from error
         if not read:
             raise CodecError(f"{name}: there is no frame in it")
-        frames = FORMATS[codec](extradata, [packet for packet, _ in read], name)
-        stamps = [read[n][1] for n in frames.sources]
+        frames = FORMATS[codec](extradata, [packet.data for packet in read], name)
+        stamps = [read[n].stamp for n in frames.sources]
+        if is_avi:  # it says when each frame is decoded: at as many times one is shown
+            stamps = [stamps[place] for place in np.argsort(frames.display_order)]
+            duration = None  # FFmpeg's guess
         self._take(data, name, frames, fps, stamps, time_base, duration)
+        self._hidden |= {n for n, source in enumerate(frames.sources) if read[source].is_hidden}
 
     def _take(
         self,
@@ -202,6 +213,7 @@ class Bitstream:
     def _take_frames(self, frames: Mpeg4 | H264, stamps: Sequence[int | None]) -> None:
         self._format: Format = frames
         self._stamps = stamps
+        self._hidden = set(frames.orphans)
         self.packets, self.frame_types = frames.packets, frames.frame_types
         if self.frame_types[0] != "I":
             raise CodecError(f"{self.name}: its first frame is no I-frame; cut it at an I-frame")
@@ -278,26 +290,38 @@ class Bitstream:
     @cached_property
     def times(self) -> list[float]:
         """When each frame is shown and, one value more, when the last one ends: seconds since the
-        first one, by the container's time stamps, or by `fps` where it lacks some."""
+        first one, by the container's time stamps, or by `fps` where it lacks some.
+
+        Frames that no player shows count from there, too, so that those before it have a negative
+        time: what an edit list leaves out of an MP4, and what is predicted from before the file.
+        """
         count, order = len(self.packets), self.display_order
-        stamps = [self._stamps[n] for n in order]
-        known = [stamp for stamp in stamps if stamp is not None]
+        shown = [place for place, n in enumerate(order) if n not in self._hidden] or range(count)
+        first, last = shown[0], shown[-1]
+        known = [stamp for n in order if (stamp := self._stamps[n]) is not None]
         base = self._time_base
         times = [0.0] * (count + 1)
         if base is None or len(known) < count or known != sorted(set(known)):
-            for place, number in enumerate([*order, count]):
-                times[number] = float(place / self.fps)
+            for place, number in enumerate(order):
+                times[number] = float((place - first) / self.fps)
+            times[count] = float((last + 1 - first) / self.fps)
             return times
-        end = known[0] + (self._duration or 0)
-        if end <= known[-1]:
-            end = known[-1] + round(1 / (self.fps * base))
+        end = known[first] + (self._duration or 0)
+        if end <= known[last] or last + 1 < count:
+            end = known[last] + round(1 / (self.fps * base))
         for stamp, number in zip([*known, end], [*order, count], strict=True):
-            times[number] = float((stamp - known[0]) * base)
+            times[number] = float((stamp - known[first]) * base)
         return times
 
+    @property
+    def shown_times(self) -> list[float]:
+        """The times of the frames that a player shows, in that order, and of the last one's end."""
+        *times, end = self.times
+        return [*(times[n] for n in self.display_order if n not in self._hidden), end]
+
     def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Decode everything, as any player does: (y, u, v) of each frame, read-only uint8, as in
-        `Residual`, in the order of their numbers."""
+        """Decode everything, also what no player shows: (y, u, v) of each frame, read-only uint8,
+        as in `Residual`, in the order of their numbers."""
         return (picture for _, picture in self._pictures(range(len(self.packets))))
 
     def gop_pictures(self, gop: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -404,11 +428,12 @@ class Bitstream:
 
         No decoder exports this. So the frame is decoded once more, and each index adds an offset of
         its own to the gray that it stands for. In temporal direct mode a block takes its reference
-        from another frame, which is gray: there it may be wrong, as its vector.
+        from another frame, which is gray: there it may be wrong, as its vector. Where all samples
+        of U or V are as large as can be, nothing can be added, and it is −1 too.
 
         Raises:
             ValueError: the frame is not a P- or B-frame of this bitstream.
-            CodecError: not H.264, or a damaged frame.
+            CodecError: not H.264, a picture that is missing before it, or a damaged frame.
         """
         if not isinstance(self._format, H264):
             raise CodecError(f"{self.name}: references are read from H.264 alone")
@@ -419,10 +444,12 @@ class Bitstream:
         for plane, shown, sent in zip(
             added, planes_of(decoded)[1:], (residual.u, residual.v), strict=True
         ):
-            # Where a sum was clipped it is too small: one sample of a block that was not is enough.
+            # A sum that was clipped is too small: one sample of a block that was not is enough.
             side = BLOCK_OF_REFERENCE // 2
             padded = np.zeros((shape[0] * side, shape[1] * side), np.int32)
-            padded[: sent.shape[0], : sent.shape[1]] = shown.astype(np.int32) - sent
+            padded[: sent.shape[0], : sent.shape[1]] = np.where(
+                shown < 255, shown.astype(np.int32) - sent, 0
+            )
             plane[:] = padded.reshape(shape[0], side, shape[1], side).max((1, 3))
         indices = np.where((added > 0).all(0), added, added // 2) - 1
         indices[added <= 0] = -1
@@ -579,6 +606,25 @@ class GrowingBitstream(Bitstream):
 
     def _stamps_of(self, frames: H264) -> list[int | None]:
         return [self._read[n][1] for n in frames.sources]
+
+
+def packet_data(packet: Packet, extradata: bytes) -> bytes:
+    """The bytes of a packet of H.264, after new parameter sets where its container has some for it.
+
+    Args:
+        extradata: those that the video began with, as its container has them.
+    """
+    if not packet.has_sidedata("new_extradata"):
+        return bytes(packet)
+    return with_sets(bytes(packet), bytes(packet.get_sidedata("new_extradata")), extradata)
+
+
+class _Read(NamedTuple):
+    """A packet of a file; `is_hidden`: an edit list leaves it out."""
+
+    data: bytes
+    stamp: int | None
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -744,7 +790,7 @@ def _frames_of_gop(
     """See `Bitstream.open_gop`."""
     extradata = bytes(stream.codec_context.extradata or b"")
     frames, number = None, gop
-    for can_begin, read in _runs(container, stream, 2 * most_frames):
+    for can_begin, read in _runs(container, stream, extradata, 2 * most_frames):
         number -= frames.frame_types.count("I") if frames else 0
         frames = H264(extradata, read, name)
         starts = [n for n, kind in enumerate(frames.frame_types) if kind == "I"]
@@ -764,23 +810,24 @@ def _frames_of_gop(
 
 
 def _runs(
-    container: InputContainer, stream: VideoStream, most: int
+    container: InputContainer, stream: VideoStream, extradata: bytes, most: int
 ) -> Iterator[tuple[bool, list[bytes]]]:
-    """The packets from one where decoding can begin to the next one, so many at a time, and whether
-    these are the first of them."""
+    """The packets from an I-frame where decoding can begin to the next one, so many at a time, and
+    whether these are the first of them."""
     read: list[bytes] = []
     can_begin = True
     for packet in packets(container, stream):
-        if read and (packet.is_keyframe or len(read) == most):
+        data = packet_data(packet, extradata)
+        # FFmpeg also calls it a key frame where an I-frame is spread over several P-frames.
+        begins = packet.is_keyframe and is_intra(data, extradata)
+        if read and (begins or len(read) == most):
             yield can_begin, read
-            read, can_begin = [], packet.is_keyframe
-        read.append(bytes(packet))
+            read, can_begin = [], begins
+        read.append(data)
     yield can_begin, read
 
 
-def _packets_by_index(
-    data: bytes, container: InputContainer, stream: VideoStream
-) -> list[tuple[bytes, int | None]]:
+def _packets_by_index(data: bytes, container: InputContainer, stream: VideoStream) -> list[_Read]:
     """The packets of a video and their time stamps, cut out by an MP4's index, which is faster than
     demuxing; none where the index may not be the whole truth."""
     if "mp4" not in container.format.name or stream.frames != len(stream.index_entries):
@@ -795,4 +842,4 @@ def _packets_by_index(
             return []
         end = start + size
     # Without B-frames, the order of decoding is that of display.
-    return [(data[start : start + size], stamp) for start, size, _, stamp in entries]
+    return [_Read(data[start : start + size], stamp) for start, size, _, stamp in entries]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import ClassVar, Protocol
 
 from cfer.errors import InputError
@@ -30,6 +30,7 @@ class Format(Protocol):
         header: what the decoder is told before the first packet.
         decoder_options: FFmpeg's, by name.
         keeps_gray: whether a decoder still has the gray picture after a direct residual.
+        orphans: the numbers of frames that are predicted from what the file lacks, and not shown.
     """
 
     width: int
@@ -41,6 +42,10 @@ class Format(Protocol):
     decoder: ClassVar[str]
     decoder_options: ClassVar[Mapping[str, str]]
     keeps_gray: ClassVar[bool]
+
+    @property
+    def orphans(self) -> Set[int]:
+        return frozenset()
 
     @property
     def display_order(self) -> Sequence[int]:

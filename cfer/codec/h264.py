@@ -42,6 +42,7 @@ from cfer.codec.h264_syntax import (
     SliceHeader,
     Weights,
     gray_slice,
+    is_intra_slice,
 )
 
 Change = Callable[[SliceHeader], SliceHeader]
@@ -114,9 +115,7 @@ class H264(Format):
         self.packets: list[bytes] = []
         self.sources: list[int] = []
         self.frames: list[Frame] = []
-        self._length_size = (
-            (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and extradata[4:] else 0
-        )
+        self._length_size = _length_size(extradata)
         self._sets = [ParameterSets({}, {}, {})]
         self._known: dict[bytes, SequenceParameters | PictureParameters] = {}
         self._where = ""
@@ -300,7 +299,13 @@ class H264(Format):
 
     def frames_of_indices(self, frame: int, indices: np.ndarray) -> np.ndarray:
         """The numbers of the frames that indices of the two lists stand for: int32 (2, rows,
-        columns) of 8 × 8 blocks, −1 = none, → the same."""
+        columns) of 8 × 8 blocks, −1 = none, → the same.
+
+        Raises:
+            CodecError: a picture is missing between the IDR picture before and this frame.
+        """
+        earlier = (n for n in range(frame, -1, -1) if self.frames[n].slices[0].is_idr)
+        self.check_whole(next(earlier, 0), frame + 1)
         headers = self.frames[frame].slices
         rows, columns = np.indices(indices.shape[1:]) // 2
         addresses = rows * headers[0].sps.columns + columns
@@ -530,17 +535,32 @@ class H264(Format):
                 kept.append(operation)
         return kept
 
-    def _check(self, first: int, start: int, stop: int, shown: set[int]) -> None:
-        """Raises CodecError where gray pictures are not all that a frame needs of those before."""
-        before = self.frames[first].slices[0].frame_num
-        for number in range(first + 1, stop):
-            header = self.frames[number].slices[0]
-            if header.frame_num != (before + 1) % header.sps.max_frame_num:
+    @cached_property
+    def _gaps(self) -> list[int]:
+        """The frames before which a reference is missing: it was lost, or was never sent."""
+        found = []
+        before = self.frames[0].slices[0].frame_num
+        for number, frame in enumerate(self.frames[1:], start=1):
+            header = frame.slices[0]
+            if header.is_idr:
+                before = 0
+            elif header.frame_num != (before + 1) % header.sps.max_frame_num:
+                found.append(number)
+            before = header.frame_num if header.ref_idc else before
+        return found
+
+    def check_whole(self, first: int, stop: int) -> None:
+        """Raises CodecError where a picture is missing after the first of some frames."""
+        for number in self._gaps:
+            if first < number < stop:
                 raise CodecError(
                     f"{self.name}: a picture before frame {number} is missing; read direct "
                     "residuals there, or re-encode it (cfer encode)"
                 )
-            before = header.frame_num if header.ref_idc else before
+
+    def _check(self, first: int, start: int, stop: int, shown: set[int]) -> None:
+        """Raises CodecError where gray pictures are not all that a frame needs of those before."""
+        self.check_whole(first, stop)
         for number in sorted(shown):
             for header in self.frames[number].slices:
                 if header.kind != B:
@@ -622,6 +642,37 @@ def _commands(header: SliceHeader) -> list[Operation] | None:
     assert header.marking is not None
     is_long = header.marking[0][1]
     return [(4, 1), (_CURRENT_TO_LONG, 0)] if is_long else [(4, 0)]
+
+
+def with_sets(packet: bytes, record: bytes, extradata: bytes) -> bytes:
+    """A packet after parameter sets that hold from it on, both as the container has them.
+
+    Args:
+        extradata: the sets that the video began with.
+
+    Raises:
+        CodecError: the NAL units of the two have lengths of different sizes.
+    """
+    size = _length_size(extradata)
+    if size != _length_size(record):
+        raise CodecError("its container changes the form of its packets; re-encode it")
+    if not size:
+        return record + packet
+    return b"".join(len(nal).to_bytes(size, "big") + nal for nal in _in_avcc(record)) + packet
+
+
+def is_intra(packet: bytes, extradata: bytes) -> bool:
+    """Whether a packet begins with a slice of an I-frame."""
+    size = _length_size(extradata)
+    for nal in _with_lengths(packet, size) if size else _with_codes(packet):
+        if nal[0] & 31 in (SLICE, IDR_SLICE):
+            return is_intra_slice(nal)
+    return False
+
+
+def _length_size(extradata: bytes) -> int:
+    """Bytes of the length before each NAL unit, by an avcC record; 0: start codes (Annex B)."""
+    return (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and extradata[4:] else 0
 
 
 def _in_avcc(extradata: bytes) -> list[bytes]:

@@ -20,7 +20,9 @@ MOST_REFERENCES = 16  # that are kept, or wait to be shown (A.3.1)
 POC_BITS = 16
 _HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # 7.3.2.1.1
 _EMULATION = re.compile(rb"\x00\x00(?=[\x00-\x03])")
-_USUAL_HEADER = 64  # bytes; a table of many weights takes more
+# Bytes of a slice's header: nearly always; and at the most, with tables of 64 weights.
+_USUAL_HEADER, _LONGEST_HEADER = 64, 4096
+_MOST_OPERATIONS = 66  # on a list, or of marking: a few more than there can be
 
 Operation = tuple[int, ...]
 """A command of list modification or of reference marking: its number, and what it is given."""
@@ -100,8 +102,14 @@ class SequenceParameters:
         bits.take(1)  # direct_8x8_inference
         width, height = MACROBLOCK * columns, MACROBLOCK * rows
         if bits.take(1):
-            width -= 2 * (bits.take_ue() + bits.take_ue())
-            height -= 2 * (bits.take_ue() + bits.take_ue())
+            left, right, top, bottom = (2 * bits.take_ue() for _ in range(4))
+            # Blocks are counted from the corner of what is shown, to the end of a macroblock.
+            if left or top or max(right, bottom) >= MACROBLOCK:
+                raise ValueError(
+                    "its pictures are cut at the left or the top, or by more than a macroblock"
+                )
+            width -= right
+            height -= bottom
         if (
             frame_num_bits > 16
             or poc_bits > 16
@@ -293,7 +301,7 @@ class SliceHeader:
                 return cls._parse(nal[:_USUAL_HEADER], sps, pps)
             except ValueError:
                 pass
-        return cls._parse(nal, sps, pps)
+        return cls._parse(nal[:_LONGEST_HEADER], sps, pps)
 
     @classmethod
     def _parse(
@@ -404,6 +412,13 @@ class SliceHeader:
         return nal_unit(self.ref_idc, IDR_SLICE if self.is_idr else SLICE, head + data)
 
 
+def is_intra_slice(nal: bytes) -> bool:
+    """Whether a NAL unit of kind `SLICE` or `IDR_SLICE` holds an I-slice, by its type alone."""
+    bits = BitReader(rbsp_of(nal[:_USUAL_HEADER])[1:])
+    bits.take_ue()  # first_mb_in_slice
+    return bits.take_ue() % 5 == I
+
+
 def gray_slice(
     sps: SequenceParameters,
     pps: PictureParameters,
@@ -452,7 +467,7 @@ def _modifications(bits: BitReader) -> list[Operation]:
     operations: list[Operation] = []
     if bits.take(1):
         while (number := bits.take_ue()) != 3:
-            if number > 3:
+            if number > 3 or len(operations) == _MOST_OPERATIONS:
                 raise ValueError("a slice changes its list in an unknown way")
             operations.append((number, bits.take_ue()))
     return operations
@@ -461,7 +476,7 @@ def _modifications(bits: BitReader) -> list[Operation]:
 def _marking(bits: BitReader) -> list[Operation]:
     operations: list[Operation] = []
     while number := bits.take_ue():
-        if number > 6:
+        if number > 6 or len(operations) == _MOST_OPERATIONS:
             raise ValueError("a slice marks pictures in an unknown way")
         count = 2 if number == 3 else 0 if number == 5 else 1
         operations.append((number, *(bits.take_ue() for _ in range(count))))

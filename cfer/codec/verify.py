@@ -105,7 +105,7 @@ def verify(bitstream: Bitstream, frames: int = 24) -> Proof:
     """Compare so many P- and B-frames, evenly chosen; 0: all.
 
     Raises:
-        CodecError: not H.264, or a damaged frame.
+        CodecError: not H.264, a picture that is missing, or a damaged frame.
     """
     codec = bitstream._format
     if not isinstance(codec, H264):
@@ -298,6 +298,7 @@ def _with_references(
         wanted = [n for n in chosen if start <= n < stop]
         if not wanted:
             continue
+        codec.check_whole(start, max(wanted) + 1)
         sent = codec.with_references(range(start, max(wanted) + 1), chosen)
         decoder = new_decoder(codec.decoder, b"", {**codec.decoder_options, **_WHOLE})
         frames = bitstream._shown(decoder, [(data, number) for data, number, _ in sent])

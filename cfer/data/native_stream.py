@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 
 from cfer.codec import CodecError
-from cfer.codec.bitstream import GrowingBitstream
+from cfer.codec.bitstream import GrowingBitstream, packet_data
 from cfer.data.native import FaceReader, NativeWindow, Run, long_enough, parts, read_window
 from cfer.video.faces import FaceDetector
 from cfer.video.follow import Place
@@ -162,7 +162,7 @@ class NativeStream:
         piece = self._pieces[-1]
         duration = packet.duration * base if packet.duration else 1 / self._stream.fps
         piece.end = self._end = max(self._end, shown + float(duration))
-        piece.new.append((bytes(packet), stamp))
+        piece.new.append((packet_data(packet, self._stream.extradata), stamp))
         insort(self._shown, shown)
         decoded = stamp if packet.dts is None else packet.dts
         self._final = max(self._final, float(decoded * base - self._origin))

@@ -202,7 +202,7 @@ class Recognizer:
         if self.card.what.is_native:
             native, refused = self._native_video(path, every)
         if native is not None and isinstance(pictures, VideoPictures):
-            pictures.take_times(native.bitstream.times)
+            pictures.take_times(native.bitstream.shown_times)
         frames = pictures.span(start_seconds, end_seconds)
         times = pictures.times()
         if may_be_one and _is_one_window(times[frames[0]], times[frames[-1]]):

@@ -189,7 +189,7 @@ class VideoPictures(Pictures):
 
     def take_times(self, times: Sequence[float]) -> None:
         """Times that are known already (`times`), so that nothing is decoded for them."""
-        self._times = [*sorted(times[:-1]), times[-1]]
+        self._times = list(times)
 
     def coded_place(self) -> tuple[Place, tuple[int, int]]:
         """From pixels of these pictures, upright and square, to samples of the bitstream; and the

@@ -8,10 +8,12 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from h264_streams import scene, x264
 from helpers import REPOSITORY
 from hypothesis import given, settings
@@ -363,6 +365,151 @@ def test_a_residual_is_the_same_in_every_container(container: str) -> None:
     second = list(bitstream.gop_pictures(1))
     assert all(np.array_equal(s[0], p[0]) for s, p in zip(second, pictures[15:], strict=True))
     assert bitstream.i_frame(1).shape == (80, 96, 3)
+
+
+def copied(
+    data: bytes,
+    container: str = "mp4",
+    *,
+    shift: Fraction = Fraction(0),
+    without: int | None = None,
+    bits: str = "",
+) -> Bitstream:
+    """A file's packets in another one: so many seconds later, without one of them, or changed by a
+    bitstream filter of FFmpeg's."""
+    file = io.BytesIO()
+    options = {"avoid_negative_ts": "disabled"}
+    with (
+        av.open(io.BytesIO(data)) as source,
+        av.open(file, "w", format=container, container_options=options) as sink,
+    ):
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        changed = BitStreamFilterContext(bits or "null", source.streams.video[0])
+        packets = [p for packet in source.demux(video=0) for p in changed.filter(packet or None)]
+        for number, packet in enumerate(p for p in packets if p.size):
+            if number != without:
+                packet.stream = stream
+                if shift:
+                    packet.pts += round(shift / packet.time_base)
+                    packet.dts += round(shift / packet.time_base)
+                sink.mux(packet)
+    return Bitstream(file.getvalue(), "copied")
+
+
+def test_frames_that_an_edit_list_leaves_out_are_shown_at_no_time() -> None:
+    """As of a film that was cut without encoding it anew: they are there to be decoded alone."""
+    cut = copied(clip("keyint=15:bframes=2").data, shift=Fraction(-7, 25))
+    with av.open(io.BytesIO(cut.data)) as there:
+        count = sum(1 for _ in there.decode(video=0))
+    assert (len(cut.packets), count) == (30, 23)
+    shown = [n / 25 for n in range(24)]
+    assert cut.shown_times == pytest.approx(shown)
+    times = [cut.times[n] for n in cut.display_order]
+    assert times == pytest.approx([n / 25 for n in range(-7, 23)])
+    assert cut.times[-1] == pytest.approx(23 / 25)
+
+
+def test_avi_says_when_frames_are_decoded() -> None:
+    """And has a clock of its own: 50 chunks a second, of which every second one is empty."""
+    original = clip(PYRAMID, "h264")
+    file = io.BytesIO()
+    with av.open(io.BytesIO(original.data)) as source, av.open(file, "w", format="avi") as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0], rate=50)
+        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            packet.stream = stream
+            packet.dts, packet.pts, packet.time_base = 2 * number, None, Fraction(1, 50)
+            sink.mux(packet)
+    *times, _ = Bitstream(file.getvalue(), "copied").shown_times
+    assert times == pytest.approx([n / 25 for n in range(30)])
+
+
+def flv_tags(data: bytes) -> list[bytes]:
+    """The tags of an FLV file that hold video, but for the one that ends it."""
+    at, found = 13, []
+    while at < len(data):
+        size = 11 + int.from_bytes(data[at + 1 : at + 4], "big")
+        if data[at] == 9 and data[at + 12] != 2:
+            found.append(data[at : at + size + 4])
+        at += size + 4
+    return found
+
+
+@pytest.mark.parametrize("other", ["chroma-qp-offset=6", "cabac=0"])
+def test_parameters_that_a_container_changes_in_mid_stream(other: str) -> None:
+    settings = "keyint=15:bframes=0:ref=1:weightp=0:"
+    files = [x264(scene(), settings + end, "flv") for end in ("chroma-qp-offset=0", other)]
+    first, second = map(flv_tags, files)
+    later = [
+        tag[:4] + (int.from_bytes(tag[4:7], "big") + 1200).to_bytes(3, "big") + tag[7:]
+        for tag in second
+    ]
+    joined = Bitstream(files[0][:13] + b"".join(first + later), "joined")
+    alone = Bitstream(files[1], "alone")
+    assert len(joined.packets) == 60
+    for number in (1, 20):
+        one, known = joined.direct_residual(30 + number), alone.direct_residual(number)
+        assert all(np.array_equal(getattr(one, p), getattr(known, p)) for p in "yuv")
+    with av.open(io.BytesIO(joined.data)) as there:
+        shown = [frame.to_ndarray(format="yuv420p")[:80] for frame in there.decode(video=0)]
+    assert all(np.array_equal(y, s) for (y, _, _), s in zip(joined.pictures(), shown, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("crop", "is_read"),
+    [
+        ("right=14", True),
+        ("bottom=6", True),
+        ("left=2", False),
+        ("top=6", False),
+        ("right=16", False),
+        ("bottom=18", False),
+    ],
+)
+def test_how_far_pictures_may_be_cut(crop: str, is_read: bool) -> None:
+    """Masks and vectors count from the corner of what is shown."""
+    side, _, samples = crop.partition("=")
+    data = clip(PLAIN, "h264").data
+    if not is_read:
+        with pytest.raises(CodecError, match="its pictures are cut at the left or the top, or by"):
+            copied(data, "h264", bits=f"h264_metadata=crop_{crop}")
+        return
+    cut = copied(data, "h264", bits=f"h264_metadata=crop_{crop}")
+    less = int(samples)
+    assert (cut.width, cut.height) == ((96 - less, 80) if side == "right" else (96, 80 - less))
+    assert verify(cut, 4).differing == 0
+    residual = cut.direct_residual(5, mask_intra=True)
+    assert residual.y.shape == (cut.height, cut.width)
+    assert np.array_equal(
+        residual.intra, clip(PLAIN).direct_residual(5).intra[: -(-cut.height // 16)]
+    )
+
+
+def test_a_picture_that_is_missing_is_said_where_it_matters() -> None:
+    lossy = copied(clip(PLAIN).data, "matroska", without=5)
+    assert np.array_equal(lossy.direct_residual(8).y, clip(PLAIN).direct_residual(9).y)
+    for ask in (lambda: verify(lossy), lambda: lossy.reference_frames(8)):
+        with pytest.raises(CodecError, match="a picture before frame 5 is missing"):
+            ask()
+    assert (lossy.reference_frames(16) >= -1).all()  # after the next IDR picture
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000])
+def test_a_header_that_does_not_end_is_given_up(size: int) -> None:
+    first = clip(PLAIN, "h264").data
+    end = [match.start() for match in re.finditer(b"\x00\x00\x01", first)][4]
+    with pytest.raises(CodecError, match=r"a slice changes its list in an unknown way|ends too"):
+        Bitstream(first[:end] + START_CODE + b"\x41" + b"\xff" * size, "ones")
+
+
+def test_a_gop_whose_i_frame_is_spread_over_others_is_opened_whole(tmp_path: Path) -> None:
+    """FFmpeg calls each P-frame at which decoding can begin a key frame."""
+    path = tmp_path / "refresh.mp4"
+    path.write_bytes(clip("intra-refresh=1:keyint=10:bframes=0").data)
+    assert Bitstream.open(path).gops == [range(30)]
+    found, number = Bitstream.open_gop(path, 0, 300)
+    assert (found.gops[number], found.width) == (range(30), 96)
+    last, number = Bitstream.open_gop(path, 1, 300)
+    assert (number, len(last.gops)) == (1, 1)
 
 
 def test_the_package_reads_h264_as_mpeg4(tmp_path) -> None:
