@@ -198,6 +198,28 @@ def test_h264_is_read_as_it_is(native: Recognizer, video: Path, drawn_shards: Pa
     assert row.native_bytes == read.bytes_read
 
 
+def test_what_an_edit_list_leaves_out_is_not_predicted(
+    native: Recognizer, video: Path, tmp_path: Path
+) -> None:
+    """A quarter of a second before the cut is there to be decoded, and nobody sees it."""
+    path = tmp_path / "cut.mp4"
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(str(video)) as source, av.open(str(path), "w", container_options=options) as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                packet.pts -= round(0.25 / packet.time_base)
+                packet.dts -= round(0.25 / packet.time_base)
+                sink.mux(packet)
+    (found,) = native.predict(path)
+    assert (found.way, found.num_frames) == ("native", 1)
+    assert (found.start_seconds, found.end_seconds) == (0, pytest.approx(0.75, abs=0.01))
+    read = NativeVideo(video, native._detector).read(0.25, 1, 64, VARIATIONS)
+    same = NativeVideo(path, native._detector).read(0, 0.75, 64, VARIATIONS)
+    assert np.array_equal(read.planes, same.planes)
+
+
 def test_what_is_not_read_as_it_is_is_encoded_anew(
     native: Recognizer, recognizer: Recognizer, half: Path, video: Path, tmp_path: Path
 ) -> None:
