@@ -368,8 +368,21 @@ def models() -> list[StoredModelEntry]:
 
 
 def register_model(predictor: Predictor, card: ModelCard, name: str) -> str:
-    """Store a model that was not trained here, and register it → `models:/NAME/VERSION`."""
+    """Store a model that was not trained here, and register it → `models:/NAME/VERSION`.
+
+    Raises:
+        InputError: the registry takes no such name.
+    """
     client = connect()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            said = error.message.splitlines()[0]
+            raise InputError(
+                f"--name {name!r}: the registry does not take it ({said}); give letters, digits, "
+                "spaces, - and _"
+            ) from error
     experiment_id = mlflow.set_experiment(IMPORTED).experiment_id
     run = client.create_run(experiment_id, run_name=name, tags={"cfer.role": "import"})
     tracker = Tracker(run.info.run_id)

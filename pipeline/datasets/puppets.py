@@ -123,15 +123,6 @@ def animate(
     Raises:
         InputError: a photograph that isn't right, or a folder that was made with other settings.
     """
-    for option, value in (
-        ("--people", people),
-        ("--clips-per-class", clips_per_class),
-        ("--workers", workers),
-    ):
-        if value is not None and value < 1:
-            raise InputError(f"{option} {value}: give 1 or more")
-    if settings.size < 64 or settings.size % 2:
-        raise InputError(f"--size {settings.size}: give an even number of pixels, 64 or more")
     photographs = photographs_below(photos)[:people]
     claim(directory, {"puppets_version": VERSION, **asdict(settings)})
     # By repetition first: what is there early has all people.
@@ -232,6 +223,15 @@ def puppets(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = PuppetSettings(size, seed)
+    for option, value in (
+        ("--people", people),
+        ("--clips-per-class", clips_per_class),
+        ("--workers", workers),
+    ):
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value}: give 1 or more")
+    if size < 64 or size % 2:
+        raise InputError(f"--size {size}: give an even number of pixels, 64 or more")
     if out is sheet is film is None:
         raise InputError("give --out, to make a data set, or --sheet or --film, to look at one")
     for picture in (sheet, film):

@@ -34,6 +34,9 @@ def test_models_from_hand_to_hand(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     assert cfer("models", "import", given, "--name", "faces")[-1] == "models:/faces/1"
+    for name in ("", "a/b"):
+        with pytest.raises(InputError, match=f"--name '{name}': the registry does not take it"):
+            run(["models", "import", given, "--name", name])
     listed = [line.split() for line in cfer("models", "list")]
     assert [words[0] for words in listed] == ["name", "default", "models:/faces/1", "faces"]
     # What was measured in training came along.

@@ -142,9 +142,11 @@ def test_a_folder_of_another_seed_is_left_alone(made: Path, photos: Path) -> Non
 def test_numbers_that_cannot_be(
     photos: Path, tmp_path: Path, option: str, value: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=re.escape(message)):
-        run(["puppets", "--photos", str(photos), "--out", str(tmp_path / "set"), option, value])
-    assert not (tmp_path / "set").exists()
+    for asked in ("--out", "set"), ("--sheet", "sheet.png"), ("--film", "film.png"):
+        words = ["puppets", "--photos", str(photos), asked[0], str(tmp_path / asked[1])]
+        with pytest.raises(InputError, match=re.escape(message)):
+            run([*words, option, value])
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_asked_for(photos: Path) -> None:
