@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,15 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def check_output(path: Path, *suffixes: str) -> None:
-    """Raises InputError: a file can't be written there, or ends in none of the given suffixes."""
+def check_output(path: Path, *suffixes: str, sources: Iterable[str | Path] = ()) -> None:
+    """Raises InputError: a file can't be written there, ends in none of the given suffixes, or is
+    one of the sources that are read, or in a folder of them."""
+    for source in map(Path, sources):
+        if path.exists() and source.exists():
+            if path.samefile(source):
+                raise InputError(f"{path}: that is the video itself; give another file")
+            if source.is_dir() and path.absolute().parent.samefile(source):
+                raise InputError(f"{path}: that is a file of the source; give another")
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError(f"{path}: give a file that ends in {' or '.join(suffixes)}")
     folder = path.absolute().parent

@@ -78,9 +78,9 @@ def predict(
     for option, path in (("plot", plot), ("annotate", annotate)):
         if path and (len(expanded) > 1 or not is_one_video(expanded[0])):
             raise InputError(f"--{option}: of one video at a time; give one video file")
-    for path, suffixes in ((csv, ()), (plot, (".png",)), (annotate, ())):
+    for path, suffixes in ((csv, ()), (plot, (".png",)), (annotate, (".mp4",))):
         if path:
-            check_output(path, *suffixes)
+            check_output(path, *suffixes, sources=expanded)
     if plot or annotate:
         import matplotlib  # noqa: F401  # said before the work, where it is not installed
     recognizer = Recognizer.from_pretrained(model)
@@ -126,12 +126,12 @@ def expand_sources(given: Sequence[str]) -> list[str]:
         InputError: nothing there, or a folder without a video.
     """
     from cfer.data import is_dataset
-    from cfer.video.files import READ_FORMATS, clips_below, is_picture_folder, left_out_line
+    from cfer.video.files import READ_FORMATS, clips_below, left_out_line
 
     sources: list[str] = []
     for name in given:
         path = Path(name)
-        if name == "-" or path.is_file() or is_dataset(path) or is_picture_folder(path):
+        if name == "-" or path.is_file() or is_dataset(path):
             sources.append(name)
         elif path.is_dir():
             clips, left_out = clips_below(path)
@@ -248,7 +248,7 @@ def look(
         gop: which GOP to show.
         encoded: of H.264, too, show the face, encoded anew, and where the recognizer looked.
     """
-    check_output(picture, ".png")
+    check_output(picture, ".png", sources=[source])
     from cfer.predict.look import look as look_of
 
     figure, how = look_of(source, clip, gop, model, encoded)
@@ -284,7 +284,7 @@ def encode(
 
     if size < 16 or size % 2:
         raise InputError(f"--size {size}: must be an even number of at least 16 pixels")
-    check_output(clip)
+    check_output(clip, sources=[video])
     settings = CodecSettings(gop_size, quantizer, None, motion_search, gop_seconds=gop_seconds)
     bitstream = face_bitstream(video, size, settings)
     bitstream.save(clip)

@@ -212,17 +212,25 @@ class Recognizer:
             window_frames = self.card.window_frames(fps, window_seconds)
             step_frames = _step_frames(window_frames, step_seconds, fps)
             spans = windows(frames, window_frames, step_frames)
-        read: dict[range, Prediction] = {}
+        read: list[Prediction] = []
+        left: list[range] = []  # decoded once, for all of these windows
         reasons = dict.fromkeys(spans, refused)
-        if native is not None:
-            for span in spans:
-                start, end = times[span.start], times[span.stop]
-                try:
-                    read[span] = self._predict_native(native, str(source), start, end)
-                except CodecError as error:
-                    reasons[span] = str(error)
-        # What is left is decoded once, for all of these windows.
-        left = [span for span in spans if span not in read]
+        for span in spans:
+            if native is None:
+                left.append(span)
+                continue
+            try:
+                said = self._predict_native(
+                    native, str(source), times[span.start], times[span.stop]
+                )
+            except CodecError as error:
+                reasons[span] = str(error)
+                left.append(span)
+                continue
+            if left:
+                read.append(said)
+            else:
+                yield said
         found: Iterator[FaceWindow] = iter(())
         if left:
             found = face_clip(
@@ -230,7 +238,7 @@ class Recognizer:
             )
         encoded = (replace(window, num_windows=len(spans)) for window in found)
         yield from merge(
-            read.values(),
+            read,
             self._predict_faces(str(source), encoded, reasons),
             key=attrgetter("start_seconds"),
         )

@@ -24,8 +24,8 @@ from av.codec.context import Flags
 from PIL import Image, ImageOps
 
 from cfer.codec.containers import ticks_of
-from cfer.errors import InputError
 from cfer.names import printable
+from cfer.outputs import check_output
 from cfer.predict.recognizer import Prediction
 from cfer.video.pictures import Pictures, open_pictures
 
@@ -304,10 +304,7 @@ def annotate(source: Path, predictions: Sequence[Prediction], out: Path) -> None
         InputError: `out` does not end in .mp4, is the source, or can't be written.
         ClipError: the source can't be read.
     """
-    if out.suffix.lower() != ".mp4":
-        raise InputError(f"--annotate {out}: give a file that ends in .mp4")
-    if out.exists() and out.samefile(source):
-        raise InputError(f"--annotate {out}: that is the video itself; give another file")
+    check_output(out, ".mp4", sources=[source])
     classes = next((list(p.probabilities) for p in predictions if p.label), [])
     table = colors(classes).items()
     palette = {name: tuple(round(255 * part) for part in color) for name, color in table}

@@ -78,9 +78,12 @@ def check_video(path: Path, limits: Limits) -> None:
             stream.codec_context.thread_count = 1
             aspect = stream.sample_aspect_ratio or Fraction(1)
             _check_picture(stream.width, stream.height, aspect, limits)
+            first: float | None = None  # a broadcast's clock does not begin at 0
             for frames, frame in enumerate(container.decode(stream), start=1):
                 _check_picture(frame.width, frame.height, aspect, limits)
-                if frames > limits.frames or (frame.time or 0) > limits.seconds:
+                shown = frame.time or 0
+                first = shown if first is None else first
+                if frames > limits.frames or shown - first > limits.seconds:
                     raise InputError(
                         f"longer than {limits.seconds} s or {limits.frames} frames; cut it"
                     )
@@ -182,8 +185,12 @@ def predict(
 ) -> dict[str, list[dict[str, Any]]]:
     """Each window of a video and each face in it, and the events, as an answer reports them."""
     found = recognizer.predict(path, faces=faces, window_seconds=window_seconds)
+    windows = [{**as_json(window), "source": source} for window in found]
+    for window in windows:
+        if window.get("refused"):  # strangers do not learn where the server keeps it
+            window["refused"] = window["refused"].replace(str(path), source)
     return {
-        "windows": [{**as_json(window), "source": source} for window in found],
+        "windows": windows,
         "events": [event_as_json(event) for event in events(found)],
     }
 

@@ -137,11 +137,13 @@ def _prepare(config: TrainConfig, seeds: Sequence[int]) -> _Protocol:
     index = read_index(config.data)
     config = without_unused_options(config, index)
     options = "" if list(seeds) == [config.seed] else f" --seeds {','.join(map(str, seeds))}"
+    # A number of folds that can't be is refused before there is a run of this name.
+    folds = config.folds
+    counts = [len(split_into_folds(index, folds, seed)) if folds else 0 for seed in seeds]
     parent_id = tracked_parent(config, description, "protocol", PARENT_NAME, options)
     jobs = []
     doubts: dict[str, list[str]] = defaultdict(list)
-    for seed in seeds:
-        count = len(split_into_folds(index, config.folds, seed)) if config.folds else 0
+    for seed, count in zip(seeds, counts, strict=True):
         for fold in range(count) if count else [-1]:
             name = f"seed {seed}" + (f", fold {fold}" if count else "")
             run_name = f"{config.run}/seed{seed}" + (f"-fold{fold}" if count else "")

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -27,7 +28,7 @@ from cfer.cli import run
 from cfer.codec import Bitstream, CodecError, CodecSettings, encode
 from cfer.codec.mpeg4 import VOP_START_CODE
 from cfer.data.inputs import Input
-from cfer.data.native import NativeVideo
+from cfer.data.native import NativeVideo, NativeWindow
 from cfer.data.shards import Description, read_clips, verify, write_description, write_shard
 from cfer.errors import InputError
 from cfer.model.card import write_model
@@ -196,6 +197,23 @@ def test_h264_is_read_as_it_is(native: Recognizer, video: Path, drawn_shards: Pa
     stored = np.frombuffer(row.native[0], np.uint8).reshape(read.planes[0].shape)
     assert np.abs(stored.astype(int) - read.planes[0]).mean() < 1
     assert row.native_bytes == read.bytes_read
+
+
+def test_each_window_is_there_before_the_next_one_is_read(
+    native: Recognizer, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    read = NativeVideo.read
+
+    def counted(video: NativeVideo, start: float, end: float, *more: Any) -> NativeWindow:
+        asked.append(start)
+        return read(video, start, end, *more)
+
+    monkeypatch.setattr(NativeVideo, "read", counted)
+    windows = native.predict_windows(half)
+    assert (next(windows).start_seconds, asked) == (0, [0])
+    assert [window.start_seconds for window in windows] == [0.5, 1]
+    assert asked == [0, 0.5, 1]
 
 
 def test_what_an_edit_list_leaves_out_is_not_predicted(
@@ -772,6 +790,39 @@ def test_shards_are_each_of_their_clips(
     named = [line for line in lines if line.endswith(":")]
     assert named == [f"{clip.clip_id}:" for clip in read_clips(drawn_shards)]
     assert len(lines) == 10 * 3, "a name and two GOPs of each"
+
+
+def test_a_folder_of_pictures_may_hold_videos_too(
+    model: str, clip: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a camera's does."""
+    for number, picture in enumerate(pictures_of(video)):
+        cv2.imwrite(str(tmp_path / f"IMG_{number:04d}.jpg"), picture[..., ::-1])
+    (tmp_path / "VID_0100.mp4").write_bytes(clip.read_bytes())
+    assert run(["predict", str(tmp_path), "--model", model, "--json"]) == 0
+    sources = {window["source"] for window in windows_of(capsys.readouterr().out)}
+    assert sources == {str(tmp_path), str(tmp_path / "VID_0100.mp4")}
+
+
+def test_no_output_is_written_over_what_is_read(video: Path, tmp_path: Path) -> None:
+    mine, frames = tmp_path / "mine.mp4", tmp_path / "frames"
+    mine.write_bytes(video.read_bytes())
+    frames.mkdir()
+    for number, picture in enumerate(pictures_of(video)):
+        cv2.imwrite(str(frames / f"{number}.png"), picture[..., ::-1])
+    before = {path: path.read_bytes() for path in (mine, *frames.iterdir())}
+    link = tmp_path / "link.mp4"
+    link.symlink_to(mine)
+    for words, said in (
+        (["predict", str(mine), "--csv", str(mine)], "that is the video itself; give another"),
+        (["predict", str(mine), "--annotate", str(link)], "that is the video itself"),
+        (["encode", str(mine), str(mine)], "that is the video itself"),
+        (["look", str(frames), str(frames / "1.png")], "that is a file of the source"),
+        (["predict", str(frames), "--plot", str(frames / "2.png")], "that is a file of the source"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(words)
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_folder_of_pictures_is_one_video(

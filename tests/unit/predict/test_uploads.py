@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+from h264_streams import x264
 from hostile import hostile_videos
+from small_recognizer import small_recognizer
 
+from cfer.codec import CodecSettings
+from cfer.data.inputs import Input
 from cfer.errors import InputError
 from cfer.predict.limits import Limits
-from cfer.predict.uploads import TooLarge, check_video, open_link, save_link
+from cfer.predict.uploads import TooLarge, check_video, open_link, predict, save_link
+from cfer.video.pictures import open_pictures
 
 LIMITS = Limits(seconds=10, frames=600)
 
@@ -42,6 +49,32 @@ def test_a_video_within_the_limits_and_one_at_each_of_them(video: Path) -> None:
         check_video(video, replace(exact, seconds=0))
     with pytest.raises(InputError):
         check_video(video, replace(exact, pixels=64 * 64 - 1))
+
+
+def test_a_clock_that_does_not_begin_at_0_is_no_length(video: Path, tmp_path: Path) -> None:
+    """As a broadcast's, or a camera's that has run for a while."""
+    path = tmp_path / "later.ts"
+    options = {"output_ts_offset": "200"}
+    with av.open(str(video)) as source, av.open(str(path), "w", container_options=options) as sink:
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                sink.mux(packet)
+    check_video(path, Limits(seconds=1))
+
+
+def test_strangers_do_not_learn_where_their_video_is_kept(video: Path, tmp_path: Path) -> None:
+    """Nor by why a window was not read as it is: in its second GOP, this one shows no face."""
+    path = tmp_path / "cfer-serve" / "video"
+    path.parent.mkdir()
+    wall = [np.full((64, 64, 3), 90 + n, np.uint8) for n in range(24)]
+    path.write_bytes(x264([*open_pictures(video), *wall], "keyint=24", rate=24))
+    what = Input("energy+motion", stream="native")
+    native = small_recognizer(what, CodecSettings(gop_size=3, gop_seconds=1))
+    windows = predict(native, path, "mine.mp4", "one", None)["windows"]
+    assert windows[-1]["refused"].startswith("mine.mp4: no face in the I-frame")
+    assert "cfer-serve" not in str(windows)
 
 
 # ---- links ---------------------------------------------------------------------------------------
