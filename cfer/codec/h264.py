@@ -16,6 +16,7 @@ it was predicted from; up to that frame, gray ones stand for the references.
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect, insort
 from collections.abc import Callable, Sequence
@@ -662,12 +663,14 @@ def with_sets(packet: bytes, record: bytes, extradata: bytes) -> bytes:
 
 
 def is_intra(packet: bytes, extradata: bytes) -> bool:
-    """Whether a packet begins with a slice of an I-frame."""
+    """Whether a packet begins with a slice of an I-frame; of a damaged one, maybe."""
     size = _length_size(extradata)
-    for nal in _with_lengths(packet, size) if size else _with_codes(packet):
-        if nal[0] & 31 in (SLICE, IDR_SLICE):
-            return is_intra_slice(nal)
-    return False
+    try:
+        nals = _with_lengths(packet, size) if size else _with_codes(packet)
+        slices = (nal for nal in nals if nal[0] & 31 in (SLICE, IDR_SLICE))
+        return any(is_intra_slice(nal) for nal in itertools.islice(slices, 1))
+    except ValueError:
+        return True
 
 
 def _length_size(extradata: bytes) -> int:

@@ -512,6 +512,16 @@ def test_a_gop_whose_i_frame_is_spread_over_others_is_opened_whole(tmp_path: Pat
     assert (number, len(last.gops)) == (1, 1)
 
 
+def test_a_damaged_file_is_not_opened_in_part_either(tmp_path: Path) -> None:
+    path, data = tmp_path / "damaged.mp4", bytearray(clip().data)
+    first = data.index(b"mdat") + 4
+    data[first : first + 4] = (1 << 24).to_bytes(4, "big")  # of the first NAL unit
+    path.write_bytes(data)
+    for opened in (lambda: Bitstream.open(path), lambda: Bitstream.open_gop(path, 0, 100)):
+        with pytest.raises(CodecError, match=r"damaged\.mp4: frame 0: a slice is cut off"):
+            opened()
+
+
 def test_the_package_reads_h264_as_mpeg4(tmp_path) -> None:
     path = tmp_path / "phone.mp4"
     path.write_bytes(clip().data)
