@@ -48,8 +48,6 @@ from cfer.train.checkpoint import (
 from cfer.train.config import TrainConfig
 from cfer.train.links import linked
 
-ONE_BUCKET_MB = 25
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -132,9 +130,7 @@ def _train(setup: Setup) -> None:
     network = ExpressionNet(setup.card.network, config.apex_weight > 0)
     shape = setup.card.network
     player = PLAYERS[config.game](shape.code_dim, shape.identity_dim, len(setup.train_subjects))
-    # Its gradients take one bucket: for so few, an exchange costs more than it overlaps with.
-    options = {"bucket_cap_mb": ONE_BUCKET_MB}
-    wrapped_network = prepare_model(network, parallel_strategy_kwargs=options)
+    wrapped_network = prepare_model(network)
     # DDP refuses a module without parameters.
     wrapped_player = prepare_model(player) if learns(player) else player.to(device)
     optimizer = optimizer_of(network, config.lr, config.weight_decay)
