@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -174,7 +175,14 @@ def _predictions(
             raise InputError("-: standard input is closed; give a file, or pipe a video in")
         return recognizer.predict_stream(sys.stdin.buffer, "standard input", **how)
     if follow is not None:
+        if not 0 < follow < math.inf:
+            raise InputError(f"--follow {follow:g}: give how many seconds to wait, more than 0")
         return recognizer.predict_stream(GrowingFile(Path(source), follow), source, **how)
+    if how["faces"] != "one" or how["step_seconds"] is not None:
+        raise InputError(
+            f"--faces all, --step-seconds: {source} holds shards, clips of one face each, whose "
+            "windows follow one another; leave them out"
+        )
     return recognizer.predict_shards(source, window_seconds=how["window_seconds"])
 
 

@@ -792,6 +792,19 @@ def test_shards_are_each_of_their_clips(
     assert len(lines) == 10 * 3, "a name and two GOPs of each"
 
 
+def test_options_that_would_have_no_effect_are_refused(
+    model: str, drawn_shards: Path, clip: Path
+) -> None:
+    for words, said in (
+        ([str(drawn_shards), "--faces", "all"], "holds shards, clips of one face each"),
+        ([str(drawn_shards), "--step-seconds", "0.1"], "holds shards, clips of one face each"),
+        ([str(clip), "--follow", "-1"], "--follow -1: give how many seconds to wait, more than 0"),
+        ([str(clip), "--follow", "nan"], "--follow nan: give how many seconds"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(["predict", *words, "--model", model])
+
+
 def test_a_folder_of_pictures_may_hold_videos_too(
     model: str, clip: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
