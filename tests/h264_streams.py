@@ -6,6 +6,7 @@ import io
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from bitstreams import moving_texture
 
 
@@ -64,4 +65,41 @@ def x264(
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             sink.mux(stream.encode(frame.reformat(format=pixels, threads=1)))
         sink.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def remuxed(
+    data: bytes,
+    container: str = "mp4",
+    *,
+    seconds: float = 0,
+    without: int | None = None,
+    bits: str = "null",
+    **options: str,
+) -> bytes:
+    """The packets of a file in another one.
+
+    Args:
+        seconds: by which they are shown later.
+        without: the number of one that is lost.
+        bits: a bitstream filter of FFmpeg's that changes them.
+        options: the container's.
+    """
+    file = io.BytesIO()
+    options = {"avoid_negative_ts": "disabled", **options}
+    with (
+        av.open(io.BytesIO(data)) as source,
+        av.open(file, "w", format=container, container_options=options) as sink,
+    ):
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        changed = BitStreamFilterContext(bits, source.streams.video[0])
+        packets = [p for packet in source.demux(video=0) for p in changed.filter(packet or None)]
+        for number, packet in enumerate(p for p in packets if p.size):
+            if number == without:
+                continue
+            packet.stream = stream
+            if seconds:
+                packet.pts += round(seconds / packet.time_base)
+                packet.dts += round(seconds / packet.time_base)
+            sink.mux(packet)
     return file.getvalue()

@@ -215,22 +215,21 @@ class Recognizer:
         read: list[Prediction] = []
         left: list[range] = []  # decoded once, for all of these windows
         reasons = dict.fromkeys(spans, refused)
-        for span in spans:
-            if native is None:
-                left.append(span)
-                continue
-            try:
-                said = self._predict_native(
-                    native, str(source), times[span.start], times[span.stop]
-                )
-            except CodecError as error:
-                reasons[span] = str(error)
-                left.append(span)
-                continue
-            if left:
-                read.append(said)
-            else:
-                yield said
+        if native is None:
+            left = spans
+        else:
+            for span in spans:
+                start, end = times[span.start], times[span.stop]
+                try:
+                    said = self._predict_native(native, str(source), start, end)
+                except CodecError as error:
+                    reasons[span] = str(error)
+                    left.append(span)
+                    continue
+                if left:
+                    read.append(said)
+                else:
+                    yield said
         found: Iterator[FaceWindow] = iter(())
         if left:
             found = face_clip(

@@ -13,8 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from av.bitstream import BitStreamFilterContext
-from h264_streams import scene, x264
+from h264_streams import remuxed, scene, x264
 from helpers import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -367,38 +366,9 @@ def test_a_residual_is_the_same_in_every_container(container: str) -> None:
     assert bitstream.i_frame(1).shape == (80, 96, 3)
 
 
-def copied(
-    data: bytes,
-    container: str = "mp4",
-    *,
-    shift: Fraction = Fraction(0),
-    without: int | None = None,
-    bits: str = "",
-) -> Bitstream:
-    """A file's packets in another one: so many seconds later, without one of them, or changed by a
-    bitstream filter of FFmpeg's."""
-    file = io.BytesIO()
-    options = {"avoid_negative_ts": "disabled"}
-    with (
-        av.open(io.BytesIO(data)) as source,
-        av.open(file, "w", format=container, container_options=options) as sink,
-    ):
-        stream = sink.add_stream_from_template(source.streams.video[0])
-        changed = BitStreamFilterContext(bits or "null", source.streams.video[0])
-        packets = [p for packet in source.demux(video=0) for p in changed.filter(packet or None)]
-        for number, packet in enumerate(p for p in packets if p.size):
-            if number != without:
-                packet.stream = stream
-                if shift:
-                    packet.pts += round(shift / packet.time_base)
-                    packet.dts += round(shift / packet.time_base)
-                sink.mux(packet)
-    return Bitstream(file.getvalue(), "copied")
-
-
 def test_frames_that_an_edit_list_leaves_out_are_shown_at_no_time() -> None:
     """As of a film that was cut without encoding it anew: they are there to be decoded alone."""
-    cut = copied(clip("keyint=15:bframes=2").data, shift=Fraction(-7, 25))
+    cut = Bitstream(remuxed(clip("keyint=15:bframes=2").data, seconds=-7 / 25), "cut")
     with av.open(io.BytesIO(cut.data)) as there:
         count = sum(1 for _ in there.decode(video=0))
     assert (len(cut.packets), count) == (30, 23)
@@ -471,9 +441,9 @@ def test_how_far_pictures_may_be_cut(crop: str, is_read: bool) -> None:
     data = clip(PLAIN, "h264").data
     if not is_read:
         with pytest.raises(CodecError, match="its pictures are cut at the left or the top, or by"):
-            copied(data, "h264", bits=f"h264_metadata=crop_{crop}")
+            Bitstream(remuxed(data, "h264", bits=f"h264_metadata=crop_{crop}"), "cut")
         return
-    cut = copied(data, "h264", bits=f"h264_metadata=crop_{crop}")
+    cut = Bitstream(remuxed(data, "h264", bits=f"h264_metadata=crop_{crop}"), "cut")
     less = int(samples)
     assert (cut.width, cut.height) == ((96 - less, 80) if side == "right" else (96, 80 - less))
     assert verify(cut, 4).differing == 0
@@ -485,7 +455,7 @@ def test_how_far_pictures_may_be_cut(crop: str, is_read: bool) -> None:
 
 
 def test_a_picture_that_is_missing_is_said_where_it_matters() -> None:
-    lossy = copied(clip(PLAIN).data, "matroska", without=5)
+    lossy = Bitstream(remuxed(clip(PLAIN).data, "matroska", without=5), "lossy")
     assert np.array_equal(lossy.direct_residual(8).y, clip(PLAIN).direct_residual(9).y)
     for ask in (lambda: verify(lossy), lambda: lossy.reference_frames(8)):
         with pytest.raises(CodecError, match="a picture before frame 5 is missing"):
