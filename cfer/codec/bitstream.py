@@ -170,7 +170,7 @@ class Bitstream:
                 is_avi = container.format.name == "avi"
                 read = (codec == "mpeg4" and _packets_by_index(data, container, stream)) or [
                     _Read(
-                        packet_data(packet, extradata),
+                        packet_data(packet, extradata, name),
                         packet.dts if packet.pts is None or is_avi else packet.pts,
                         packet.is_discard,
                     )
@@ -608,15 +608,20 @@ class GrowingBitstream(Bitstream):
         return [self._read[n][1] for n in frames.sources]
 
 
-def packet_data(packet: Packet, extradata: bytes) -> bytes:
+def packet_data(packet: Packet, extradata: bytes, name: str) -> bytes:
     """The bytes of a packet of H.264, after new parameter sets where its container has some for it.
 
     Args:
         extradata: those that the video began with, as its container has them.
+        name: what messages call the video.
+
+    Raises:
+        CodecError: as `with_sets`.
     """
     if not packet.has_sidedata("new_extradata"):
         return bytes(packet)
-    return with_sets(bytes(packet), bytes(packet.get_sidedata("new_extradata")), extradata)
+    record = bytes(packet.get_sidedata("new_extradata"))
+    return with_sets(bytes(packet), record, extradata, name)
 
 
 class _Read(NamedTuple):
@@ -790,7 +795,7 @@ def _frames_of_gop(
     """See `Bitstream.open_gop`."""
     extradata = bytes(stream.codec_context.extradata or b"")
     frames, number = None, gop
-    for can_begin, read in _runs(container, stream, extradata, 2 * most_frames):
+    for can_begin, read in _runs(container, stream, extradata, name, 2 * most_frames):
         number -= frames.frame_types.count("I") if frames else 0
         frames = H264(extradata, read, name)
         starts = [n for n, kind in enumerate(frames.frame_types) if kind == "I"]
@@ -810,14 +815,14 @@ def _frames_of_gop(
 
 
 def _runs(
-    container: InputContainer, stream: VideoStream, extradata: bytes, most: int
+    container: InputContainer, stream: VideoStream, extradata: bytes, name: str, most: int
 ) -> Iterator[tuple[bool, list[bytes]]]:
     """The packets from an I-frame where decoding can begin to the next one, so many at a time, and
     whether these are the first of them."""
     read: list[bytes] = []
     can_begin = True
     for packet in packets(container, stream):
-        data = packet_data(packet, extradata)
+        data = packet_data(packet, extradata, name)
         # FFmpeg also calls it a key frame where an I-frame is spread over several P-frames.
         begins = packet.is_keyframe and is_intra(data, extradata)
         if read and (begins or len(read) == most):

@@ -645,18 +645,21 @@ def _commands(header: SliceHeader) -> list[Operation] | None:
     return [(4, 1), (_CURRENT_TO_LONG, 0)] if is_long else [(4, 0)]
 
 
-def with_sets(packet: bytes, record: bytes, extradata: bytes) -> bytes:
+def with_sets(packet: bytes, record: bytes, extradata: bytes, name: str) -> bytes:
     """A packet after parameter sets that hold from it on, both as the container has them.
 
     Args:
         extradata: the sets that the video began with.
+        name: what the message calls the video.
 
     Raises:
         CodecError: the NAL units of the two have lengths of different sizes.
     """
     size = _length_size(extradata)
     if size != _length_size(record):
-        raise CodecError("its container changes the form of its packets; re-encode it")
+        raise CodecError(
+            f"{name}: its packets change their form in mid-stream; re-encode it (cfer encode)"
+        )
     if not size:
         return record + packet
     return b"".join(len(nal).to_bytes(size, "big") + nal for nal in _in_avcc(record)) + packet

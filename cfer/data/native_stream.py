@@ -162,7 +162,8 @@ class NativeStream:
         piece = self._pieces[-1]
         duration = packet.duration * base if packet.duration else 1 / self._stream.fps
         piece.end = self._end = max(self._end, shown + float(duration))
-        piece.new.append((packet_data(packet, self._stream.extradata), stamp))
+        data = packet_data(packet, self._stream.extradata, self._stream.source)
+        piece.new.append((data, stamp))
         insort(self._shown, shown)
         decoded = stamp if packet.dts is None else packet.dts
         self._final = max(self._final, float(decoded * base - self._origin))

@@ -416,6 +416,10 @@ def test_parameters_that_a_container_changes_in_mid_stream(other: str) -> None:
     joined = Bitstream(files[0][:13] + b"".join(first + later), "joined")
     alone = Bitstream(files[1], "alone")
     assert len(joined.packets) == 60
+    # The second record's NAL units have lengths of two bytes.
+    shorter = later[0][:20] + bytes([later[0][20] & 0xFD]) + later[0][21:]
+    with pytest.raises(CodecError, match="shorter: its packets change their form in mid-stream"):
+        Bitstream(files[0][:13] + b"".join([*first, shorter, *later[1:]]), "shorter")
     for number in (1, 20):
         one, known = joined.direct_residual(30 + number), alone.direct_residual(number)
         assert all(np.array_equal(getattr(one, p), getattr(known, p)) for p in "yuv")
