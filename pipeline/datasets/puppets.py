@@ -25,6 +25,7 @@ from cfer.options import parse
 from cfer.outputs import check_output
 from pipeline.datasets.made import claim, make_missing, write_csv, write_video
 from pipeline.puppets.acting import CLASSES, Clip, Style, plan
+from pipeline.puppets.mixture import Mixture, mixtures_of
 from pipeline.puppets.photos import Face, Photograph, photographs_below
 from pipeline.puppets.render import Stage
 from pipeline.puppets.rig import Rig, generator_of
@@ -52,7 +53,7 @@ class PuppetSettings:
 class Task(NamedTuple):
     """One clip; `repetition` counts from 0."""
 
-    photograph: Photograph
+    photograph: Photograph | Mixture
     label: str
     repetition: int
 
@@ -74,7 +75,9 @@ class Task(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def _rig(photograph: Photograph) -> Rig:
+def _rig(photograph: Photograph | Mixture) -> Rig:
+    if isinstance(photograph, Mixture):
+        return Rig.of(photograph.face())
     return Rig.of(Face.read(photograph), _own_smile(photograph))
 
 
@@ -100,6 +103,16 @@ def stage(task: Task, settings: PuppetSettings) -> tuple[Clip, Stage, np.random.
     return clip, Stage(rig, style, clip, generator, settings.size), generator
 
 
+def cast(photos: Path, people: int | None, mixtures: int) -> list[Photograph | Mixture]:
+    """The first people of a folder of photographs, all if it is None, and mixtures of them.
+
+    Raises:
+        InputError: as `photographs_below` and `mixtures_of`.
+    """
+    photographs = photographs_below(photos)[:people]
+    return [*photographs, *mixtures_of(photographs, mixtures)]
+
+
 def _animate(task: Task, directory: Path, settings: PuppetSettings) -> int:
     clip, shown, generator = stage(task, settings)
     crf = int(generator.integers(FINEST, COARSEST + 1))
@@ -114,22 +127,23 @@ def animate(
     people: int | None = None,
     clips_per_class: int = 3,
     workers: int = 1,
+    mixtures: int = 0,
 ) -> Path:
     """Make the videos and, last, `DIR/manifest.csv`, whose path is returned.
 
     Videos that are there already are kept, so that an interrupted run goes on where it was and a
-    set can grow by people or clips.
+    set can grow by people, mixtures of two (`pipeline.puppets.mixture`) or clips.
 
     Raises:
         InputError: a photograph that isn't right, or a folder that was made with other settings.
     """
-    photographs = photographs_below(photos)[:people]
+    everyone = cast(photos, people, mixtures)
     claim(directory, {"puppets_version": VERSION, **asdict(settings)})
     # By repetition first: what is there early has all people.
     tasks = [
         Task(photograph, label, repetition)
         for repetition in range(clips_per_class)
-        for photograph in photographs
+        for photograph in everyone
         for label in CLASSES
     ]
     make = partial(_animate, directory=directory, settings=settings)
@@ -164,7 +178,9 @@ def apex_frame(clip: Clip) -> int:
     return min(round(shown[0].end * clip.fps), last) if shown else last // 2
 
 
-def contact_sheet(photographs: Sequence[Photograph], settings: PuppetSettings) -> np.ndarray:
+def contact_sheet(
+    photographs: Sequence[Photograph | Mixture], settings: PuppetSettings
+) -> np.ndarray:
     """Each person in a row, each class at its apex in a column: RGB, uint8."""
     rows = []
     for photograph in photographs:
@@ -183,7 +199,9 @@ def contact_sheet(photographs: Sequence[Photograph], settings: PuppetSettings) -
     return np.vstack([head, *rows])
 
 
-def film_strip(photograph: Photograph, label: str, settings: PuppetSettings) -> np.ndarray:
+def film_strip(
+    photograph: Photograph | Mixture, label: str, settings: PuppetSettings
+) -> np.ndarray:
     """A clip's frames, evenly spaced, in two rows: RGB, uint8."""
     clip, shown, _ = stage(Task(photograph, label, 0), settings)
     last = clip.num_frames - 1
@@ -207,6 +225,7 @@ def puppets(
     size: int = 256,
     seed: int = 0,
     workers: int = os.cpu_count() or 1,
+    mixtures: int = 0,
 ) -> int:
     """Photographs of faces with landmarks → labeled video of eight expressions.
 
@@ -220,6 +239,8 @@ def puppets(
         size: width and height of the pictures, in pixels.
         seed: of all clips.
         workers: processes.
+        mixtures: so many people more, each mixed of two photographs, of whom the model that ships
+            holds out neither.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = PuppetSettings(size, seed)
@@ -230,6 +251,8 @@ def puppets(
     ):
         if value is not None and value < 1:
             raise InputError(f"{option} {value}: give 1 or more")
+    if mixtures < 0:
+        raise InputError(f"--mixtures {mixtures}: give 0 or more")
     if size < 64 or size % 2:
         raise InputError(f"--size {size}: give an even number of pixels, 64 or more")
     if out is sheet is film is None:
@@ -238,14 +261,14 @@ def puppets(
         if picture is not None:
             check_output(picture, ".png", ".jpg")
     if sheet or film:
-        shown = photographs_below(photos)[:people]
+        shown = cast(photos, people, mixtures)
         some = shown[:: max(len(shown) // SHEET_PEOPLE, 1)][:SHEET_PEOPLE]
         if sheet is not None:
             _write_picture(sheet, contact_sheet(some, settings))
         if film is not None:
             _write_picture(film, film_strip(some[0], "happiness", settings))
     if out is not None:
-        animate(photos, out, settings, people, clips_per_class, workers)
+        animate(photos, out, settings, people, clips_per_class, workers, mixtures)
     return 0
 
 

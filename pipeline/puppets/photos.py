@@ -28,6 +28,7 @@ PUPILS = (0, 1)
 MOUTH_CORNERS = (87, 93)
 CHIN = 129
 JAW = (125, 126, 127, 128, 129, 130, 131, 132, 133)
+OUTLINE = (116, *JAW, 123, 144, 142, 139, 136, 134)  # of the face, up to the hair
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def cut_out(
     labels[distance > 20] = cv2.GC_PR_FGD
     labels[distance > 60] = cv2.GC_FGD
     labels[distance < 7] = cv2.GC_BGD
-    outline = points[[116, *JAW, 123, 144, 142, 139, 136, 134]]
+    outline = points[list(OUTLINE)]
     pixels = np.round((outline - (LEFT, TOP)) * MATTE).astype(np.int32)
     cv2.fillPoly(labels, [pixels], cv2.GC_FGD)
     labels[(y > chin - 0.1) & (np.abs(x) < 0.5)] = cv2.GC_FGD
