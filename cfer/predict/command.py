@@ -94,22 +94,24 @@ def predict(
     part: dict[str, Any] = {"start_seconds": start, "end_seconds": end}
     found: list[Prediction] = []
     num_failed = 0
-    for source in expanded:
-        try:
-            windows = _predictions(recognizer, source, how, part, follow)
-            for _, of_video in groupby(windows, attrgetter("source")):
-                start_of_video = len(found)
-                for prediction in of_video:
-                    show(prediction)
-                    found.append(prediction)
-                show_events(found[start_of_video:])
-        except InputError as error:
-            if len(expanded) == 1:
-                raise
-            num_failed += 1
-            print(f"error: {error}", file=sys.stderr)
-    if csv:
-        timeline.write_csv(csv, found, classes)
+    with timeline.csv_rows(csv, classes) as write_row:
+        for source in expanded:
+            try:
+                windows = _predictions(recognizer, source, how, part, follow)
+                for _, of_video in groupby(windows, attrgetter("source")):
+                    start_of_video = len(found)
+                    try:
+                        for prediction in of_video:
+                            found.append(prediction)
+                            write_row(prediction)
+                            show(prediction)
+                    finally:  # a stream that is stopped, or breaks off, has shown something, too
+                        show_events(found[start_of_video:])
+            except InputError as error:
+                if len(expanded) == 1:
+                    raise
+                num_failed += 1
+                print(f"error: {error}", file=sys.stderr)
     if plot:
         timeline.plot(Path(expanded[0]), found, classes).savefig(plot, dpi=110)
     if annotate:

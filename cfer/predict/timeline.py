@@ -9,7 +9,8 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -139,17 +140,18 @@ def summary(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def ways(predictions: Sequence[Prediction]) -> list[str]:
-    """How the windows of a video were read, where a model reads H.264 as it is, for people: a line
-    for those that were, and one for each reason why others were not."""
+    """How the windows of a video were read, for people: where a model reads H.264 as it is, a line
+    for those that were, and one for each reason why others were not; and how many show no face."""
+    of = f"of {len(predictions)} window{'s' * (len(predictions) > 1)}"
     native = sum(p.way == "native" for p in predictions)
     # What differs from window to window is in parentheses at the end.
-    refused = Counter(re.sub(r" \([^()]*\)$", "", p.refused) for p in predictions if p.refused)
-    lines = (
-        [f"{native} of {len(predictions)} windows read as H.264 transmits them"] if native else []
+    refused = Counter(
+        re.sub(r" \([^()]*\)$", "", p.refused) for p in predictions if p.refused and p.label
     )
-    return lines + [
-        f"{count} encoded anew: {printable(reason)}" for reason, count in refused.items()
-    ]
+    faceless = sum(p.label is None for p in predictions)
+    lines = [f"{native} {of} read as H.264 transmits them"] if native else []
+    lines += [f"{count} encoded anew: {printable(reason)}" for reason, count in refused.items()]
+    return lines + ([f"{faceless} {of} without a face"] if faceless else [])
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
@@ -178,16 +180,24 @@ def event_as_json(event: Event) -> dict[str, Any]:
     }
 
 
-def write_csv(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
-    """A row per window: source, start_seconds, end_seconds, face, label, and a column per class."""
+@contextmanager
+def csv_rows(path: Path | None, classes: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
+    """What writes a row for a window, each as it comes: source, start_seconds, end_seconds, face,
+    label, and a column per class. None: nothing is written."""
+    if path is None:
+        yield lambda window: None
+        return
     head = ["source", "start_seconds", "end_seconds", "face", "label"]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", buffering=1) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*head, *classes])
-        for p in predictions:
+
+        def write(p: Prediction) -> None:
             span = [f"{p.start_seconds:.3f}", f"{p.end_seconds:.3f}"]
             values = [f"{p.probabilities[name]:.6f}" if p.label else "" for name in classes]
             writer.writerow([printable(p.source), *span, p.face, p.label or "", *values])
+
+        yield write
 
 
 def colors(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:

@@ -65,6 +65,36 @@ def test_a_pipe_is_predicted_while_it_comes(drawn_videos: Path) -> None:
     assert "animated photographs" in errors.decode()
 
 
+def test_a_stream_that_is_stopped_has_said_what_it_saw(drawn_videos: Path, tmp_path: Path) -> None:
+    """Ctrl-C, while more is waited for: the expressions so far, their windows in the CSV, and no
+    traceback."""
+    surprise = drawn_videos / "videos" / "S003" / "surprise_1.mp4"
+    stream = as_mpegts(surprise, surprise, surprise)
+    rows = tmp_path / "windows.csv"
+    with subprocess.Popen(
+        [sys.executable, "-m", "cfer.cli", "predict", "-", "--json", "--csv", str(rows)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(stream[: len(stream) * 3 // 4])
+        process.stdin.flush()
+        windows = [json.loads(process.stdout.readline())]
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in errors.decode()
+    assert errors.decode().endswith("interrupted; what is finished is kept\n")
+    told = [json.loads(line) for line in rest.decode().splitlines()]
+    windows += [line for line in told if "label" in line]
+    events = [line["event"] for line in told if "event" in line]
+    assert len(rows.read_text().splitlines()) >= 1 + len(windows)
+    expressions = {window["label"] for window in windows} - {"neutral"}
+    assert {event["label"] for event in events} >= expressions
+
+
 def test_whoever_reads_the_output_may_stop() -> None:
     """As `| head -1` does: no traceback, and the status that a shell expects."""
     code = (

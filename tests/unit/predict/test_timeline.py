@@ -22,13 +22,13 @@ from cfer.predict.timeline import (
     annotate,
     as_json,
     colors,
+    csv_rows,
     event_as_json,
     events,
     plot,
     summary,
     ways,
     without_overlap,
-    write_csv,
 )
 from cfer.video.faces import Square
 from cfer.video.pictures import open_pictures
@@ -175,11 +175,20 @@ def test_reasons_are_counted_without_what_is_of_one_window():
         "2 encoded anew: v.mp4: too much",
         "1 encoded anew: v.mp4: it is (as it were) interlaced; encode it",
     ]
+    nobody = replace(windows[1], probabilities={}, face=0)
+    assert ways([windows[0], nobody]) == [
+        "1 of 2 windows read as H.264 transmits them",
+        "1 of 2 windows without a face",
+    ]
 
 
 def test_csv_has_a_row_per_window_and_face(tmp_path):
     without = Prediction("v.mp4", 1.0, 2.0, {}, 0, face=0)
-    write_csv(tmp_path / "p.csv", [window(0, 1, 0.75, None, face=2), without], CLASSES)
+    with csv_rows(tmp_path / "p.csv", CLASSES) as write:
+        write(window(0, 1, 0.75, None, face=2))
+        # It is there as soon as it is known: a stream may be stopped at any moment.
+        assert len((tmp_path / "p.csv").read_text().splitlines()) == 2
+        write(without)
     with open(tmp_path / "p.csv", newline="") as file:
         first, second = csv.DictReader(file)
     assert first["label"] == "joy"
@@ -362,7 +371,7 @@ def test_one_command_writes_all_three(drawn_videos, tmp_path, capsys):
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     *table, event, way = printed.out.splitlines()
     assert event.startswith("surprise: onset 0.25 s, apex 0.75 s, 0.")
-    assert way == "1 of 1 windows read as H.264 transmits them"
+    assert way == "1 of 1 window read as H.264 transmits them"
     assert len(files["csv"].read_text().splitlines()) == len(table), "events are not in it"
     with av.open(str(files["mp4"])) as container:
         assert len(list(container.decode(video=0))) == 24
