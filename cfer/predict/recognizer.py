@@ -48,7 +48,7 @@ VARIATIONS = (
     Variation(right=-0.03, down=-0.02, larger=0.04, turned=-0.05),
     Variation(down=0.03, larger=-0.04),
 )
-ONE_FACE = "of H.264 as it is, one face is read: leave out --faces all"
+ONE_FACE = "of H.264 as it is, one face is read; ask for one, not for all"
 ONE_WINDOW_SECONDS = 2.0  # a part of a video that was asked for is not cut up to this length
 
 

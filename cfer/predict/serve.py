@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import pebble
@@ -34,7 +34,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -121,12 +121,29 @@ def is_loopback(host: str) -> bool:
 # ---- the application -----------------------------------------------------------------------------
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
-Link = Annotated[
-    str | None,
-    Query(
-        description="a video in storage that the operator allowed", max_length=MOST_LINK_CHARACTERS
-    ),
-]
+
+
+class Asked(BaseModel, extra="forbid"):
+    """The options of a request."""
+
+    link: str | None = Field(
+        None,
+        description="a video in storage that the operator allowed",
+        max_length=MOST_LINK_CHARACTERS,
+    )
+
+
+class AskedToPredict(Asked):
+    """Those of /predict."""
+
+    faces: Literal["one", "all"] = "one"
+    window_seconds: float | None = Field(None, gt=0, le=MOST_SECONDS)
+
+
+class AskedToLook(Asked):
+    """Those of /look."""
+
+    gop: int = Field(0, ge=0, le=1_000_000)
 
 
 class Refusal(BaseModel):
@@ -217,15 +234,17 @@ def create_app(
 
     @app.post("/predict", dependencies=[Depends(check)], responses=_ERRORS, openapi_extra=_VIDEO)
     async def predict_(
-        request: Request,
-        link: Link = None,
-        faces: Annotated[str, Query(pattern="^(one|all)$")] = "one",
-        window_seconds: Annotated[float | None, Query(gt=0, le=MOST_SECONDS)] = None,
+        request: Request, asked: Annotated[AskedToPredict, Query()]
     ) -> dict[str, Any]:
-        """Expressions of a video: one entry per window of time, and per face; and its events, from
-        onset to apex."""
-        work = partial(predict, source=link or "upload", faces=faces, window_seconds=window_seconds)
-        return {**about, **await _answer(workers, request, link, work)}
+        """Expressions of a video: one entry per window of time, and per face; its events, from
+        onset to apex; and how it was read, in words."""
+        work = partial(
+            predict,
+            source=asked.link or "upload",
+            faces=asked.faces,
+            window_seconds=asked.window_seconds,
+        )
+        return {**about, **await _answer(workers, request, asked.link, work)}
 
     @app.post(
         "/look",
@@ -234,12 +253,11 @@ def create_app(
         openapi_extra=_VIDEO,
         response_class=Response,
     )
-    async def look_(
-        request: Request, link: Link = None, gop: Annotated[int, Query(ge=0, le=1_000_000)] = 0
-    ) -> Response:
+    async def look_(request: Request, asked: Annotated[AskedToLook, Query()]) -> Response:
         """What the method sees of one GOP, as a PNG: I-frame, residuals, motion, bytes."""
-        work = partial(look, gop=gop, model_name=model_name)
-        return Response(await _answer(workers, request, link, work), media_type="image/png")
+        work = partial(look, gop=asked.gop, model_name=model_name)
+        picture = await _answer(workers, request, asked.link, work)
+        return Response(picture, media_type="image/png")
 
     return app
 

@@ -15,6 +15,7 @@ import resource
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -31,7 +32,7 @@ from cfer.data.storage import Folder
 from cfer.errors import InputError, is_full
 from cfer.predict.limits import Limits
 from cfer.predict.recognizer import Recognizer
-from cfer.predict.timeline import as_json, event_as_json, events
+from cfer.predict.timeline import as_json, event_as_json, events, ways
 
 # FFmpeg's demuxers of files that hold a video. A playlist (HLS, concat, …) would make it open other
 # files, or other servers.
@@ -182,16 +183,22 @@ def save_link(link: str, allowed: Sequence[str], path: Path, limits: Limits) -> 
 
 def predict(
     recognizer: Recognizer, path: Path, source: str, faces: str, window_seconds: float | None
-) -> dict[str, list[dict[str, Any]]]:
-    """Each window of a video and each face in it, and the events, as an answer reports them."""
-    found = recognizer.predict(path, faces=faces, window_seconds=window_seconds)
-    windows = [{**as_json(window), "source": source} for window in found]
-    for window in windows:
-        if window.get("refused"):  # strangers do not learn where the server keeps it
-            window["refused"] = window["refused"].replace(str(path), source)
+) -> dict[str, list[Any]]:
+    """Each window of a video and each face in it, the events, and how the video was read, as an
+    answer reports them."""
+    found = [
+        replace(
+            window,
+            source=source,
+            # Strangers do not learn where the server keeps it.
+            refused=window.refused and window.refused.replace(str(path), source),
+        )
+        for window in recognizer.predict(path, faces=faces, window_seconds=window_seconds)
+    ]
     return {
-        "windows": windows,
+        "windows": [as_json(window) for window in found],
         "events": [event_as_json(event) for event in events(found)],
+        "ways": ways(found),
     }
 
 

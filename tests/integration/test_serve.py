@@ -230,6 +230,8 @@ def test_hostile_uploads_get_an_error_and_the_server_goes_on(
     assert ask(port, "/predict?faces=..%2F..%2Fetc%2Fpasswd", whole, TOKEN)[0] == 422
     assert ask(port, "/predict?window_seconds=-1", whole, TOKEN)[0] == 422
     assert ask(port, "/look?gop=-1", whole, TOKEN)[0] == 422
+    status, answer = ask(port, "/predict?face=all", whole, TOKEN)
+    assert (status, json.loads(answer)["detail"][:5]) == (422, "face:"), "an option that isn't one"
     assert ask(port, "/../../etc/passwd", token=TOKEN, method="GET")[0] == 404
     assert ask(port, "/predict", whole, TOKEN)[0] == 200
     assert server[1].is_running()

@@ -17,7 +17,7 @@ from helpers import ask, serving, wait_for
 
 from cfer.codec import CodecSettings
 from cfer.predict.recognizer import Recognizer, face_bitstream
-from cfer.predict.timeline import summary
+from cfer.predict.timeline import summary, ways
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +120,26 @@ def test_the_page_in_a_browser(
         wait_for(lambda: "animated photographs" in shown("note"))
         give(text)
         wait_for(lambda: "text.mp4: not a readable video" in shown("error"))
+
+        def listed() -> list[str]:
+            return [item.text for item in browser.find_elements(By.CSS_SELECTOR, ".events li")]
+
+        def picture_is_shown() -> bool:
+            return browser.find_element(By.ID, "look").is_displayed()
+
+        recognizer = Recognizer.from_pretrained()
         give(video)
-        wait_for(lambda: shown("status") == "surprise_1.mp4: done")
+        for faces in ("one", "all"):
+            if faces == "all":
+                browser.find_element(By.ID, "every").click()  # the same video is asked about again
+            (window,) = recognizer.predict(video, faces=faces, window_seconds=1)
+            read = "; ".join(["surprise_1.mp4: 1 window", *ways([window])])
+            wait_for(lambda read=read: shown("status") == read and picture_is_shown())
+            assert listed() == summary([window])
         assert shown("error") == ""
-        classes = Recognizer.from_pretrained().card.classes
+        classes = recognizer.card.classes
         lines = browser.find_elements(By.CSS_SELECTOR, "svg.timeline path")
         assert len(lines) == len(classes)
-        listed = [item.text for item in browser.find_elements(By.CSS_SELECTOR, ".events li")]
-        windows = Recognizer.from_pretrained().predict(video, faces="all", window_seconds=1)
-        assert listed == summary(windows)
         assert shown("legend").split() == list(classes)
         look = browser.find_element(By.ID, "look")
         assert int(look.get_attribute("naturalWidth")) > 800

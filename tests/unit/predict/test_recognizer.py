@@ -249,7 +249,7 @@ def test_what_is_not_read_as_it_is_is_encoded_anew(
     (found,) = native.predict(video, faces="all")
     assert (found.way, found.refused) == (
         "encoded",
-        "of H.264 as it is, one face is read: leave out --faces all",
+        "of H.264 as it is, one face is read; ask for one, not for all",
     )
 
 
@@ -268,7 +268,7 @@ def test_a_stream_is_read_as_its_file_is(native: Recognizer, half: Path, tmp_pat
     assert found == native.predict(path, window_seconds=1)
     every = list(native.predict_stream(Pipe(path.read_bytes()), faces="all"))
     assert {w.refused for w in every} == {
-        "of H.264 as it is, one face is read: leave out --faces all"
+        "of H.264 as it is, one face is read; ask for one, not for all"
     }
 
 

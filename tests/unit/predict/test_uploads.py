@@ -65,7 +65,10 @@ def test_strangers_do_not_learn_where_their_video_is_kept(video: Path, tmp_path:
     path.write_bytes(x264([*open_pictures(video), *wall], "keyint=24", rate=24))
     what = Input("energy+motion", stream="native")
     native = small_recognizer(what, CodecSettings(gop_size=3, gop_seconds=1))
-    windows = predict(native, path, "mine.mp4", "one", None)["windows"]
+    answer = predict(native, path, "mine.mp4", "one", None)
+    windows = answer["windows"]
+    assert {window["source"] for window in windows} == {"mine.mp4"}
+    assert not [way for way in answer["ways"] if str(path) in way]
     assert windows[-1]["refused"].startswith("mine.mp4: no face in the I-frame")
     assert "cfer-serve" not in str(windows)
 
