@@ -7,12 +7,21 @@ from typing import Any, TypeVar
 
 import tyro
 
+from cfer.errors import InputError
+
 T = TypeVar("T")
 _STYLE = (
     tyro.conf.DisallowNone,  # what is not given is None; nobody types it
     tyro.conf.FlagCreatePairsOff,
     tyro.conf.OmitArgPrefixes,
 )
+
+
+def check_at_least(least: float, **options: float | None) -> None:
+    """Raises InputError for an option that is less, or no number; None: it is not given."""
+    for name, value in options.items():
+        if value is not None and not value >= least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give {least} or more")
 
 
 def parse(what: Callable[..., T], prog: str, argv: Sequence[str] | None, default: Any = None) -> T:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cfer.errors import InputError, exit_with_message
-from cfer.options import parse
+from cfer.options import check_at_least, parse
 from cfer.outputs import say
 from cfer.train.command import PROTOCOLS, parse_seeds
 from cfer.train.config import METHODS, NAMING_GAMES, TrainConfig, config_of
@@ -232,9 +232,9 @@ def settings_of(options: BenchmarkOptions) -> tuple[dict[str, Any], list[int]]:
         settings |= QUICK
     if settings.get("split") == "column":
         settings.pop("folds", None)  # an owner's split is one of its own
-    if options.seeds:
+    if options.seeds is not None:
         settings["seeds"] = options.seeds
-    if options.epochs:
+    if options.epochs is not None:
         settings["epochs"] = options.epochs
     return settings, parse_seeds(str(settings.pop("seeds", "0")))
 
@@ -248,6 +248,8 @@ def experiment_of(options: BenchmarkOptions) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Everything, or what is left of it → exit status."""
     options = parse(BenchmarkOptions, "cfer benchmark", argv)
+    check_at_least(1, subjects=options.subjects, epochs=options.epochs)
+    check_at_least(0, parallel=options.parallel, max_failures=options.max_failures)
     from cfer.cluster import join_cluster
     from cfer.data.folds import read_index
     from cfer.evaluate import report

@@ -29,7 +29,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cfer.errors import InputError, exit_with_message
-from cfer.options import given, parse
+from cfer.options import check_at_least, given, parse
 from pipeline.settings import PAPER, ExtractionSettings
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def options_of(argv: Sequence[str] | None) -> ExtractOptions:
         raise InputError(f"--root {options.root}: only for a --dataset whose files are there")
     if options.root is None and options.dataset not in (None, "synthetic"):
         raise InputError(f"--dataset {options.dataset}: needs --root, the folder with its files")
-    if options.actors is not None and options.actors < 1:
-        raise InputError(f"--actors {options.actors}: give 1 or more")
+    check_at_least(1, actors=options.actors)
+    check_at_least(0, max_failures=options.max_failures)
     return replace(options, settings=settings.checked())
 
 

@@ -107,6 +107,8 @@ def read_manifest(videos: str) -> list[Entry]:
     left_out: Sequence[str | Path] = ()
     if videos.lower().endswith(".csv"):
         entries = read_csv(videos)
+        if not entries:
+            raise InputError(f"--videos {videos}: has a head and no row; give a row for each clip")
     elif is_uri(videos):
         entries, left_out = _from_store(videos)
     elif path.is_dir():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cfer.errors import InputError
+from cfer.options import check_at_least
 
 if TYPE_CHECKING:
     from cfer.codec import CodecSettings
@@ -50,10 +51,12 @@ class ExtractionSettings:
             raise InputError(
                 f"--gop-size {self.gop_size}: give 2 or more; a GOP of 1 has no residual"
             )
-        for name in ("views", "window_gops", "clips_per_shard"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise InputError(f"--{name.replace('_', '-')} {given}: give 1 or more")
+        check_at_least(
+            1,
+            views=self.views,
+            window_gops=self.window_gops,
+            clips_per_shard=self.clips_per_shard,
+        )
         _ = self.codec
         return self
 

@@ -294,6 +294,8 @@ def encode(
 
     if size < 16 or size % 2:
         raise InputError(f"--size {size}: must be an even number of at least 16 pixels")
+    if gop_size < 2:
+        raise InputError(f"--gop-size {gop_size}: give 2 or more; a GOP of 1 has no residual")
     check_output(clip, sources=[video])
     settings = CodecSettings(gop_size, quantizer, None, motion_search, gop_seconds=gop_seconds)
     bitstream = face_bitstream(video, size, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cfer.errors import InputError
+from cfer.options import check_at_least
 
 MOST_FRAMES_A_SECOND = 60
 
@@ -34,14 +34,13 @@ class Limits:
     @classmethod
     def of(cls, max_megabytes: int, max_seconds: int, time_limit: int, memory_limit: int) -> Limits:
         """The limits that the options of these names set; InputError: one is less than 1."""
-        for option, value in (
-            ("max-megabytes", max_megabytes),
-            ("max-seconds", max_seconds),
-            ("time-limit", time_limit),
-            ("memory-limit", memory_limit),
-        ):
-            if value < 1:
-                raise InputError(f"--{option} {value}: give 1 or more")
+        check_at_least(
+            1,
+            max_megabytes=max_megabytes,
+            max_seconds=max_seconds,
+            time_limit=time_limit,
+            memory_limit=memory_limit,
+        )
         return cls(
             megabytes=max_megabytes,
             seconds=max_seconds,

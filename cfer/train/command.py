@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cfer.errors import InputError
-from cfer.options import given, parse
+from cfer.options import check_at_least, given, parse
 from cfer.train.config import METHODS, OPERATIONAL, SHORT_NAMES, Method, TrainConfig
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def options_of(argv: Sequence[str] | None) -> TrainOptions:
     method = named.method or defaults.get("method", "min-min")
     config = TrainConfig(**{**METHODS[method], **defaults, "method": method})
     options = parse(TrainOptions, "cfer train", argv, TrainOptions(config, seeds=seeds))
+    check_at_least(0, parallel=options.parallel)
     config = replace(options.config, run=options.config.run or method).checked()
     if "/" in config.run or config.run.startswith("."):
         raise InputError(f"--run {config.run}: a name, not a path; --storage says where")

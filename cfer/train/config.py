@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 from tyro.conf import arg
 
 from cfer.errors import InputError
+from cfer.options import check_at_least
 
 if TYPE_CHECKING:
     from cfer.data.inputs import Input
@@ -138,15 +139,13 @@ class TrainConfig:
         Raises:
             InputError: a value that no run can have, or two that exclude each other.
         """
-        at_least = {
-            **dict.fromkeys(("workers", "epochs", "batch_size", "estimator_steps"), 1),
-            **dict.fromkeys(("cpus_per_worker", "identity_weight", "apex_weight"), 0),
-            **dict.fromkeys(("weight_decay", "shift_pixels", "gain_jitter", "seed"), 0),
-            **dict.fromkeys(("code_dim", "erase", "blur"), 0),
-        }
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise InputError(f"{flag(name)} {getattr(self, name)}: give {least} or more")
+        positive = ("workers", "epochs", "batch_size", "estimator_steps")
+        no_less_than_0 = (
+            *("cpus_per_worker", "identity_weight", "apex_weight", "weight_decay"),
+            *("shift_pixels", "gain_jitter", "seed", "code_dim", "erase", "blur"),
+        )
+        for least, names in ((1, positive), (0, no_less_than_0)):
+            check_at_least(least, **{SHORT_NAMES.get(n, n): getattr(self, n) for n in names})
         for name in ("lr", "estimator_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} {getattr(self, name)}: give more than 0")

@@ -138,6 +138,13 @@ class Pictures:
             raise one_frame(self.source)
         if stop - first < 2:
             end = times[-1] if end_seconds is None else end_seconds
+            if first >= stop and (start_seconds or 0) >= times[-1]:
+                raise ClipError(
+                    self.source,
+                    "manifest",
+                    f"its span starts at {start_seconds:g} s, and the video ends at "
+                    f"{times[-1]:.3f} s; give a start within it",
+                )
             raise ClipError(
                 self.source,
                 "manifest",

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cfer.errors import InputError
+from cfer.options import check_at_least
 
 EXPRESSIONS = ("anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
 ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 20, 23, 25, 26, 27)
@@ -122,8 +123,7 @@ class DrawingSettings:
             raise InputError(
                 f"--difficulty: {self.difficulty} is outside 0 to 2; 0 is easy, 1 is hard"
             )
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is negative; give 0 or more")
+        check_at_least(0, seed=self.seed)
 
 
 class Identity:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from cfer.errors import InputError, exit_with_message
-from cfer.options import parse
+from cfer.options import check_at_least, parse
 from cfer.outputs import check_output
 from pipeline.datasets.made import claim, make_missing, write_csv, write_video
 from pipeline.puppets.acting import CLASSES, Clip, Style, plan
@@ -244,15 +244,8 @@ def puppets(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = PuppetSettings(size, seed)
-    for option, value in (
-        ("--people", people),
-        ("--clips-per-class", clips_per_class),
-        ("--workers", workers),
-    ):
-        if value is not None and value < 1:
-            raise InputError(f"{option} {value}: give 1 or more")
-    if mixtures < 0:
-        raise InputError(f"--mixtures {mixtures}: give 0 or more")
+    check_at_least(1, people=people, clips_per_class=clips_per_class, workers=workers)
+    check_at_least(0, mixtures=mixtures, seed=seed)
     if size < 64 or size % 2:
         raise InputError(f"--size {size}: give an even number of pixels, 64 or more")
     if out is sheet is film is None:

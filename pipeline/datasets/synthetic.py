@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from cfer.errors import InputError, exit_with_message
-from cfer.options import parse
+from cfer.options import check_at_least, parse
 from pipeline.datasets.drawing import (
     DRAWING_VERSION,
     EXPRESSIONS,
@@ -101,13 +101,7 @@ def draw_dataset(
             drawn.
     """
     directory = Path(directory)
-    for option, value in (
-        ("--subjects", subjects),
-        ("--clips-per-class", clips_per_class),
-        ("--workers", workers),
-    ):
-        if value < 1:
-            raise InputError(f"{option}: {value} is too few; give 1 or more")
+    check_at_least(1, subjects=subjects, clips_per_class=clips_per_class, workers=workers)
     for name in classes:
         if name not in EXPRESSIONS:
             raise InputError(

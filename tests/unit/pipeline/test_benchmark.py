@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from cfer.cli import run
 from cfer.data.folds import ClipIndex
 from cfer.errors import InputError
 from cfer.options import parse
@@ -46,6 +47,18 @@ def test_two_tables_at_once_are_refused() -> None:
     arguments = ["--dataset", "puppets", "--out", "x", "--search", "--curve"]
     with pytest.raises(InputError, match="--search, --curve: two tables; give one of the two"):
         experiment_of(parse(BenchmarkOptions, "", arguments))
+
+
+@pytest.mark.parametrize(
+    ("option", "least"), [("subjects", 1), ("epochs", 1), ("parallel", 0), ("max-failures", 0)]
+)
+def test_numbers_that_cannot_be_are_refused_before_the_work(
+    option: str, least: int, tmp_path: Path
+) -> None:
+    arguments = ["benchmark", "--dataset", "synthetic", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=f"--{option} {least - 1}: give {least} or more"):
+        run([*arguments, f"--{option}", str(least - 1)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_curve_sweeps_every_game_and_each_row_can_be_trained() -> None:

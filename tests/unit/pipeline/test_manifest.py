@@ -131,7 +131,7 @@ def test_a_csv_says_everything(tmp_path):
         ("path;label\na.mp4;x\n", "separated by semicolons; separate them by commas"),
         ("path\tlabel\na.mp4\tx\n", "separated by tabs; separate them by commas"),
         ("path,lable\na.mp4,x\n", "unknown column 'lable'"),
-        ("path\n", "no clip found"),
+        ("path\n", "has a head and no row"),
         ("path,clip_id\na.mp4,1\nb.mp4,1\n", "line 3: clip_id '1' occurs twice"),
         ("path\na.mp4\na.mp4\n", "line 3: clip_id 'a' occurs twice"),
         ("path,apex_frame\na.mp4,-1\n", "line 2: apex_frame '-1'"),

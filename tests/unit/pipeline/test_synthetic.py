@@ -247,13 +247,13 @@ def test_a_wrong_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--subjects", "0", "--subjects: 0 is too few"),
-        ("--clips-per-class", "-3", "--clips-per-class: -3 is too few"),
-        ("--workers", "0", "--workers: 0 is too few"),
+        ("--subjects", "0", "--subjects 0: give 1 or more"),
+        ("--clips-per-class", "-3", "--clips-per-class -3: give 1 or more"),
+        ("--workers", "0", "--workers 0: give 1 or more"),
         ("--frames", "1", "--frames: 1 is too few"),
         ("--picture-size", "101", "--picture-size: 101"),
         ("--difficulty", "nan", "--difficulty: nan is outside"),
-        ("--seed", "-1", "--seed: -1 is negative"),
+        ("--seed", "-1", "--seed -1: give 0 or more"),
     ],
 )
 def test_numbers_that_cannot_be_drawn(

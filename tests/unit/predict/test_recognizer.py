@@ -288,9 +288,10 @@ def test_the_command_says_which_way_was_taken(
     native_model: str, half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["predict", str(half), "--model", native_model]) == 0
-    *_, native_line, encoded_line = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"[12] of 3 windows read as H\.264 transmits them", native_line)
-    assert re.search(r"^[12] encoded anew: .*no face in the I-frame$", encoded_line)
+    *_, native_line, encoded_line, gone_line = capsys.readouterr().out.splitlines()
+    assert native_line == "1 of 3 windows read as H.264 transmits them"
+    assert re.search(r"^1 encoded anew: .*no face in the I-frame$", encoded_line)
+    assert gone_line == "1 of 3 windows without a face"
     assert run(["predict", str(half), "--model", native_model, "--json"]) == 0
     windows = windows_of(capsys.readouterr().out)
     assert [w["way"] for w in windows][::2] == ["native", "encoded"]
@@ -515,8 +516,10 @@ def test_a_window_without_a_face_says_so(
     assert first.split()[:3] == ["0.00s", "1.00s", "1"]
     assert between.split()[:3] == ["0.50s", "1.50s", "1"], "it begins where there is a face"
     assert second.split() == ["1.00s", "2.00s", "-", "no", "face"]
+    *happened, gone_line = happened
     assert happened
     assert all(": onset " in line for line in happened)
+    assert gone_line == "1 of 3 windows without a face"
     with table.open() as file:
         there, _, gone = csv.DictReader(file)
     assert there["label"] in ("happiness", "surprise")
@@ -903,7 +906,7 @@ def test_a_face_is_encoded_for_prediction(
         ("encode text.mp4 out.mp4", "text.mp4: not a video"),
         ("encode clip.mp4 out.mp4 --size 63", "--size 63: must be an even number"),
         ("encode clip.mp4 out.mp4 --size 14", "--size 14: must be an even number of at least 16"),
-        ("encode clip.mp4 out.mp4 --gop-size 0", "GOP size 0: must be 1 or more"),
+        ("encode clip.mp4 out.mp4 --gop-size 1", "--gop-size 1: give 2 or more"),
         ("look clip.mp4 out.jpg", "out.jpg: give a file that ends in .png"),
         ("look clip.mp4 nowhere/out.png", "nowhere/out.png: there is no folder nowhere"),
     ],

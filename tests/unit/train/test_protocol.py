@@ -23,6 +23,7 @@ from cfer.train.run import Parent
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--parallel=-1"], "--parallel -1: give 0 or more"),
         (["--folds", "2", "--seeds", "0,0"], "--seeds 0,0: give different numbers"),
         (["--folds", "2", "--seeds=-1,0"], "--seeds -1,0: give different numbers, 0 or more"),
         (["--folds", "2", "--seeds", "a"], "--seeds a: give numbers"),
