@@ -37,8 +37,9 @@ from cfer.errors import InputError
 from cfer.predict.recognizer import VARIATIONS, Recognizer
 from cfer.video.faces import Face, FaceDetector, Square, crop, face_clip
 from cfer.video.follow import warped
-from cfer.video.pictures import open_pictures, windows
+from cfer.video.pictures import open_pictures
 from cfer.video.variation import Variation
+from cfer.video.windows import windows
 
 NATIVE, ENCODED, PICTURES = "as it is", "encoded anew", "decoded pictures"
 FINDING = ", finding faces"
@@ -172,9 +173,10 @@ def _planned(recognizer: Recognizer, known: KnownFaces, path: Path) -> Planned:
         raise InputError(f"{error}; give videos that are read as they are") from error
     bitstream = native.bitstream
     times = bitstream.shown_times
-    frames = recognizer.card.window_frames(pictures.mean_fps())
+    fps = pictures.regular_fps()
+    frames = recognizer.card.window_frames(fps)
     found: list[tuple[range, list[Run]]] = []
-    for span in windows(pictures.span(), frames, (frames + 1) // 2):
+    for span in windows(times, pictures.span(), fps, frames, (frames + 1) // 2):
         start, end = times[span.start], times[span.stop]
         try:
             native.read(start, end, recognizer.card.size)

@@ -30,8 +30,9 @@ from cfer.data.native import NativeVideo
 from cfer.errors import InputError
 from cfer.predict.recognizer import VARIATIONS, Recognizer
 from cfer.video.faces import FaceDetector, face_clip
-from cfer.video.pictures import Pictures, open_pictures, windows
+from cfer.video.pictures import Pictures, open_pictures
 from cfer.video.variation import AS_FOUND, Variation
+from cfer.video.windows import windows
 from pipeline.datasets.made import write_video
 
 H264_CRF = 35  # coarse, as a messenger sends a video
@@ -198,7 +199,8 @@ def _measure(recognizer: Recognizer, videos: Sequence[Path], name: str) -> OneRo
     card, detector = recognizer.card, FaceDetector()
     for video in tqdm(videos, f"robustness of {name}", unit="video", disable=None, leave=False):
         pictures = open_pictures(video)
-        spans = windows(pictures.span(), card.codec.at(pictures.mean_fps()).span)
+        fps = pictures.regular_fps()
+        spans = windows(pictures.times(), pictures.span(), fps, card.codec.at(fps).span)
         num_windows += len(spans)
         with tempfile.TemporaryDirectory() as folder:
             if card.what.is_native:

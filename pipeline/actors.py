@@ -32,8 +32,9 @@ from cfer.errors import InputError
 from cfer.model.face_embedder import embed_clip, open_face_embedder
 from cfer.names import printable
 from cfer.video.faces import FaceDetector, FaceWindow, face_clip
-from cfer.video.pictures import ClipError, open_pictures, windows
+from cfer.video.pictures import ClipError, open_pictures
 from cfer.video.variation import AS_FOUND, Variation
+from cfer.video.windows import windows
 from pipeline.manifest import Entry
 from pipeline.settings import ExtractionSettings
 
@@ -74,14 +75,15 @@ def extract_clip(
                     f"apex_frame {entry.apex_frame} is not among its frames, {frames[0]} to "
                     f"{frames[-1]}; correct the manifest (frames of the video, from 0)",
                 )
-            codec = settings.codec.at(pictures.mean_fps())
-            spans = windows(frames, settings.window_gops * codec.span)
+            fps = pictures.regular_fps()
+            window_frames = settings.window_gops * settings.codec.at(fps).span
+            spans = windows(pictures.times(), frames, fps, window_frames)
             generator = np.random.default_rng(zlib.crc32(entry.clip_id.encode()))
             more = [Variation.drawn(generator) for _ in range(settings.views - 1)]
             variations = AS_FOUND, *more
             native = _Native(path, settings, detector, variations)
             for window in face_clip(
-                pictures, settings.size, detector, codec, spans, variations=variations
+                pictures, settings.size, detector, settings.codec, spans, variations=variations
             ):
                 clip_id = entry.clip_id
                 if window.num_windows > 1:

@@ -26,11 +26,10 @@ from cfer.video.pictures import (
     ClipError,
     HeldPictures,
     StreamPictures,
-    mean_fps,
     one_frame,
-    windows,
 )
 from cfer.video.variation import Variation
+from cfer.video.windows import WindowCutter, regular_fps
 
 MOST_SECONDS = 60.0  # of a piece: its headers are read anew for each window
 
@@ -86,19 +85,19 @@ class NativeStream:
         self._held: dict[float, av.VideoFrame] = {}
         self._place: tuple[Place, tuple[int, int]] | None = None
 
-    def mean_fps(self) -> Fraction:
-        """As `StreamPictures.mean_fps`; to be asked before the windows."""
+    def regular_fps(self) -> Fraction:
+        """As `StreamPictures.regular_fps`; to be asked before the windows."""
         while (not self._shown or self._final < 1) and self._advance():
             pass
-        known = self._shown[: bisect_right(self._shown, self._final)]
-        return mean_fps(known or [0.0], self._stream.fps)
+        return regular_fps(self._known(), self._stream.fps)
 
     def windows(
         self, window_frames: int, step_frames: int, size: int, variations: Sequence[Variation]
     ) -> Iterator[StreamWindow]:
-        """Cut as `cfer.video.pictures.windows` does, each as soon as there are two more pictures.
+        """Each as soon as it is complete (`cfer.video.windows.WindowCutter`).
 
         Args:
+            window_frames, step_frames: see there.
             size, variations: see `cfer.data.native.read_window`.
 
         Raises:
@@ -110,15 +109,19 @@ class NativeStream:
             times += [self._end] if len(times) == len(span) else []
             return StreamWindow(span, times, self._read(times[0], times[-1], size, variations))
 
+        cut = WindowCutter(self.regular_fps(), window_frames, step_frames)
         while self._advance():
-            while bisect_right(self._shown, self._final) >= window_frames + 2:
-                yield window(range(self._first, self._first + window_frames))
-                self._drop(step_frames)
+            while (span := cut.complete(self._known())) is not None:
+                yield window(range(self._first + span.start, self._first + span.stop))
+                self._drop(cut.needed(self._known()))
         if self._first == 0 and len(self._shown) < 2:
             raise one_frame(self._stream.source)
-        rest = range(self._first, self._first + len(self._shown))
-        for span in windows(rest, window_frames, step_frames):
-            yield window(span)
+        for span in cut.rest(self._shown):
+            yield window(range(self._first + span.start, self._first + span.stop))
+
+    def _known(self) -> list[float]:
+        """When pictures are shown between which no other can come any more."""
+        return self._shown[: bisect_right(self._shown, self._final)]
 
     def pictures(self, window: StreamWindow) -> HeldPictures:
         """Those of the window that was yielded last.

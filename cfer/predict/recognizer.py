@@ -195,7 +195,8 @@ class Recognizer:
             return
         # A clip that is already in fixed-GOP form needs no face detector.
         from cfer.video.faces import face_clip
-        from cfer.video.pictures import VideoPictures, open_pictures, windows
+        from cfer.video.pictures import VideoPictures, open_pictures
+        from cfer.video.windows import windows
 
         pictures = open_pictures(path)
         native, refused = None, None
@@ -208,10 +209,10 @@ class Recognizer:
         if may_be_one and _is_one_window(times[frames[0]], times[frames[-1]]):
             spans = [frames]
         else:
-            fps = pictures.mean_fps()
+            fps = pictures.regular_fps()
             window_frames = self.card.window_frames(fps, window_seconds)
             step_frames = _step_frames(window_frames, step_seconds, fps)
-            spans = windows(frames, window_frames, step_frames)
+            spans = windows(times, frames, fps, window_frames, step_frames)
         read: list[Prediction] = []
         left: list[range] = []  # decoded once, for all of these windows
         reasons = dict.fromkeys(spans, refused)
@@ -275,9 +276,9 @@ class Recognizer:
         if self.card.what.is_native:
             why = ONE_FACE if every else pictures.why_not_native
             native = None if why else NativeStream(pictures, self._detector)
-        fps = (native or pictures).mean_fps()
-        codec = self.card.codec.at(fps)
-        window_frames = codec.span
+        fps = (native or pictures).regular_fps()
+        codec = self.card.codec
+        window_frames = codec.at(fps).span
         if window_seconds is not None:
             window_frames = self.card.window_frames(fps, window_seconds)
         step_frames = _step_frames(window_frames, step_seconds, fps)

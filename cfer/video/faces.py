@@ -32,8 +32,9 @@ import numpy as np
 
 from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.video.follow import Follower, Track, warped
-from cfer.video.pictures import ClipError, Pictures, StreamPictures, one_frame, windows
+from cfer.video.pictures import ClipError, Pictures, StreamPictures, one_frame
 from cfer.video.variation import AS_FOUND, Variation
+from cfer.video.windows import WindowCutter, fps_within
 
 LOOK_SECONDS = 0.25  # from one frame that the detector looks at to the next
 MIN_PROBABILITY = 0.95
@@ -306,7 +307,7 @@ def face_clip(
         pictures: the clip's (`cfer.video.pictures.open_pictures`).
         size: side of the crops in pixels.
         codec: how they will be encoded, which says which of them to crop.
-        spans: the frames of each window (`cfer.video.pictures.windows`); None: one, of all.
+        spans: the frames of each window (`cfer.video.windows`); None: one, of all.
         every: give a `FaceWindow` for each person of a window, not for one of them.
         variations: of the squares, the first for `FaceWindow.pictures`.
 
@@ -314,9 +315,11 @@ def face_clip(
         ClipError: the source cannot be read to its end, or has only one frame. A window without a
             face raises nothing: its `FaceWindow` has an error.
     """
-    times, fps = pictures.times(), pictures.mean_fps()
-    codec, spans = codec.at(fps), spans or [pictures.span()]
-    looks = [_looks(span, codec, fps) for span in spans]
+    times, fps = pictures.times(), pictures.regular_fps()
+    spans = spans or [pictures.span()]
+    rates = [fps_within(times[span.start : span.stop], fps) for span in spans]
+    codecs = [codec.at(rate) for rate in rates]
+    looks = [_looks(*window) for window in zip(spans, codecs, rates, strict=True)]
     wanted = sorted({frame for frames in looks for frame in frames})
     found: dict[int, list[Face]] = {}
     shape: tuple[int, ...] = ()
@@ -326,20 +329,22 @@ def face_clip(
     heads = [numbers.of({n: found[n] for n in frames}, shape, every) for frames in looks]
     takers: dict[int, list[int]] = {}  # by frame, the windows that have it
     for number, span in enumerate(spans):
-        for position in codec.encoded_frames(len(span)):
+        for position in codecs[number].encoded_frames(len(span)):
             takers.setdefault(span[position], []).append(number)
     last = {number: frame for frame in sorted(takers) for number in takers[frame]}
     cutters: dict[int, dict[int, _Cutter]] = {}
     for frame, picture in zip(sorted(takers), pictures.select(takers), strict=True):
         for number in takers[frame]:
             if number not in cutters:
-                cutters[number] = _cutters(heads[number], size, codec, variations)
+                cutters[number] = _cutters(heads[number], size, codecs[number], variations)
             for cutter in cutters[number].values():
                 cutter.add(picture, frame)
             if frame == last[number]:
                 span = spans[number]
                 times_shown = times[span.start : span.stop + 1]
-                window = FaceWindow(number + 1, len(spans), span, pictures.fps, codec, times_shown)
+                window = FaceWindow(
+                    number + 1, len(spans), span, pictures.fps, codecs[number], times_shown
+                )
                 yield from _each_face(
                     pictures.source, window, cutters.pop(number), len(looks[number])
                 )
@@ -355,15 +360,10 @@ def face_stream(
     every: bool = False,
     variations: Sequence[Variation] = (AS_FOUND,),
 ) -> Iterator[FaceWindow]:
-    """As `face_clip`, for pictures that come once, cut as `cfer.video.pictures.windows` does.
-
-    A GOP's length in `codec` is in frames.
-
-    A window comes as soon as there are two more frames than it has. Its whole pictures are held in
-    memory until then.
-    """
+    """As `face_clip`, for pictures that come once, each window as soon as it is complete
+    (`cfer.video.windows.WindowCutter`). Its whole pictures are held in memory until then."""
     numbers = _Numbers()
-    fps = pictures.mean_fps()
+    fps = pictures.regular_fps()
     held: list[np.ndarray] = []
     times = [0.0]  # of the pictures held, and of the end of the last one
     first = number = 0
@@ -371,29 +371,32 @@ def face_stream(
     def window(span: range) -> Iterator[FaceWindow]:
         nonlocal number
         number += 1
-        looks = _looks(span, codec, fps)
+        shown = times[span.start - first : span.stop - first + 1]
+        rate = fps_within(shown[:-1], fps)
+        own = codec.at(rate)
+        looks = _looks(span, own, rate)
         found = {frame: detector.faces([held[frame - first]], every)[0] for frame in looks}
         heads = numbers.of(found, held[0].shape[:2], every)
-        cutters = _cutters(heads, size, codec, variations)
-        for position in codec.encoded_frames(len(span)):
+        cutters = _cutters(heads, size, own, variations)
+        for position in own.encoded_frames(len(span)):
             for cutter in cutters.values():
                 cutter.add(held[span[position] - first], span[position])
-        shown = times[span.start - first : span.stop - first + 1]
-        empty = FaceWindow(number, 0, span, pictures.fps, codec, shown)
+        empty = FaceWindow(number, 0, span, pictures.fps, own, shown)
         yield from _each_face(pictures.source, empty, cutters, len(looks))
 
-    for picture, shown, end in pictures.timed():
+    cut = WindowCutter(fps, window_frames, step_frames)
+    for picture, shown_at, end in pictures.timed():
         held.append(picture)
-        times[-1:] = [shown, end]
-        # A single frame left over belongs to the window before it.
-        if len(held) == window_frames + 2:
-            yield from window(range(first, first + window_frames))
-            first += step_frames
-            del held[:step_frames], times[:step_frames]
+        times[-1:] = [shown_at, end]
+        while (span := cut.complete(times[:-1])) is not None:
+            yield from window(range(first + span.start, first + span.stop))
+            passed = cut.needed(times[:-1])
+            first += passed
+            del held[:passed], times[:passed]
     if first == 0 and len(held) < 2:
         raise one_frame(pictures.source)
-    for span in windows(range(first, first + len(held)), window_frames, step_frames):
-        yield from window(span)
+    for span in cut.rest(times[:-1]):
+        yield from window(range(first + span.start, first + span.stop))
 
 
 def _looks(span: range, codec: CodecSettings, fps: Fraction) -> list[int]:

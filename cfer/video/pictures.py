@@ -45,6 +45,7 @@ from cfer.codec.containers import (
 from cfer.errors import InputError
 from cfer.video.files import PICTURE_SUFFIXES, numbered_pictures, picture_order
 from cfer.video.variation import Place
+from cfer.video.windows import regular_fps
 
 # A folder of pictures does not say how fast they were taken.
 FOLDER_FPS = Fraction(25)
@@ -110,9 +111,9 @@ class Pictures:
         the first one, ascending."""
         raise NotImplementedError
 
-    def mean_fps(self) -> Fraction:
-        """Pictures in a second by `times`: a browser's recordings say that they have 1000."""
-        return mean_fps(self.times()[:-1], self.fps)
+    def regular_fps(self) -> Fraction:
+        """As `cfer.video.windows.regular_fps`: a browser's recordings say that they have 1000."""
+        return regular_fps(self.times()[:-1], self.fps)
 
     def span(self, start_seconds: float | None = None, end_seconds: float | None = None) -> range:
         """The numbers of the pictures from one time to another (`times`), both included; None: from
@@ -337,13 +338,13 @@ class StreamPictures:
     def _broke_off(self, error: av.error.FFmpegError) -> ClipError:
         return ClipError(self.source, "decode", f"the stream broke off ({error.strerror})")
 
-    def mean_fps(self) -> Fraction:
-        """As `Pictures.mean_fps`, by the first second; to be asked before the pictures."""
+    def regular_fps(self) -> Fraction:
+        """As `Pictures.regular_fps`, by the first second; to be asked before the pictures."""
         for picture in self._read:
             self._ahead.append(picture)
             if picture[1] >= 1:
                 break
-        return mean_fps([shown for _, shown, _ in self._ahead] or [0.0], self.fps)
+        return regular_fps([shown for _, shown, _ in self._ahead], self.fps)
 
     def timed(self) -> Iterator[tuple[np.ndarray, float, float]]:
         """Each picture, RGB, uint8 (H, W, 3), when it is shown, and until when at least: seconds
@@ -577,35 +578,10 @@ def open_pictures(source: str | Path, fps: Fraction | None = None) -> Pictures:
     return VideoPictures(path, fps)
 
 
-def mean_fps(times: Sequence[float], fps: Fraction) -> Fraction:
-    """By when pictures are shown, seconds; `fps` where that says nothing."""
-    seconds = times[-1] - times[0]
-    if seconds <= 0:
-        return fps
-    return Fraction((len(times) - 1) / seconds).limit_denominator(1001) or fps
-
-
 def one_frame(source: str | Path) -> ClipError:
     return ClipError(
         source, "decode", "only one frame, so there is no change to see; give 2 or more frames"
     )
-
-
-def windows(frames: range, window_frames: int, step_frames: int | None = None) -> list[range]:
-    """Cut frames into windows of `window_frames`, one beginning `step_frames` after the other; None
-    puts one behind the other.
-
-    No frame is lost: the last window may be shorter, and a single frame left over joins the window
-    before it, since one frame alone has no residual.
-    """
-    step = step_frames or window_frames
-    # None begins where the one before it has reached the end.
-    last = -(-max(len(frames) - window_frames, 0) // step)
-    if len(frames) - last * step == 1 and last:
-        last -= 1
-    starts = [frames.start + number * step for number in range(last + 1)]
-    ends = [*(start + window_frames for start in starts[:-1]), frames.stop]
-    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def _times_by_rate(num_frames: int, fps: Fraction) -> list[float]:

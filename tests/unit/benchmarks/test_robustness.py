@@ -27,7 +27,8 @@ from cfer.data.native import NativeVideo
 from cfer.errors import InputError
 from cfer.predict.recognizer import VARIATIONS, Recognizer, of_views
 from cfer.video.faces import face_clip
-from cfer.video.pictures import open_pictures, windows
+from cfer.video.pictures import open_pictures
+from cfer.video.windows import windows
 from pipeline.datasets.drawing import DrawingSettings
 from pipeline.datasets.made import write_video
 from pipeline.datasets.synthetic import draw_dataset
@@ -52,7 +53,7 @@ FPS = 24
 
 def said(recognizer: Recognizer, video: Path, change: Change) -> dict[int, np.ndarray]:
     pictures = open_pictures(video)
-    spans = windows(pictures.span(), FPS)  # of one GOP, of a second
+    spans = windows(pictures.times(), pictures.span(), pictures.fps, FPS)  # of one GOP, of a second
     _, found = says(recognizer, recognizer._detector, pictures, pictures, spans, [change])
     return found
 

@@ -57,7 +57,7 @@ def stream_of(path: Path, detector: FaceDetector) -> tuple[NativeStream, Watched
 
 
 def windows_of(stream: NativeStream) -> list[StreamWindow]:
-    assert stream.mean_fps() == FPS
+    assert stream.regular_fps() == FPS
     return list(stream.windows(FPS, FPS // 2, SIZE, [AS_FOUND]))
 
 
@@ -93,7 +93,7 @@ def test_of_what_is_refused_there_are_the_pictures(detector, tmp_path):
     wall = [np.full_like(face[0], 90 + n) for n in range(24)]
     path = written(tmp_path / "video.ts", [*face, *wall, *face], "keyint=24:min-keyint=24")
     stream, watched, _ = stream_of(path, detector)
-    assert stream.mean_fps() == FPS
+    assert stream.regular_fps() == FPS
     decoded = list(open_pictures(path))
     ways = []
     for window in stream.windows(FPS, FPS, SIZE, [AS_FOUND]):
@@ -113,7 +113,7 @@ def test_of_what_is_refused_there_are_the_pictures(detector, tmp_path):
 def test_a_piece_without_end_is_not_read_as_it_is(detector, tmp_path):
     path = written(tmp_path / "video.ts", pictures()[:48], "keyint=200")
     stream, _, _ = stream_of(path, detector)
-    stream.mean_fps()
+    stream.regular_fps()
     (piece,) = stream._pieces
     piece.start -= MOST_SECONDS
     (window, *_) = stream.windows(FPS, FPS, SIZE, [AS_FOUND])

@@ -547,10 +547,6 @@ def varying(video: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def seconds_of_12_frames(video: Path) -> float:
-    return float(12 / clips.open_pictures(video).mean_fps())
-
-
 def spans(windows: Iterable[Prediction]) -> list[float]:
     """Where windows begin, and where the last one ends."""
     windows = list(windows)
@@ -558,18 +554,15 @@ def spans(windows: Iterable[Prediction]) -> list[float]:
     return [*(w.start_seconds for w in windows), windows[-1].end_seconds]
 
 
-def test_windows_have_the_videos_own_times(
-    recognizer: Recognizer, varying: Path, tmp_path: Path
-) -> None:
-    """Of a video of varying rate: read as a file, as a stream, and as the clip that it becomes."""
-    wanted = pytest.approx([0, 0.5, 1, 5, 9], abs=0.001)
-    seconds = seconds_of_12_frames(varying)
-    how = {"window_seconds": seconds, "step_seconds": seconds}
-    assert spans(recognizer.predict(varying, **how)) == wanted
-    clip = tmp_path / "clip.mp4"
-    face_bitstream(varying, 64, CODEC).save(clip)
-    assert recognizer.is_fixed_gop(Bitstream.open(clip))
-    assert spans(recognizer.predict(clip, window_seconds=0.5)) == wanted
+def test_windows_last_as_long_at_whatever_rate(recognizer: Recognizer, varying: Path) -> None:
+    """Of half a second: twelve pictures, and later two. Read as a file and as a stream."""
+    half = {"window_seconds": 0.5, "step_seconds": 0.5}
+    of_file = recognizer.predict(varying, **half)
+    # By the first picture after each half second; the last has the picture before its own, too.
+    later = [VARYING[n] for n in (24, 26, 27, 29, 30, 32, 33, 35, 36, 38, 39, 41, 42, 44, 45, 46)]
+    assert [w.start_seconds for w in of_file] == pytest.approx([0, 0.5, *later], abs=0.001)
+    lasted = [w.end_seconds - w.start_seconds for w in of_file]
+    assert lasted == pytest.approx([0.5] * 2 + [2 / 3] * 16, abs=0.001)
     stream = io.BytesIO()
     with av.open(str(varying)) as source, av.open(stream, "w", format="matroska") as sink:
         template = sink.add_stream_from_template(source.streams.video[0])
@@ -577,33 +570,40 @@ def test_windows_have_the_videos_own_times(
             if packet.size:
                 packet.stream = template
                 sink.mux(packet)
-    windows = list(recognizer.predict_stream(Pipe(stream.getvalue())))
-    wanted = pytest.approx([0, 0.25, 0.5, 0.75, 1, 3, 5], abs=0.001)
-    assert [w.start_seconds for w in windows] == wanted
-    assert [w.end_seconds for w in windows[:-1]] == pytest.approx(
-        [0.5, 0.75, 1, 3, 5, 7], abs=0.001
-    )
-    # How long its last picture is shown, Matroska need not say.
-    assert 1 + 23 / 3 < windows[-1].end_seconds <= 9.001
+    of_stream = list(recognizer.predict_stream(Pipe(stream.getvalue()), **half))
+    for one, other in zip(of_file, of_stream, strict=True):
+        assert (one.label, one.num_frames) == (other.label, other.num_frames)
+        assert one.start_seconds == pytest.approx(other.start_seconds, abs=0.001)
+        if other is not of_stream[-1]:  # how long its last picture is shown, Matroska need not say
+            assert one.end_seconds == pytest.approx(other.end_seconds, abs=0.001)
+
+
+def test_a_clip_has_the_videos_own_times(
+    recognizer: Recognizer, varying: Path, tmp_path: Path
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    face_bitstream(varying, 64, CODEC).save(clip)
+    assert recognizer.is_fixed_gop(Bitstream.open(clip))
+    found = spans(recognizer.predict(clip, window_seconds=0.5))
+    assert found == pytest.approx([0, 0.5, 1, 5, 9], abs=0.001)
 
 
 def test_times_go_from_the_video_through_the_shards(
     recognizer: Recognizer, varying: Path, detector: FaceDetector, tmp_path: Path
 ) -> None:
-    """Of windows of a longer video, where only some frames are encoded."""
-    seconds = seconds_of_12_frames(varying)
-    codec = replace(CODEC, gop_size=4, gop_seconds=seconds)
+    """Of windows of a longer video, a second each, where only some frames are encoded."""
+    codec = replace(CODEC, gop_size=4, gop_seconds=0.5)
     card = replace(recognizer.card, codec=codec)
     small = Recognizer(recognizer.predictor, card)
-    settings = ExtractionSettings(
-        size=64, gop_size=4, gop_seconds=seconds, quantizer=4, window_gops=2
-    )
+    settings = ExtractionSettings(size=64, gop_size=4, gop_seconds=0.5, quantizer=4, window_gops=2)
     clips, failures = extract_clip(Entry(str(varying), "a", "a.mp4"), settings, [], detector)
     assert failures == []
-    assert [clip.clip_id for clip in clips] == ["a#0001", "a#0002"]
+    assert [clip.clip_id for clip in clips] == [f"a#{n:04d}" for n in range(1, 10)]
+    first, *slow = clips
     encoded = [0, 4, 7, 11, 12, 16, 19, 23]
-    for clip, first in zip(clips, (0, 24), strict=True):
-        assert clip.pts_seconds == pytest.approx([VARYING[first + n] for n in encoded])
+    assert first.pts_seconds == pytest.approx([VARYING[n] for n in encoded])
+    for number, clip in enumerate(slow):
+        assert clip.pts_seconds == pytest.approx(VARYING[24 + 3 * number : 27 + 3 * number])
     clips = [replace(clip, identity=np.zeros((1, 8), np.float32)) for clip in clips]
     write_description(
         tmp_path,
@@ -619,9 +619,7 @@ def test_times_go_from_the_video_through_the_shards(
     )
     assert verify(tmp_path) == []
     of_shards = spans(small.predict_shards(tmp_path, window_seconds=0.5))
-    assert of_shards == pytest.approx([0, 0.5, 1, 5, 9])
-    of_video = small.predict(varying, window_seconds=seconds, step_seconds=seconds)
-    assert of_shards == pytest.approx(spans(of_video))
+    assert of_shards == pytest.approx([0, 0.5, *range(1, 10)])
 
 
 # ---- streams -------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from cfer.video.faces import (
     face_clip,
     persons_of,
 )
-from cfer.video.pictures import ClipError, open_pictures, windows
+from cfer.video.pictures import ClipError, open_pictures
 from pipeline.datasets.drawing import DrawingSettings, draw_clip
 from pipeline.datasets.synthetic import clip_generator, identity_of
 
@@ -166,7 +166,8 @@ def test_a_window_without_a_face_is_no_end_of_the_clip(drawn_picture, detector, 
     picture = drawn_picture
     path = tmp_path / "clip.mp4"
     write_video(path, [picture] * 6 + [np.full_like(picture, 90)] * 6 + [picture] * 7)
-    found = list(face_clip(open_pictures(path), 64, detector, EVERY_FRAME, windows(range(19), 6)))
+    spans = [range(6), range(6, 12), range(12, 19)]
+    found = list(face_clip(open_pictures(path), 64, detector, EVERY_FRAME, spans))
     assert [window.number for window in found] == [1, 2, 3]
     assert [len(window.pictures) for window in found] == [6, 0, 7]
     assert found[1].error.stage == "face"
@@ -182,7 +183,8 @@ def test_a_window_is_seen_alike_whatever_others_there_are(drawn_picture, detecto
     path = tmp_path / "clip.mp4"
     shifted = [np.roll(drawn_picture, 2 * n, axis=1) for n in range(40)]
     write_video(path, shifted)  # at 25 frames/s
-    codec, spans = CodecSettings(gop_size=3, gop_span=20), windows(range(40), 20, 7)
+    codec = CodecSettings(gop_size=3, gop_span=20)
+    spans = [range(20), range(7, 27), range(14, 34), range(20, 40)]
     together = list(face_clip(open_pictures(path), 64, detector, codec, spans))
     assert len(together) == len(spans) > 2
     for window, span in zip(together, spans, strict=True):

@@ -24,7 +24,7 @@ from videos import quarters, write_video
 
 from cfer.video import pictures as clips
 from cfer.video.files import numbered_pictures
-from cfer.video.pictures import ClipError, FolderPictures, StreamPictures, open_pictures, windows
+from cfer.video.pictures import ClipError, FolderPictures, StreamPictures, open_pictures
 
 
 def gray_ramp(num_frames: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
@@ -507,26 +507,6 @@ def test_bad_folders(tmp_path):
         open_pictures(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("frames", "window_frames", "step_frames", "expected"),
-    [
-        (range(10), 20, None, [(0, 10)]),
-        (range(10), 10, None, [(0, 10)]),
-        (range(20), 10, None, [(0, 10), (10, 20)]),
-        (range(22), 10, None, [(0, 10), (10, 20), (20, 22)]),
-        (range(21), 10, None, [(0, 10), (10, 21)]),  # one frame left over is not lost
-        (range(5, 27), 10, None, [(5, 15), (15, 25), (25, 27)]),
-        (range(10), 10, 5, [(0, 10)]),
-        (range(11), 10, 5, [(0, 10), (5, 11)]),
-        (range(20), 10, 5, [(0, 10), (5, 15), (10, 20)]),
-        (range(3, 24), 10, 4, [(3, 13), (7, 17), (11, 21), (15, 24)]),
-    ],
-)
-def test_windows(frames, window_frames, step_frames, expected):
-    cut_up = windows(frames, window_frames, step_frames)
-    assert [(span.start, span.stop) for span in cut_up] == expected
-
-
 def test_the_rate_is_that_of_the_times_whatever_the_file_says(tmp_path):
     """As of a browser's recording: 25 pictures a second, and 1000 by its header."""
     path = tmp_path / "browser.mkv"
@@ -536,11 +516,11 @@ def test_the_rate_is_that_of_the_times_whatever_the_file_says(tmp_path):
     )
     pictures = open_pictures(path)
     assert pictures.fps == 1000
-    assert float(pictures.mean_fps()) == pytest.approx(25, rel=0.001)
-    assert open_pictures(path, Fraction(10)).mean_fps() == 10
+    assert float(pictures.regular_fps()) == pytest.approx(25, rel=0.001)
+    assert open_pictures(path, Fraction(10)).regular_fps() == 10
     with path.open("rb") as file:
         stream = StreamPictures(file, "a pipe")
-        assert float(stream.mean_fps()) == pytest.approx(25, rel=0.01)
+        assert float(stream.regular_fps()) == pytest.approx(25, rel=0.01)
         streamed = [seconds for _, seconds, _ in stream.timed()]
     assert streamed == pictures.times()[:-1], "none was lost"
 
