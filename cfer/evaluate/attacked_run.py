@@ -21,10 +21,11 @@ from cfer.data.folds import read_identities, read_videos
 from cfer.data.shards import read_description
 from cfer.data.storage import Folder
 from cfer.errors import InputError
-from cfer.evaluate.attacks import Attack, Estimate, Suite, attack
+from cfer.evaluate.attacks import Attack, Suite, attack
 from cfer.evaluate.calibration import held_out_people
 from cfer.evaluate.metrics import ScoredClips
 from cfer.evaluate.table import predictions_of
+from cfer.evaluate.trials import Estimate
 
 FACE_SIDE = 32
 MOST_PICTURES = 8  # of a person, averaged into a face

@@ -20,9 +20,10 @@ from cfer.evaluate.attacked_run import (
     table,
     wide_table,
 )
-from cfer.evaluate.attacks import OTHERS, TRAINING, Attack, Estimate, Suite
+from cfer.evaluate.attacks import OTHERS, TRAINING, Attack, Suite
 from cfer.evaluate.figures import faces_figure
 from cfer.evaluate.metrics import ScoredClips
+from cfer.evaluate.trials import Estimate
 from cfer.video.pictures import open_pictures
 
 

@@ -11,9 +11,11 @@ from scipy.stats import norm
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from cfer.evaluate import attacks
-from cfer.evaluate.attacks import OTHERS, STRENGTHS, TRAINING, Estimate, Suite, Trials
+from cfer.evaluate import attackers, attacks, trials
+from cfer.evaluate.attackers import STRENGTHS, Clips
+from cfer.evaluate.attacks import OTHERS, TRAINING, Suite
 from cfer.evaluate.metrics import ScoredClips
+from cfer.evaluate.trials import Estimate, Trials
 
 NUM_CLASSES, VIDEOS_OF_A_CLASS, CODE, FACE = 4, 4, 16, 12
 NUM_VICTIMS, NUM_TRAINING = 24, 30
@@ -33,7 +35,11 @@ def suite(kind: str, seed: int = 0, num_victims: int = NUM_VICTIMS) -> Suite:
     * `weak`, `strong`: a linear function of z_I, as large as a tenth of the noise, or as the noise;
     * `masked`: a linear function of z_I, beside how strong the expression is, which is a hundred
       times as large and lies in half of the directions, turned at random;
-    * `number`: a vector of each person's own, which z_I says nothing about.
+    * `number`: a vector of each person's own, which z_I says nothing about;
+    * `by class`: a linear function of z_I that is added in every second class, and in the others
+      taken away;
+    * `strength`: how strong the expressions are;
+    * `spread`: how much the codes of a person vary, in each direction.
     """
     generator = np.random.default_rng(seed)
     faces = generator.normal(size=(len(PEOPLE), FACE))
@@ -47,6 +53,9 @@ def suite(kind: str, seed: int = 0, num_victims: int = NUM_VICTIMS) -> Suite:
         "strong": (faces @ INTO_CODE)[people],
         "masked": (faces @ INTO_CODE)[people],
         "number": numbers[people],
+        "by class": (faces @ INTO_CODE)[people] * np.where(labels % 2, 1, -1)[:, None],
+        "strength": 0.3 * numbers[people, :1] * (EXPRESSIONS - EXPRESSIONS.mean(0))[labels],
+        "spread": noise * np.expm1(0.5 * faces @ INTO_CODE)[people],
     }[kind]
     if kind == "masked":
         held[:, : CODE // 2] = 100 * generator.normal(size=(len(people), CODE // 2))
@@ -86,7 +95,8 @@ def value(found: Suite, name: str, pooled: bool = True, learned_from: str = OTHE
     return estimates(found, pooled)[name, learned_from].value
 
 
-LINKS = ("linkage, ridge", "linkage, MLP", "linkage, contrastive")
+LINKS = tuple(f"linkage, {name}" for name in ("ridge", "MLP", "contrastive", "likelihood"))
+VERIFICATIONS = ("verification, learned", "verification, likelihood")
 OF_PHOTOGRAPHS = tuple(f"photographs, {name}" for name in LINKS)
 
 
@@ -95,7 +105,7 @@ def test_identity_in_the_open_is_found_by_every_attack(source: str) -> None:
     found = suite("strong")
     assert found.people == NUM_VICTIMS
     assert found.clips_pooled == CLIPS / 2
-    for name in ("verification, learned", *LINKS, *OF_PHOTOGRAPHS):
+    for name in (*VERIFICATIONS, *LINKS, *OF_PHOTOGRAPHS):
         assert value(found, name, pooled=False, learned_from=source) > 0.8
         assert value(found, name, learned_from=source) > 0.93
     assert value(found, "verification, cosine") > 0.95
@@ -111,7 +121,7 @@ def test_identity_in_the_open_is_found_by_every_attack(source: str) -> None:
 
 def test_weak_identity_shows_in_a_persons_clips_pooled() -> None:
     found = suite("weak")
-    for name in ("verification, learned", "verification, cosine", *LINKS):
+    for name in (*VERIFICATIONS, "verification, cosine", *LINKS):
         assert value(found, name, pooled=False) < value(found, name) - 0.08
     for name in LINKS:
         assert estimates(found, True)[name, TRAINING].low > 0.55
@@ -122,8 +132,47 @@ def test_identity_beside_a_much_larger_expression_is_seen_by_what_learns_and_not
 ):
     found = suite("masked")
     assert value(found, "verification, cosine", pooled=False) < 0.53
-    for name in ("verification, learned", *LINKS):
+    for name in (*VERIFICATIONS, *LINKS):
         assert value(found, name) > 0.8
+
+
+def test_identity_that_shows_in_the_expression_is_found_in_several_clips() -> None:
+    """In their mean it is not."""
+    for kind, least in (("by class", 0.9), ("strength", 0.75), ("spread", 0.9)):
+        found = suite(kind)
+        for source in (OTHERS, TRAINING):
+            assert value(found, "verification, learned", learned_from=source) < 0.6, kind
+            assert value(found, "verification, likelihood", learned_from=source) > least, kind
+    assert value(suite("by class"), "linkage, likelihood", learned_from=TRAINING) > 0.8
+
+
+def test_codes_of_one_number_are_attacked() -> None:
+    """As two classes have."""
+    people = [f"{number:02d}" for number in range(30)]
+    ids = [f"{who}/{clip}" for who in people for clip in range(6)]
+    generator = np.random.default_rng(3)
+    faces = generator.normal(size=(30, 1))
+    z_I = np.repeat(faces, 6, axis=0)
+    codes = z_I + 0.3 * generator.normal(size=z_I.shape)
+    clips = ScoredClips(
+        np.tile([0, 1], 90), np.zeros((180, 2)), codes, z_I, [name[:2] for name in ids], ids
+    )
+    found = attacks.attack(clips, clips.chosen([]), dict(zip(ids, ids, strict=True)))
+    assert value(found, "verification, likelihood") > 0.8
+    assert value(found, "linkage, likelihood") > 0.8
+    assert value(found, "linkage, MLP") > 0.7
+
+
+def test_the_strongest_of_several_attacks_is_above_a_half_by_chance() -> None:
+    gaps = []
+    for seed in range(3):
+        figures = attacks.attack_figures(suite("none", seed))
+        for kind in (attacks.VERIFICATION, attacks.LINKAGE):
+            chance = attacks.chance_of(figures, kind)
+            assert 0.52 < chance < 0.6
+            gaps.append(figures[attacks.strongest(figures, kind)] - chance)
+    assert abs(np.mean(gaps)) < 0.03
+    assert attacks.chance_of({}, attacks.LINKAGE) == 0.5
 
 
 def test_codes_are_linked_to_the_photographs_that_are_given() -> None:
@@ -200,7 +249,7 @@ def test_a_few_people_are_attacked_by_whom_learns_from_the_training_people() -> 
     found = suite("strong", num_victims=5)
     assert found.people == 5
     assert {attack.learned_from for attack in found.attacks} == {TRAINING}
-    for name in ("verification, learned", *LINKS):
+    for name in (*VERIFICATIONS, *LINKS):
         assert value(found, name, learned_from=TRAINING) > 0.8
 
 
@@ -210,7 +259,7 @@ def test_of_too_many_people_and_clips_some_are_attacked(monkeypatch: pytest.Monk
     people = np.repeat([f"p{number:02d}" for number in range(20)], 6)
     videos = np.arange(120) // 2
     codes = np.arange(240.0).reshape(120, 2)
-    clips = attacks._Clips(codes, codes, people, videos % 3, videos)
+    clips = Clips(codes, codes, people, videos % 3, videos)
     chosen = attacks._attackable(clips, 0)
     assert len(np.unique(chosen.people)) <= 12
     assert 20 < len(chosen.people) <= 40
@@ -233,7 +282,7 @@ def test_the_ridge_regressions_are_those_of_a_solver() -> None:
     generator = np.random.default_rng(0)
     codes, targets = generator.normal(2, 1, (60, 5)), generator.normal(size=(60, 3))
     weights = generator.uniform(0.5, 2, 60)
-    for strength, model in zip(STRENGTHS, attacks.ridges(codes, targets, weights), strict=True):
+    for strength, model in zip(STRENGTHS, attackers.ridges(codes, targets, weights), strict=True):
         solved = Ridge(strength, solver="lsqr", tol=1e-12).fit(codes, targets, weights)
         np.testing.assert_allclose(model(codes), solved.predict(codes), atol=1e-7)
 
@@ -244,8 +293,8 @@ def test_the_strength_is_chosen_for_people_who_were_left_out() -> None:
     people = np.repeat(np.arange(20), 30)
     codes = 30 * (generator.normal(size=(20, 16))[people] + 0.1 * generator.normal(size=(600, 16)))
     targets = generator.normal(size=(20, 8))[people]
-    by_people = attacks.fit_ridge(codes, targets, people)(codes).var()
-    by_clips = attacks.fit_ridge(codes, targets, np.arange(600))(codes).var()
+    by_people = attackers.fit_ridge(codes, targets, people)(codes).var()
+    by_clips = attackers.fit_ridge(codes, targets, np.arange(600))(codes).var()
     assert by_people < 0.7 * by_clips
 
 
@@ -254,7 +303,7 @@ def test_whitened_codes_vary_equally_within_a_person() -> None:
     people = np.repeat(np.arange(50), 40)
     noise = generator.normal(size=(2000, 4)) @ generator.normal(size=(4, 4))
     codes = noise + 5 * generator.normal(size=(50, 4))[people]
-    white = codes @ attacks.whitening(codes, people)
+    white = codes @ attackers.whitening(codes, people)
     within = np.concatenate(
         [white[people == who] - white[people == who].mean(0) for who in range(50)]
     )
@@ -267,9 +316,9 @@ def test_auc_and_eer_are_those_of_all_comparisons() -> None:
     probes = np.repeat(people, 20)
     same = probes[:, None] == people
     scores = generator.normal(size=same.shape) + 1.2 * same
-    trials = Trials(people)
-    trials.add(scores, probes, people)
-    found = trials.estimates(0)
+    tried = Trials(people)
+    tried.add(scores, probes, people)
+    found = tried.estimates(0)
     assert found["auc"].value == pytest.approx(
         roc_auc_score(same.ravel(), scores.ravel()), abs=2e-3
     )
@@ -293,27 +342,30 @@ def test_linkability_is_the_integral_of_its_definition() -> None:
     middle = (edges[1:] + edges[:-1]) / 2
     ratio = np.exp(middle - 0.5)
     expected = (one * np.maximum(2 * ratio / (1 + ratio) - 1, 0)).sum()
-    assert attacks.linkability(one[None], two[None])[0] == pytest.approx(expected, abs=1e-4)
-    assert attacks.linkability(two[None], two[None])[0] == 0
+    assert trials.linkability(one[None], two[None])[0] == pytest.approx(expected, abs=1e-4)
+    assert trials.linkability(two[None], two[None])[0] == 0
     apart = np.array([[0.0, 1.0]])
-    assert attacks.linkability(apart, apart[:, ::-1])[0] == 1
+    assert trials.linkability(apart, apart[:, ::-1])[0] == 1
 
 
 def test_the_interval_is_that_of_people_and_not_of_clips() -> None:
     """Of people who are all right or all wrong, more clips make nothing surer."""
     right = np.repeat(np.arange(20) < 10, 50).astype(float)
     people = np.repeat(np.arange(20), 50)
-    values = attacks._by_person(right, people, attacks._resampled(20, 0))
-    found = attacks._estimate(values, 0.5)
+    values = trials.by_person(right, people, trials.resampled(20, 0))
+    found = trials.estimate(values, 0.5)
     # 1.96 · √(0.25 / 20)
     assert found.high - found.value == pytest.approx(0.22, abs=0.04)
     # Five parts, each attacked by the four others: 1/n becomes 1/n + 1/4.
     assert attacks.widening(TRAINING) == 1
     assert attacks.widening(OTHERS) ** 2 / 5 == pytest.approx(1 / 5 + 1 / 4)
-    wider = attacks._estimate(values, 0.5, attacks.widening(OTHERS))
+    wider = trials.estimate(values, 0.5, attacks.widening(OTHERS))
     assert wider.high - wider.value == pytest.approx(1.5 * (found.high - found.value))
+    # Where nobody of 29 was found, up to one in eight may be.
+    none = trials.estimate(np.zeros(100), 1 / 29, people=29)
+    assert (none.low, none.high) == (0, pytest.approx(1 - 0.025 ** (1 / 29)))
     # None ends beyond what a figure can be.
-    assert attacks._estimate(np.array([0.9, 0.7, 1.1]), 0.5, 5.0).high == 1
+    assert trials.estimate(np.array([0.9, 0.7, 1.1]), 0.5, 5.0).high == 1
 
 
 def test_clips_of_one_video_link_nothing() -> None:
@@ -330,4 +382,5 @@ def test_clips_of_one_video_link_nothing() -> None:
     video_of = {name: str(video) for name, video in zip(ids, videos, strict=True)}
     found = attacks.attack(clips, clips.chosen([]), video_of)
     one = [each.one["auc"] for each in found.attacks if each.name.startswith("verification")]
-    assert [abs(each.value - 0.5) < 0.04 for each in one] == [True, True]
+    assert len(one) == 3
+    assert all(abs(each.value - 0.5) < 0.04 for each in one)
