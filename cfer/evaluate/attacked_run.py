@@ -61,6 +61,11 @@ def attack_run(
     people = {who for who in (*held_out.subjects, *train.subjects) if who is not None}
     faces = faces_of(data, people)
     shown = {who: file for who, file in (photographs or {}).items() if who in held_out.subjects}
+    if photographs and len(shown) < 2:
+        raise InputError(
+            f"--photographs: of the {len(photographs)} people in it, {len(shown)} are among those "
+            "whom the run held out, and codes are linked to two or more; name held-out people"
+        )
     z_I = embed_photographs(shown, data, held_out) if shown else {}
     return attack(held_out, train, videos, groups, faces, z_I, int(run.data.params["seed"]))
 
@@ -175,6 +180,16 @@ def _rows(option: str, file: Path, wanted: str, *columns: str) -> list[dict[str,
         raise InputError(
             f"{option} {file}: it needs a column {COLUMN!r} and {wanted} and a row for each person"
         )
+    seen: set[str] = set()
+    for number, row in enumerate(rows, start=2):
+        where = f"{option} {file}, line {number}"
+        if None in row or None in row.values() or not all(row[name] for name in (COLUMN, *columns)):
+            raise InputError(
+                f"{where}: not as many cells as the head has, or an empty one; fill it"
+            )
+        if row[COLUMN] in seen:
+            raise InputError(f"{where}: {row[COLUMN]} is listed twice; leave one of the two")
+        seen.add(row[COLUMN])
     return rows
 
 

@@ -186,6 +186,12 @@ def attack_figures(suite: Suite) -> dict[str, float]:
     return found | suite.chances | ({SUITE_FIGURE: SUITE_VERSION} if suite.people else {})
 
 
+def is_of_this_suite(figures: Mapping[str, float]) -> bool:
+    """Whether these figures are of the attacks as they are now, or of none."""
+    attacked = any(name.startswith("attack/") for name in figures)
+    return figures.get(SUITE_FIGURE, 1.0 if attacked else SUITE_VERSION) == SUITE_VERSION
+
+
 def chance_of(figures: Mapping[str, float], kind: str, pooled: bool = True) -> float:
     """The AUC that the `strongest` attack reaches by chance; 0.5 where it is not known."""
     return figures.get(_chance_name(kind, pooled), 0.5)

@@ -163,7 +163,9 @@ def faces_figure(
     return figure
 
 
-def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) -> Figure:
+def tradeoff_figure(
+    points: Mapping[str, Sequence[tuple[str, Spread, Spread]]], chance: float
+) -> Figure:
     """Accuracy against what an attacker finds out: of all, and, with names, of the most accurate.
 
     The best place is at the top left.
@@ -171,6 +173,7 @@ def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) 
     Args:
         points: {method: [(strength, (AUC, its deviation), (accuracy, its deviation)), …]}; those of
             one method are joined in the order given.
+        chance: the AUC of the strongest attacker where nothing is found.
     """
     from matplotlib.figure import Figure
 
@@ -179,8 +182,8 @@ def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) 
     every = [point for strengths in points.values() for point in strengths]
     top = max(accuracy for _, _, (accuracy, _) in every)
     of_best = [auc for _, auc, (accuracy, _) in every if accuracy > top - NEAR_THE_BEST]
-    right = max([0.5, *(mean + deviation for mean, deviation in of_best)])
-    left = min([0.5, *(mean - deviation for mean, deviation in of_best)])
+    right = max([chance, *(mean + deviation for mean, deviation in of_best)])
+    left = min([chance, *(mean - deviation for mean, deviation in of_best)])
     for number, (method, strengths) in enumerate(points.items()):
         x, y = (np.array([point[axis] for point in strengths]) for axis in (1, 2))
         color = _COLORS[number % len(_COLORS)]
@@ -211,7 +214,7 @@ def tradeoff_figure(points: Mapping[str, Sequence[tuple[str, Spread, Spread]]]) 
         title="the most accurate",
     )
     for axes in (whole, best):
-        axes.axvline(0.5, color=_COLORS[6], linestyle="--", label="chance")
+        axes.axvline(chance, color=_COLORS[6], linestyle="--", label="chance")
         axes.grid(alpha=0.3)
         axes.set_xlabel("AUC of the strongest linkage, pooled")
     whole.set(title="all", ylabel="accuracy on held-out subjects")
@@ -232,7 +235,7 @@ def sweep_figure(
         "recognition on held-out subjects": {
             name: [f"held_out/{name}"] * len(results) for name in ("accuracy", "uar")
         },
-        "AUC of the strongest attacker, pooled (0.5 is chance)": {
+        "AUC of the strongest attacker, pooled": {
             kind: [strongest(mean, kind) for mean, _ in results] for kind in (LINKAGE, VERIFICATION)
         },
     }

@@ -23,7 +23,7 @@ from mlflow.entities import Run
 from cfer import tracking
 from cfer.errors import InputError
 from cfer.evaluate.attacked_run import LEGEND, TOO_FEW, attack_run, data_of, wide_table
-from cfer.evaluate.attacks import EXPLAINED, LINKAGE, VERIFICATION, strongest
+from cfer.evaluate.attacks import EXPLAINED, LINKAGE, VERIFICATION, chance_of, strongest
 from cfer.evaluate.figures import Spread, faces_figure, tradeoff_figure
 from cfer.evaluate.significance import MethodResults, difference
 
@@ -179,17 +179,21 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
     }
     attacked = {
         "method": lambda row: f"**{row.name}**",
-        "linkage, one clip": lambda row: row.cell(_strongest(row, LINKAGE, pooled=False)),
-        "linkage, pooled": lambda row: row.cell(_strongest(row, LINKAGE)),
-        "linkage by": lambda row: _attacker(_strongest(row, LINKAGE)),
+        "linkage, one clip": lambda row: row.cell(_strongest([row], LINKAGE, pooled=False)),
+        "linkage, pooled": lambda row: row.cell(_strongest([row], LINKAGE)),
+        "by chance": lambda row: _chance(row, LINKAGE),
+        "linkage by": lambda row: _attacker(_strongest([row], LINKAGE)),
         f"pooled − {reference.name}": lambda row: _against(
-            row, reference, _strongest(reference, LINKAGE)
+            row, reference, _strongest((row, reference), LINKAGE)
         ),
-        "verification, one clip": lambda row: row.cell(_strongest(row, VERIFICATION, pooled=False)),
-        "verification, pooled": lambda row: row.cell(_strongest(row, VERIFICATION)),
-        "verification by": lambda row: _attacker(_strongest(row, VERIFICATION)),
+        "verification, one clip": lambda row: row.cell(
+            _strongest([row], VERIFICATION, pooled=False)
+        ),
+        "verification, pooled": lambda row: row.cell(_strongest([row], VERIFICATION)),
+        "verification by chance": lambda row: _chance(row, VERIFICATION),
+        "verification by": lambda row: _attacker(_strongest([row], VERIFICATION)),
         f"verification − {reference.name}": lambda row: _against(
-            row, reference, _strongest(reference, VERIFICATION)
+            row, reference, _strongest((row, reference), VERIFICATION)
         ),
     }
     calibration = {
@@ -214,15 +218,17 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
         "What an attacker finds out",
         table(attacked),
         [
-            "AUC of attacks on held-out people, 0.5 by chance (`docs/privacy.md`). *Linkage*: "
-            "whose face belongs to a code. *Verification*: are two codes of one person. *Pooled*: "
-            "all clips of half of a person's videos. Each is that of the strongest attacker, the "
-            "one with the highest mean over the runs, and *by* says how it attacks, and "
-            "whether it has learned from the training people, or from other held-out people, whom "
-            "no defense has seen. Differences are those of the attacker that is the strongest "
-            f"against {reference.name}. A dash: too few people were held out. *p*: corrected "
-            "resampled t-test, run by run, not corrected for the number of rows; where the runs of "
-            "a row differ in their seeds alone, it says nothing of other people."
+            "AUC of attacks on held-out people (`docs/privacy.md`). *Linkage*: whose face belongs "
+            "to a code. *Verification*: are two codes of one person. *Pooled*: all clips of half "
+            "of a person's videos. Each is that of the strongest attacker, the one with the "
+            "highest mean over the runs, and *by* says how it attacks, and whether it has learned "
+            "from the training people, or from other held-out people, whom no defense has seen. "
+            "*By chance*: where everyone's codes are given to somebody else, the strongest "
+            "attacker of one run reaches so much; over several runs, less. Differences are those "
+            "of the attacker that is the strongest against both rows together. A dash: too few "
+            "people were held out. *p*: corrected resampled t-test, run by run, not corrected for "
+            "the number of rows; where the runs of a row differ in their seeds alone, it says "
+            "nothing of other people."
         ],
     )
     yield Section(
@@ -241,8 +247,17 @@ def _tables(rows: Sequence[MethodResults], reference: MethodResults) -> Iterator
     yield Section("Commands", table(commands))
 
 
-def _strongest(row: MethodResults, kind: str, pooled: bool = True) -> str:
-    return strongest(row.means(), kind, pooled)
+def _strongest(rows: Sequence[MethodResults], kind: str, pooled: bool = True) -> str:
+    """That of the highest mean over all of these rows. Of two that are compared: to take the one
+    that is the strongest against one of them would make this one look worse than it is."""
+    means = [row.means() for row in rows]
+    common = set.intersection(*map(set, means))
+    together = {name: float(np.mean([mean[name] for mean in means])) for name in common}
+    return strongest(together, kind, pooled)
+
+
+def _chance(row: MethodResults, kind: str) -> str:
+    return f"{chance_of(row.means(), kind):.3f}" if _strongest([row], kind) else "–"
 
 
 def _attacker(figure: str) -> str:
@@ -255,7 +270,7 @@ def _tradeoff(rows: Sequence[MethodResults], out: Path) -> Iterator[Section]:
     """Accuracy against identity, where at least two rows were attacked."""
     points: dict[str, list[tuple[str, Spread, Spread]]] = {}
     for row in rows:
-        figure = _strongest(row, LINKAGE)
+        figure = _strongest([row], LINKAGE)
         if figure:
             params = row.run.data.params
             method = params.get("method", row.name)
@@ -264,13 +279,14 @@ def _tradeoff(rows: Sequence[MethodResults], out: Path) -> Iterator[Section]:
             points.setdefault(method, []).append((strength, found, accuracy))
     if sum(map(len, points.values())) > 1:
         file = out / "tradeoff.png"
-        tradeoff_figure(points).savefig(file)
+        chance = float(np.mean([chance_of(row.means(), LINKAGE) for row in rows]))
+        tradeoff_figure(points, chance).savefig(file)
         yield Section(
             "Accuracy against identity",
             texts=[
                 "Each point is a row, with the standard deviation over its runs; those of a method "
-                "are joined. To the left, the strongest attacker finds out less; above, more clips "
-                "are recognized."
+                "are joined. To the left, the strongest attacker finds out less, down to what that "
+                "of one run reaches by chance; above, more clips are recognized."
             ],
             pictures=[[("Accuracy against identity", file)]],
         )

@@ -8,6 +8,8 @@ there. Runs are paired where both rows held out the same people; others are not 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +50,32 @@ class MethodResults:
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     def means(self) -> dict[str, float]:
-        """Of each metric, over the runs that have it."""
-        names = {name: None for results in self.results.values() for name in results["figures"]}
-        return {name: float(np.mean([*self.values(name).values()])) for name in names}
+        """As `means_of_runs`."""
+        return means_of_runs([results["figures"] for results in self.results.values()])
 
     def mean(self, metric: str, digits: int) -> str:
         values = [*self.values(metric).values()]
         return f"{np.mean(values):,.{digits}f}".replace("-", "−") if values else "–"
+
+
+def means_of_runs(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the runs that have it. Of attacks, those that only some of the
+    attacked runs have are left out: where fewer people are held out, some attackers are missing,
+    and the mean of the others would be of other people."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for figures in runs:
+        for name, value in figures.items():
+            values[name].append(value)
+    most = max(map(len, (each for name, each in values.items() if _is_attack(name))), default=0)
+    return {
+        name: float(np.mean(each))
+        for name, each in values.items()
+        if not _is_attack(name) or len(each) == most
+    }
+
+
+def _is_attack(name: str) -> bool:
+    return name.startswith("attack/")
 
 
 def difference(

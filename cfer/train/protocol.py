@@ -20,16 +20,25 @@ import torch
 
 from cfer import tracking
 from cfer.cluster import join_cluster
-from cfer.data.folds import LOSO, read_index, split_into_folds, who_is_held_out
+from cfer.data.folds import LOSO, read_index, read_videos, split_into_folds, who_is_held_out
 from cfer.data.inputs import LAST, Input
 from cfer.data.lock import owned
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location
 from cfer.errors import InputError
-from cfer.evaluate.attacks import LINKAGE, VERIFICATION, strongest
+from cfer.evaluate.attacks import (
+    LINKAGE,
+    VERIFICATION,
+    attack,
+    attack_figures,
+    chance_of,
+    is_of_this_suite,
+    strongest,
+)
 from cfer.evaluate.calibration import calibration, held_out_people
 from cfer.evaluate.figures import confusion_figure, reliability_figure
 from cfer.evaluate.metrics import ScoredClips, recognition
+from cfer.evaluate.significance import means_of_runs
 from cfer.evaluate.table import predictions_of
 from cfer.outputs import say
 from cfer.train.checkpoint import (
@@ -38,6 +47,7 @@ from cfer.train.checkpoint import (
     read_record,
     read_results,
     write_record,
+    write_results,
 )
 from cfer.train.config import TrainConfig, command_of
 from cfer.train.loop import turn_on_noise
@@ -312,20 +322,25 @@ def _summarize(protocol: _Protocol) -> Summary:
     In the mean each run counts the same (of `loso`, each person); in what is pooled, each clip.
     """
     runs: dict[str, Results] = {}
-    values: dict[str, list[float]] = defaultdict(list)
     for job in protocol.jobs:
         results = read_results(location_of(job.config))
         assert results is not None, f"{job.config.run} has not finished"
+        if not is_of_this_suite(results.figures):
+            results = _attacked_again(job, results)
         runs[job.parent.name] = results
         tracking.mark_finished(results.mlflow_run_id)
-        for name, value in results.figures.items():
-            # Of so few clips an ECE is too high: it is that of all runs' clips, below.
-            if not name.startswith("calibration/"):
-                values[name].append(value)
+    figures = [results.figures for results in runs.values()]
+    # Of so few clips an ECE is too high: it is that of all runs' clips, below.
+    mean = {
+        name: value
+        for name, value in means_of_runs(figures).items()
+        if not name.startswith("calibration/")
+    }
+    values = {name: [each[name] for each in figures if name in each] for name in mean}
     summary = Summary(
         config=protocol.config,
         num_runs=len(runs),
-        mean={name: float(np.mean(each)) for name, each in values.items()},
+        mean=mean,
         deviation={
             name: float(np.std(each, ddof=1)) for name, each in values.items() if len(each) > 1
         },
@@ -359,6 +374,20 @@ def _summarize(protocol: _Protocol) -> Summary:
     return summary
 
 
+def _attacked_again(job: _Job, results: Results) -> Results:
+    """The stored codes of a run that an earlier cfer trained, by today's attacks."""
+    say(f"{job.config.run}: attacked anew, by attacks that it was not tried with")
+    predictions = predictions_of(tracking.find_run(results.mlflow_run_id))
+    assert predictions is not None, f"run {results.mlflow_run_id} has no predictions"
+    videos = read_videos(job.config.data)
+    suite = attack(held_out_people(*predictions), predictions[0], videos, seed=job.config.seed)
+    kept = {name: v for name, v in results.figures.items() if not name.startswith("attack/")}
+    attacked = replace(results, figures=kept | attack_figures(suite))
+    tracking.Tracker(results.mlflow_run_id).log_figures(attack_figures(suite), job.config.epochs)
+    write_results(location_of(job.config), attacked)
+    return attacked
+
+
 def _of_held_out_people(results: Results) -> ScoredClips:
     predictions = predictions_of(tracking.find_run(results.mlflow_run_id))
     assert predictions is not None, f"run {results.mlflow_run_id} has no predictions"
@@ -381,7 +410,8 @@ def lines_of(summaries: Sequence[Summary]) -> str:
             f"{figure('held_out/accuracy')}, UAR {figure('held_out/uar')}; identity in the code: "
             f"linkage {figure(strongest(summary.mean, LINKAGE))}, verification "
             f"{figure(strongest(summary.mean, VERIFICATION))} (pooled AUC of the strongest "
-            "attacker; chance 0.5)"
+            "attacker; one run, by chance: "
+            f"{chance_of(summary.mean, LINKAGE):.2f}, {chance_of(summary.mean, VERIFICATION):.2f})"
         )
         pooled = recognition(summary.confusion)
         if any(figure(f"held_out/{n}")[:5] != f"{pooled[n]:.3f}" for n in ("accuracy", "uar")):

@@ -36,7 +36,7 @@ from cfer.data.frames import frames_of_clips
 from cfer.data.shards import Description, read_description
 from cfer.data.storage import Folder, absolute_location, below
 from cfer.errors import InputError, WorkerError
-from cfer.evaluate.attacks import LINKAGE, VERIFICATION, strongest
+from cfer.evaluate.attacks import LINKAGE, VERIFICATION, chance_of, strongest
 from cfer.model.card import ModelCard, calibration_line
 from cfer.names import rows_named, says_nothing
 from cfer.outputs import say
@@ -433,14 +433,15 @@ def _final_lines(results: Results, config: TrainConfig) -> str:
 
     def attacked(kind: str) -> str:
         name = strongest(figures, kind)
-        return f"{kind} {figures[name]:.3f}" if name else f"{kind} -"
+        by_chance = f" (by chance {chance_of(figures, kind):.3f})"
+        return f"{kind} {figures[name]:.3f}{by_chance}" if name else f"{kind} -"
 
     return (
         f"run {config.run}, last epoch, held-out subjects: accuracy "
         f"{figures['held_out/accuracy']:.3f}, UAR {figures['held_out/uar']:.3f}, macro-F1 "
         f"{figures['held_out/macro_f1']:.3f}\n"
-        f"  identity in the code: {attacked(LINKAGE)}, {attacked(VERIFICATION)} (pooled AUC of the "
-        "strongest attacker; chance 0.5)\n"
+        f"  identity in the code: {attacked(LINKAGE)}, {attacked(VERIFICATION)}: pooled AUC of "
+        "the strongest attacker\n"
         "  probabilities: "
         f"{calibration_line(figures.get('calibration/temperature', 1.0), figures)}\n"
         f"  model: runs:/{results.mlflow_run_id}/{tracking.MODEL_NAME}"

@@ -251,6 +251,27 @@ def test_finished_again_does_nothing(
     assert written() == before
 
 
+def test_what_earlier_attacks_have_measured_is_measured_again(
+    client: MlflowClient, swept: Swept, drawn_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of five people too few are held out: today, none are attacked at all."""
+    location = swept.folder / "runs" / "game-lambda=1.0" / "seed0-fold0"
+    before = (location / "results.json").read_bytes()
+    results = json.loads(before)
+    results["figures"]["attack/linkage_ridge_training_pooled_auc"] = 0.9
+    (location / "results.json").write_text(json.dumps(results))
+    assert main(["--data", str(drawn_shards), *OPTIONS]) == 0
+    said = capsys.readouterr()
+    assert "game-lambda=1.0/seed0-fold0: attacked anew" in said.err
+    assert "linkage 0.9" not in said.out
+    assert (location / "results.json").read_bytes() == before
+    (parent,) = (run for run in runs_of(client)["protocol"] if run.data.params["lambda"] == "1.0")
+    stored = json.loads(
+        Path(client.download_artifacts(parent.info.run_id, "runs.json")).read_text()
+    )
+    assert not [name for name in stored["seed 0, fold 0"]["figures"] if "attack/" in name]
+
+
 def test_folds_that_cannot_be_cut_are_found_before_anything_is_trained(
     client: MlflowClient, swept: Swept, drawn_shards: Path
 ) -> None:

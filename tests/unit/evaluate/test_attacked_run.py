@@ -60,6 +60,17 @@ def test_groups_of_people_are_read(tmp_path: Path) -> None:
             read_groups(file)
     with pytest.raises(InputError, match="not a CSV file that can be read"):
         read_groups(tmp_path / "nothing.csv")
+    for text, wrong in (
+        ("subject,age\na,1\nb,2,3\n", "line 3: not as many cells"),
+        ("subject,age\na\n", "line 2: not as many cells"),
+        ("subject,age\n,1\n", "line 2: not as many cells as the head has, or an empty one"),
+        ("subject,age\na,1\na,2\n", "line 3: a is listed twice"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=wrong):
+            read_groups(file)
+    file.write_text("subject,age,gender\na,,f\n")
+    assert read_groups(file) == {"a": {"gender": "f"}}, "what isn't known"
 
 
 def test_a_photograph_is_embedded_as_the_clips_are(

@@ -141,7 +141,7 @@ def test_identity_that_shows_in_the_expression_is_found_in_several_clips() -> No
     for kind, least in (("by class", 0.9), ("strength", 0.75), ("spread", 0.9)):
         found = suite(kind)
         for source in (OTHERS, TRAINING):
-            assert value(found, "verification, learned", learned_from=source) < 0.6, kind
+            assert value(found, "verification, learned", learned_from=source) < 0.65, kind
             assert value(found, "verification, likelihood", learned_from=source) > least, kind
     assert value(suite("by class"), "linkage, likelihood", learned_from=TRAINING) > 0.8
 

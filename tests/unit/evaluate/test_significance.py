@@ -127,3 +127,19 @@ def test_the_strongest_attacker_is_that_of_the_highest_mean() -> None:
     assert strongest(means, LINKAGE) == "attack/linkage_ridge_training_pooled_auc"
     assert strongest(means, LINKAGE, pooled=False) == "attack/linkage_MLP_held-out_auc"
     assert strongest(row(np.zeros(2)).means(), LINKAGE) == ""
+
+
+def test_two_rows_are_compared_by_the_attacker_that_is_strongest_against_both() -> None:
+    """And not by one that only some of their runs have."""
+    a, b, rare = (f"attack/linkage_{name}_training_pooled_auc" for name in ("a", "b", "rare"))
+    one, other = (
+        MethodResults("x", None, {"0": {"figures": first}, "1": {"figures": second}})  # type: ignore[arg-type]
+        for first, second in (
+            ({a: 0.60, b: 0.58, rare: 0.9}, {a: 0.60, b: 0.58}),
+            ({a: 0.50, b: 0.56}, {a: 0.50, b: 0.56}),
+        )
+    )
+    assert rare not in one.means()
+    assert report._strongest([one], LINKAGE) == a
+    assert report._strongest([one, other], LINKAGE) == b
+    assert report._chance(one, LINKAGE) == "0.500"

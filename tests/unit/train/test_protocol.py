@@ -118,12 +118,13 @@ def test_a_protocol_says_about_how_long_it_takes(drawn_shards: Path) -> None:
 def test_a_protocol_ends_with_a_line_of_means_and_deviations() -> None:
     linked = "attack/linkage_ridge_training_pooled_auc"
     mean = {"held_out/accuracy": 0.5, "held_out/uar": 0.25, linked: 0.6}
+    mean["attack/chance_of_linkage_pooled"] = 0.53
     deviation = {"held_out/accuracy": 0.125}
     config = TrainConfig("x", run="mine")
     summary = Summary(config, 0, mean, deviation, np.array([[1, 0, 1], [1, 0, 0], [0, 0, 1]]))
     line = (
         "mine, 0 runs: accuracy 0.500 ± 0.125, UAR 0.250; identity in the code: linkage 0.600, "
-        "verification - (pooled AUC of the strongest attacker; chance 0.5)"
+        "verification - (pooled AUC of the strongest attacker; one run, by chance: 0.53, 0.50)"
     )
     of_clips = "where each clip does: accuracy 0.500, UAR 0.500"
     assert lines_of([summary, replace(summary, config=replace(config, folds="loso"))]) == (

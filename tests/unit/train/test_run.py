@@ -219,11 +219,12 @@ def test_the_lines_at_the_end() -> None:
         "attack/linkage_ridge_training_pooled_auc": 0.4,
         "attack/linkage_MLP_training_pooled_auc": 0.6,
         "attack/linkage_MLP_training_auc": 0.7,
+        "attack/chance_of_linkage_pooled": 0.54,
     }
     assert _final_lines(Results(last, [], "0f"), TrainConfig("x", run="mine")) == (
         "run mine, last epoch, held-out subjects: accuracy 0.750, UAR 0.500, macro-F1 0.250\n"
-        "  identity in the code: linkage 0.600, verification - (pooled AUC of the strongest "
-        "attacker; chance 0.5)\n"
+        "  identity in the code: linkage 0.600 (by chance 0.540), verification -: pooled AUC of "
+        "the strongest attacker\n"
         "  probabilities: temperature 1.000, not fitted: that takes clips of two held-out people\n"
         "  model: runs:/0f/model"
     )
