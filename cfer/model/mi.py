@@ -85,7 +85,8 @@ def gaussian_information(z_R: Tensor, z_I: Tensor, labels: Tensor) -> Tensor:
             scale and offset of each dimension.
 
     The correlations are shrunk toward none (`shrinkage`), so that few clips do not seem to say
-    everything; independent ones still seem to say a little, about code_dim · d / (2 N).
+    everything; independent ones still seem to say a little, about code_dim · d / (2 N). Clips of
+    one person are not independent: of few people it says more than is true of others.
     """
     shrunk = shrinkage(z_I)
     both = torch.cat([z_R, z_I], dim=1)

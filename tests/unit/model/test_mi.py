@@ -176,3 +176,19 @@ def test_log_variance_stays_bounded() -> None:
     _, log_variance = IdentityEstimator(4, 6)(1e6 * torch.randn(8, 4))
     assert log_variance.shape == (8, 6)
     assert float(log_variance.detach().abs().max()) <= LOG_VARIANCE_BOUND
+
+
+def test_of_few_people_the_game_learns_them_by_heart() -> None:
+    """Codes that number people, and faces that have nothing to do with it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    found = []
+    for num_people in (113, 500):
+        people = torch.arange(2048) % num_people
+        z_I = noise(num_people, 128)[people] + 0.3 * noise(2048, 128)
+        z_R = noise(num_people, 7)[people] + noise(2048, 7)
+        found.append(float(gaussian_information(z_R, z_I, torch.zeros(2048, dtype=torch.int64))))
+    assert found == pytest.approx([1.5, 0.45], rel=0.15)
