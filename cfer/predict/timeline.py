@@ -16,7 +16,7 @@ from fractions import Fraction
 from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import cv2
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 NEUTRAL = "neutral"  # the class of a window in which no expression rises
 GRAY = (127 / 255,) * 3
+YELLOW = 255, 220, 0
 
 STRIP_ASPECT = 7.4  # width by height of the frames above a plot
 STRIP_HEIGHT, STRIP_GAP = 160, 3  # pixels
@@ -237,8 +238,8 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
 
     pictures = open_pictures(source)
     times = pictures.times()
-    stills = _strip(pictures, times)
     faces = _faces(predictions) or [0]
+    stills = _strip(pictures, times, predictions if len(faces) > 1 else ())
     found = events(predictions)
     figure = Figure(figsize=(12, 2 + 2.4 * len(faces)), layout="constrained")
     ratios = [1.3, *([2] * len(faces))]
@@ -252,13 +253,18 @@ def plot(source: Path, predictions: Sequence[Prediction], classes: Sequence[str]
         axes.set(xlim=(0, times[-1]), ylim=(0, 1))
         _draw_events(axes, [e for e in found if e.face == face], classes)
         axes.set_ylabel("probability" if len(faces) == 1 else f"face {face}")
+        if face == 0:
+            axes.text(0.5, 0.5, "no face found", ha="center", transform=axes.transAxes)
     rows[0].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     rows[-1].set_xlabel("seconds")
     return figure
 
 
-def _strip(pictures: Pictures, times: Sequence[float]) -> np.ndarray:
-    """As many frames as fit side by side, from the middles of equal parts of the time."""
+def _strip(
+    pictures: Pictures, times: Sequence[float], numbered: Sequence[Prediction]
+) -> np.ndarray:
+    """As many frames as fit side by side, from the middles of equal parts of the time; the faces of
+    some predictions with their numbers."""
     first = next(iter(pictures))
     num_stills = round(STRIP_ASPECT * first.shape[0] / first.shape[1])
     num_stills = min(max(num_stills, 1), MOST_STILLS)
@@ -267,6 +273,11 @@ def _strip(pictures: Pictures, times: Sequence[float]) -> np.ndarray:
     # A short video has fewer frames than there are places.
     stills = dict(zip(sorted(set(numbers)), pictures.select(set(numbers)), strict=True))
     size = (round(STRIP_ASPECT * STRIP_HEIGHT / num_stills) - STRIP_GAP, STRIP_HEIGHT)
+    for n, still in stills.items():
+        large = min(still.shape[:2]) / 200
+        for face, p in {p.face: p for p in _at(numbered, times[n])}.items():
+            if p.square is not None:
+                _text(still, str(face), p.square.x, p.square.y + 20 * large, large, YELLOW)
     fitted = {n: ImageOps.fit(Image.fromarray(still), size) for n, still in stills.items()}
     gap = ((0, 0), (0, STRIP_GAP), (0, 0))
     parts = [np.pad(np.asarray(fitted[n]), gap, constant_values=255) for n in numbers]
@@ -346,6 +357,7 @@ def _drawn(
     pictures: Pictures, times: Sequence[float], predictions: Sequence[Prediction], palette: Palette
 ) -> Iterator[np.ndarray]:
     """Every picture with the predictions for its time drawn on it; sides even, as 4:2:0 needs."""
+    faces = len(_faces(predictions))
     for picture, shown, until in zip(pictures, times, times[1:], strict=False):
         seconds = (shown + until) / 2
         shortest, longest = sorted(picture.shape[:2])
@@ -355,28 +367,100 @@ def _drawn(
         height, width = (max(round(side * scale / 2), 1) * 2 for side in picture.shape[:2])
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         canvas = cv2.resize(picture, (width, height), interpolation=interpolation)
-        for p in predictions:
-            if p.label and p.start_seconds <= seconds < p.end_seconds:
-                _draw(canvas, p, p.label, scale, palette)
+        shown_now = _at(predictions, seconds)
+        taken = [_place(p, canvas, scale) for p in shown_now]
+        for p in shown_now:
+            if p.label is not None:
+                _draw(canvas, p, p.label, scale, palette, faces, taken)
         yield canvas
 
 
-def _draw(canvas: np.ndarray, p: Prediction, label: str, scale: float, palette: Palette) -> None:
+def _at(predictions: Sequence[Prediction], seconds: float) -> list[Prediction]:
+    """Those whose face is seen then."""
+    return [p for p in predictions if p.label and p.start_seconds <= seconds < p.end_seconds]
+
+
+class _Box(NamedTuple):
+    """A part of a picture: pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def overlaps(self, other: _Box) -> bool:
+        return (
+            self.left < other.left + other.width
+            and other.left < self.left + self.width
+            and self.top < other.top + other.height
+            and other.top < self.top + self.height
+        )
+
+
+def _place(p: Prediction, canvas: np.ndarray, scale: float) -> _Box:
+    """Of a face; of a clip that is one already, all of it."""
+    if p.square is None:
+        side = float(min(canvas.shape[:2]))
+        return _Box(0, 0, side, side)
+    left, top, side = (scale * part for part in (p.square.x, p.square.y, p.square.side))
+    return _Box(left, top, side, side)
+
+
+def _panel(
+    face: _Box, size: tuple[float, float], canvas: np.ndarray, pad: float, taken: Sequence[_Box]
+) -> _Box | None:
+    """Where the bars of a face are: beside it, below or above; None: other faces, or their bars,
+    are in the way everywhere. A face that is alone may be covered in part."""
     height, width = canvas.shape[:2]
-    unit = min(height, width) / 480
-    left, top, side = 0.0, 0.0, float(min(height, width))
-    if p.square is not None:
-        left, top, side = (scale * part for part in (p.square.x, p.square.y, p.square.side))
-        corners = (round(left), round(top)), (round(left + side), round(top + side))
-        cv2.rectangle(canvas, *corners, palette[label], max(round(2 * unit), 1), cv2.LINE_AA)
+    top = min(max(face.top, 0.0), max(height - size[1], 0.0))
+    left = min(max(face.left, 0.0), max(width - size[0], 0.0))
+    places = [
+        _Box(face.left + face.width + pad, top, *size),
+        _Box(face.left - pad - size[0], top, *size),
+        _Box(left, face.top + face.height + pad, *size),
+        _Box(left, face.top - 7 * pad - size[1], *size),
+    ]
+    for box in places:
+        is_inside = box.left >= 0 and box.top >= 0
+        is_inside = is_inside and box.left + size[0] <= width and box.top + size[1] <= height
+        if is_inside and not any(box.overlaps(other) for other in taken):
+            return box
+    return _Box(max(width - size[0], 0.0), top, *size) if len(taken) == 1 else None
+
+
+def _draw(
+    canvas: np.ndarray,
+    p: Prediction,
+    label: str,
+    scale: float,
+    palette: Palette,
+    faces: int,
+    taken: list[_Box],
+) -> None:
+    """One face; of several `faces` in a video each has its number. What is `taken` by faces and
+    bars is left free, and what is drawn is added to it."""
+    unit = min(canvas.shape[:2]) / 480
     line, pad = 15 * unit, 4 * unit
-    panel_width, panel_height = 150 * unit, line * len(palette) + 2 * pad
-    # Beside the face where there is room, else on the other side of the picture.
-    x = left + side + pad
-    if x + panel_width > width:
-        x = left - pad - panel_width if left - pad > panel_width else width - panel_width
-    x, y = max(x, 0.0), min(max(top, 0.0), max(height - panel_height, 0.0))
-    x0, y0, x1, y1 = (round(v) for v in (x, y, x + panel_width, y + panel_height))
+    face = _place(p, canvas, scale)
+    if p.square is not None:
+        corners = (
+            (round(face.left), round(face.top)),
+            (round(face.left + face.width), round(face.top + face.height)),
+        )
+        cv2.rectangle(canvas, *corners, palette[label], max(round(2 * unit), 1), cv2.LINE_AA)
+        title = label if faces == 1 else f"{p.face}: {label} {p.probabilities[label]:.2f}"
+        size, base = 0.7 * unit, max(face.top, 24 * unit)
+        (text_width, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, size, 2)
+        left = face.left
+        _fill(canvas, (left, base - 24 * unit), (left + text_width + 12, base), palette[label])
+        ink = (0, 0, 0) if np.mean(palette[label]) > 120 else (255, 255, 255)
+        _text(canvas, title, left + 6, base - 7 * unit, size, ink)
+    panel = _panel(face, (150 * unit, line * len(palette) + 2 * pad), canvas, pad, taken)
+    if panel is None:
+        return
+    taken.append(panel)
+    x, y = panel.left, panel.top
+    x0, y0, x1, y1 = (round(v) for v in (x, y, x + panel.width, y + panel.height))
     canvas[y0:y1, x0:x1] //= 3
     bar = x + 74 * unit
     for row, (name, probability) in enumerate(p.probabilities.items()):
@@ -385,13 +469,6 @@ def _draw(canvas: np.ndarray, p: Prediction, label: str, scale: float, palette: 
         _fill(canvas, (bar, base + 3 * unit), (end, base + line - 3 * unit), palette[name])
         color = (255, 255, 255) if name == label else (170, 170, 170)
         _text(canvas, name, x + pad, base + line - 4 * unit, 0.4 * unit, color)
-    if p.square is not None:
-        title = label if p.face <= 1 else f"{p.face}: {label}"
-        size, base = 0.7 * unit, max(top, 24 * unit)
-        (text_width, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, size, 2)
-        _fill(canvas, (left, base - 24 * unit), (left + text_width + 12, base), palette[label])
-        ink = (0, 0, 0) if np.mean(palette[label]) > 120 else (255, 255, 255)
-        _text(canvas, title, left + 6, base - 7 * unit, size, ink)
 
 
 def _fill(canvas: np.ndarray, start: Point, end: Point, color: tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from cfer.cli import run
 from cfer.errors import InputError
+from cfer.predict import timeline
 from cfer.predict.recognizer import Prediction
 from cfer.predict.timeline import (
     NEUTRAL,
@@ -229,6 +230,27 @@ def varying(tmp_path) -> Path:
     """Of varying rate, ends at 10.5 s; each picture is a little brighter than the one before."""
     pictures = [np.full((320, 480, 3), 20 + 8 * n, np.uint8) for n in range(len(VARYING))]
     return write_video(tmp_path / "varying.mp4", pictures, [*VARYING, 10.5])
+
+
+def test_bars_are_drawn_over_no_other_face():
+    canvas = np.zeros((480, 960, 3), np.uint8)
+    size = (150.0, 128.0)
+
+    def panel(face, *others):
+        return timeline._panel(face, size, canvas, 4.0, [face, *others])
+
+    left, middle, right = (timeline._Box(x, 100, 200, 200) for x in (20, 300, 740))
+    assert panel(left) == (224, 100, *size), "to the right"
+    assert panel(right) == (586, 100, *size), "to the left, where the right is outside"
+    # Another face is beside it, and then one is on each side.
+    assert panel(left, middle) == (20, 304, *size)
+    beside = timeline._Box(224, 0, 76, 480)
+    assert panel(middle, beside, timeline._Box(500, 0, 80, 480)) == (300, 304, *size)
+    # No place anywhere; but a face that is alone always has its bars.
+    large = timeline._Box(0, 0, 480, 480)
+    assert panel(large, timeline._Box(480, 0, 480, 480)) is None
+    whole = timeline._Box(0, 0, 960, 480)
+    assert panel(whole) == (810, 0, *size)
 
 
 def test_an_annotated_video_keeps_its_times(varying, tmp_path):
