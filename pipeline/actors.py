@@ -165,7 +165,7 @@ class _Native:
         detector: FaceDetector,
         variations: Sequence[Variation],
     ) -> None:
-        self._size, self._variations = settings.size, variations
+        self._path, self._size, self._variations = path, settings.size, variations
         self._video: NativeVideo | None = None
         self._refused: str | None = None
         if not settings.native:
@@ -176,7 +176,7 @@ class _Native:
         try:
             self._video = NativeVideo(path, detector)
         except CodecError as error:
-            self._refused = str(error)
+            self._refused = self._reason(error)
 
     def read(self, window: FaceWindow) -> tuple[list[bytes], int, str | None]:
         """See `Clip.native`, `native_bytes` and `native_refused`."""
@@ -186,8 +186,12 @@ class _Native:
         try:
             read = self._video.read(start, end, self._size, self._variations)
         except CodecError as error:
-            return [], 0, str(error)
+            return [], 0, self._reason(error)
         return [view.tobytes() for view in read.planes], read.bytes_read, None
+
+    def _reason(self, error: CodecError) -> str:
+        """Without the path, which may be that of a copy."""
+        return str(error).removeprefix(f"{self._path}: ")
 
 
 def _failure(clip_id: str, source: str, error: Exception) -> Failure:

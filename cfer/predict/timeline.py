@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +23,7 @@ from av.codec.context import Flags
 from PIL import Image, ImageOps
 
 from cfer.codec.containers import ticks_of
-from cfer.names import printable
+from cfer.names import count_reasons, printable
 from cfer.outputs import check_output
 from cfer.predict.recognizer import Prediction
 from cfer.video.pictures import Pictures, open_pictures
@@ -145,10 +143,7 @@ def ways(predictions: Sequence[Prediction]) -> list[str]:
     for those that were, and one for each reason why others were not; and how many show no face."""
     of = f"of {len(predictions)} window{'s' * (len(predictions) > 1)}"
     native = sum(p.way == "native" for p in predictions)
-    # What differs from window to window is in parentheses at the end.
-    refused = Counter(
-        re.sub(r" \([^()]*\)$", "", p.refused) for p in predictions if p.refused and p.label
-    )
+    refused = count_reasons(p.refused for p in predictions if p.label)
     faceless = sum(p.label is None for p in predictions)
     lines = [f"{native} {of} read as H.264 transmits them"] if native else []
     lines += [f"{count} encoded anew: {printable(reason)}" for reason, count in refused.items()]

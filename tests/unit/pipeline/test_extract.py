@@ -22,7 +22,14 @@ from PIL import Image
 from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.data.frames import COLUMNS, _chosen
 from cfer.data.inputs import Input
-from cfer.data.shards import read_clips, read_description, shard_name, verify, write_shard
+from cfer.data.shards import (
+    read_clips,
+    read_description,
+    shard_name,
+    verify,
+    write_description,
+    write_shard,
+)
 from cfer.errors import InputError
 from cfer.model import face_embedder
 from cfer.model.face_embedder import open_face_embedder
@@ -31,6 +38,7 @@ from cfer.video.pictures import open_pictures
 from pipeline.actors import extract_clip
 from pipeline.datasets import readers
 from pipeline.extract import DatasetName, made_beside, main, options_of
+from pipeline.job import summary
 from pipeline.manifest import Entry, read_manifest
 from pipeline.plan import PLAN_NAME, check_same_plan, plan_shards, read_plan, read_source
 from pipeline.settings import ExtractionSettings, FaceNetwork
@@ -429,3 +437,25 @@ def test_clips_with_more_to_encode_make_shards_of_fewer(tmp_path):
     assert lengths(entries, gop_seconds=0.25) == [2, 2, 2]
     assert lengths(files_of(tmp_path, 6, 2_000_000)) == [1] * 6
     assert lengths(entries, clips_per_shard=4) == [4, 2]
+
+
+def test_the_job_says_how_many_clips_are_read_as_they_are(drawn_shards, tmp_path):
+    known = read_description(drawn_shards)
+    assert known.settings["native"]
+    native = f"\n{known.counts['clips']} of them also as H.264 transmits them\n0 failures"
+    assert native in summary(known, str(drawn_shards), 0, 1)
+    clips = list(read_clips(drawn_shards))[:4]
+    reasons = [None, "no face in the I-frame (at 1.00 s)", "no face in the I-frame (at 2.00 s)"]
+    reasons.append("codec mpeg4")
+    written = [
+        replace(clip, native=clip.native if reason is None else [], native_refused=reason)
+        for clip, reason in zip(clips, reasons, strict=True)
+    ]
+    receipt = write_shard(tmp_path, 0, written, [], "")
+    write_description(tmp_path, replace(known, shards=[receipt]))
+    said = summary(read_description(tmp_path), str(tmp_path), 0, 1).splitlines()
+    assert said[1] == (
+        "1 of them also as H.264 transmits them; 2 not: no face in the I-frame; 1 not: codec mpeg4"
+    )
+    encoded = replace(known, settings={**known.settings, "native": False})
+    assert "as H.264" not in summary(encoded, str(drawn_shards), 0, 1)
