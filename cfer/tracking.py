@@ -16,6 +16,7 @@ arrived by the end of training, or were lost with a process, are sent then from 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlflow
 import numpy as np
 import torch
+from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -82,13 +84,23 @@ def connect(uri: str | None = None) -> MlflowClient:
     warnings.filterwarnings("ignore", message="(?s).*input example was not provided")
     mlflow.set_tracking_uri(uri or tracking_uri())
     try:
-        return MlflowClient()
+        with _one_at_a_time(mlflow.get_tracking_uri()):
+            return MlflowClient()
     except MlflowException as error:
         said = error.message.split(". ")[0]
         raise InputError(
             f"MLFLOW_TRACKING_URI={mlflow.get_tracking_uri()}: {said}; give a database "
             "(sqlite:///mlflow.db) or a server (http://…)"
         ) from error
+
+
+def _one_at_a_time(uri: str) -> contextlib.AbstractContextManager[Any]:
+    """Of processes of this machine that open a database: of two that make its tables at the same
+    time, MLflow fails in one."""
+    if not uri.startswith("sqlite:"):
+        return contextlib.nullcontext()
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"cfer-mlflow-{os.getuid()}-{name}.lock")
 
 
 class _OutageHandler(logging.Handler):
