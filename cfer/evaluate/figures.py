@@ -172,7 +172,7 @@ def tradeoff_figure(
 
     Args:
         points: {method: [(strength, (AUC, its deviation), (accuracy, its deviation)), …]}; those of
-            one method are joined in the order given.
+            one method that differ in one option alone are joined in the order given.
         chance: the AUC of the strongest attacker where nothing is found.
     """
     from matplotlib.figure import Figure
@@ -186,6 +186,8 @@ def tradeoff_figure(
     left = min([chance, *(mean - deviation for mean, deviation in of_best)])
     for number, (method, strengths) in enumerate(points.items()):
         x, y = (np.array([point[axis] for point in strengths]) for axis in (1, 2))
+        # What differs in another option is no further point of a curve.
+        is_curve = len({strength.rpartition(" ")[0] for strength, _, _ in strengths}) == 1
         color = _COLORS[number % len(_COLORS)]
         for axes in (whole, best):
             axes.errorbar(
@@ -194,6 +196,7 @@ def tradeoff_figure(
                 xerr=x[:, 1],
                 yerr=y[:, 1],
                 color=color,
+                linestyle="-" if is_curve else "none",
                 marker="osD^vP*X"[number // len(_COLORS) % 8],
                 elinewidth=0.5,
                 label=method if axes is whole else None,

@@ -284,9 +284,9 @@ def _tradeoff(rows: Sequence[MethodResults], out: Path) -> Iterator[Section]:
         yield Section(
             "Accuracy against identity",
             texts=[
-                "Each point is a row, with the standard deviation over its runs; those of a method "
-                "are joined. To the left, the strongest attacker finds out less, down to what that "
-                "of one run reaches by chance; above, more clips are recognized."
+                "Each point is a row, with the standard deviation over its runs; the strengths of "
+                "a method are joined. To the left, the strongest attacker finds out less, down to "
+                "what that of one run reaches by chance; above, more clips are recognized."
             ],
             pictures=[[("Accuracy against identity", file)]],
         )
