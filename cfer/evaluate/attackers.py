@@ -227,13 +227,13 @@ def attackers(learned: Clips, seed: int) -> tuple[dict[str, Verifier], dict[str,
     white = whitening(learned.codes, learned.people)
     whitened = replace(learned, codes=learned.codes @ white)
     several, people = halves(whitened, seed)
-    parts, numbers = _parts(learned), np.unique(learned.people, return_inverse=True)[1]
+    parts = _parts(learned)
+    everyone, numbers = np.unique(learned.people, return_inverse=True)
     identities = means_of(learned.identities, learned.people)
-    faces = {who: number for number, who in enumerate(np.unique(learned.people))}
     same_of_one = two_covariance(whitened.codes, learned.people, _counts(learned.people))
     same_of_several = [two_covariance(several[:, part], people, 2) for part in parts]
     face_of_one = face_likelihood(whitened.codes, learned.people, identities[numbers])
-    of_them = identities[[faces[who] for who in people]]
+    of_them = identities[np.searchsorted(everyone, people)]
     face_of_several = [face_likelihood(several[:, part], people, of_them) for part in parts]
 
     def vectors(clips: Clips, pool: bool) -> list[np.ndarray]:
