@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -32,12 +32,6 @@ MOST_NAMED = 3
 def printable(name: str) -> str:
     """A file's name as text; bytes of it that are not UTF-8 are written as \\xNN."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def count_reasons(reasons: Iterable[str | None]) -> Counter[str]:
-    """How often each reason is given, without what is of one case alone, in parentheses at its end;
-    None is none."""
-    return Counter(re.sub(r" \([^()]*\)$", "", reason) for reason in reasons if reason)
 
 
 def says_nothing(name: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,12 @@ def say(text: str) -> None:
     # Not by print(): in its workers Ray Train replaces it by one that writes everything twice.
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def count_reasons(reasons: Iterable[str | None]) -> Counter[str]:
+    """How often each reason is given, without what is of one case alone, in parentheses at its end;
+    None is none."""
+    return Counter(re.sub(r" \([^()]*\)$", "", reason) for reason in reasons if reason)
 
 
 def check_output(path: Path, *suffixes: str, sources: Iterable[str | Path] = ()) -> None:

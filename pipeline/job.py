@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from cfer.data.lock import owned
 from cfer.data.shards import (
     Description,
     Receipt,
+    read_columns,
     read_description,
     read_receipt,
     shard_is_done,
@@ -38,7 +38,7 @@ from cfer.data.shards import (
 from cfer.data.storage import Folder, absolute_location
 from cfer.errors import InputError
 from cfer.model.face_embedder import FaceEmbedder, open_face_embedder
-from cfer.names import count_reasons
+from cfer.outputs import count_reasons
 from pipeline.actors import ClipActor, ShardActor
 from pipeline.manifest import Entry
 from pipeline.plan import (
@@ -301,13 +301,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _native_line(description: Description, out: str) -> str:
+def _native_line(out: str) -> str:
     """How many clips are there as H.264 transmits them, too, and why others are not."""
-    folder = Folder(out)
-    tables = [
-        pq.read_table(path, columns=["native_refused"], filesystem=folder.patient_filesystem)
-        for path in description.shard_paths(folder)
-    ]
+    tables = read_columns(out, ["native_refused"])
     refused = [reason for table in tables for reason in table["native_refused"].to_pylist()]
     reasons = [f"{count} not: {reason}" for reason, count in count_reasons(refused).most_common()]
     return "; ".join([f"{refused.count(None)} of them also as H.264 transmits them", *reasons])
@@ -317,7 +313,7 @@ def summary(description: Description, out: str, num_new_frames: int, seconds: fl
     """The lines that the job prints at its end."""
     counts = description.counts
     speed = f"{num_new_frames / seconds:.0f} frames/s" if num_new_frames else "nothing new"
-    native = [] if not description.settings.get("native") else [_native_line(description, out)]
+    native = [] if not description.settings.get("native") else [_native_line(out)]
     lines = [
         f"{out}: {counts['clips']} clips, {counts['frames']} frames, {counts['bytes']:,} bytes in "
         f"{len(description.shards)} shards; identity by {description.identity['name']}; "

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cfer.data.shards import read_description
-from cfer.data.storage import Folder
+from cfer.data.shards import read_columns, read_description
 from cfer.errors import InputError
 from cfer.names import check_labels, check_subjects
 
@@ -47,11 +45,7 @@ def read_index(directory: str) -> ClipIndex:
     """
     names = ["clip_id", "subject", "label", "split", "apex_frame", "num_frames", "gop_size"]
     description = read_description(directory)
-    folder = Folder(directory)
-    tables = [
-        pq.read_table(path, columns=names, filesystem=folder.patient_filesystem)
-        for path in description.shard_paths(folder)
-    ]
+    tables = [*read_columns(directory, names)]
     rows = pa.concat_tables(tables).to_pylist() if tables else []
     labeled = [row for row in rows if row["label"] is not None]
     if not labeled:
@@ -88,13 +82,9 @@ def read_videos(directory: str) -> dict[str, str]:
     Raises:
         InputError: not a complete data set.
     """
-    folder = Folder(directory)
     videos: dict[str, str] = {}
-    for path in read_description(directory).shard_paths(folder):
-        table = pq.read_table(
-            path, columns=["clip_id", "source"], filesystem=folder.patient_filesystem
-        )
-        videos |= zip(*(table[name].to_pylist() for name in ("clip_id", "source")), strict=True)
+    for table in read_columns(directory, ["clip_id", "source"]):
+        videos |= zip(*(column.to_pylist() for column in table), strict=True)
     return videos
 
 
@@ -104,12 +94,8 @@ def read_identities(directory: str) -> dict[str, np.ndarray]:
     Raises:
         InputError: not a complete data set.
     """
-    folder = Folder(directory)
     known: dict[str, np.ndarray] = {}
-    for path in read_description(directory).shard_paths(folder):
-        table = pq.read_table(
-            path, columns=["clip_id", "identity"], filesystem=folder.patient_filesystem
-        )
+    for table in read_columns(directory, ["clip_id", "identity"]):
         for clip_id, embeddings in zip(*(column.to_pylist() for column in table), strict=True):
             known[clip_id] = np.array(embeddings, np.float32).mean(0)
     return known

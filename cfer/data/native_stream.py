@@ -29,7 +29,7 @@ from cfer.video.pictures import (
     one_frame,
 )
 from cfer.video.variation import Variation
-from cfer.video.windows import WindowCutter, regular_fps
+from cfer.video.windows import WindowCutter, regular_fps, shifted
 
 MOST_SECONDS = 60.0  # of a piece: its headers are read anew for each window
 
@@ -112,12 +112,12 @@ class NativeStream:
         cut = WindowCutter(self.regular_fps(), window_frames, step_frames)
         while self._advance():
             while (span := cut.complete(self._known())) is not None:
-                yield window(range(self._first + span.start, self._first + span.stop))
+                yield window(shifted(span, self._first))
                 self._drop(cut.needed(self._known()))
         if self._first == 0 and len(self._shown) < 2:
             raise one_frame(self._stream.source)
         for span in cut.rest(self._shown):
-            yield window(range(self._first + span.start, self._first + span.stop))
+            yield window(shifted(span, self._first))
 
     def _known(self) -> list[float]:
         """When pictures are shown between which no other can come any more."""

@@ -449,6 +449,17 @@ def read_description(directory: str | Path) -> Description:
     )
 
 
+def read_columns(directory: str | Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of each shard, in order; of large ones, the others are not read.
+
+    Raises:
+        InputError: not a complete data set.
+    """
+    folder = Folder(directory)
+    for path in read_description(directory).shard_paths(folder):
+        yield pq.read_table(path, columns=list(columns), filesystem=folder.patient_filesystem)
+
+
 def read_clips(directory: str | Path) -> Iterator[Clip]:
     """Every clip of a data set, in order."""
     folder = Folder(directory)

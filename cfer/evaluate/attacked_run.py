@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from mlflow.entities import Run
 from PIL import Image, ImageOps
 
 from cfer.codec import Bitstream
 from cfer.data.folds import read_identities, read_videos
-from cfer.data.shards import read_description
-from cfer.data.storage import Folder
+from cfer.data.shards import read_columns, read_description
 from cfer.errors import InputError
 from cfer.evaluate.attacks import Attack, Suite, attack
 from cfer.evaluate.calibration import held_out_people
@@ -81,14 +79,8 @@ def faces_of(data: str, people: set[str]) -> dict[str, np.ndarray]:
 
     Of the person's neutral clips, or where there are none, of all clips.
     """
-    folder = Folder(data)
     pictures: dict[bool, dict[str, list[np.ndarray]]] = {True: {}, False: {}}
-    for path in read_description(data).shard_paths(folder):
-        table = pq.read_table(
-            path,
-            columns=["clip_id", "subject", "label_name", "bitstream"],
-            filesystem=folder.patient_filesystem,
-        )
+    for table in read_columns(data, ["clip_id", "subject", "label_name", "bitstream"]):
         for row in table.to_pylist():
             known = pictures[row["label_name"] == NEUTRAL].setdefault(row["subject"], [])
             if row["subject"] in people and len(known) < MOST_PICTURES:

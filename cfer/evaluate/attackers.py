@@ -55,6 +55,11 @@ def means_of(values: np.ndarray, people: np.ndarray) -> np.ndarray:
     return np.array([values[people == who].mean(0) for who in np.unique(people)])
 
 
+def _less_own_mean(values: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """How each differs from the mean of its person."""
+    return values - means_of(values, people)[np.unique(people, return_inverse=True)[1]]
+
+
 def _counts(people: np.ndarray) -> np.ndarray:
     """How many there are of each person, in the same order."""
     counts: np.ndarray = np.unique(people, return_counts=True)[1]
@@ -76,9 +81,7 @@ def whitening(codes: np.ndarray, people: np.ndarray) -> np.ndarray:
     from sklearn.covariance import ledoit_wolf
 
     first = _inverse_root(np.atleast_2d(np.cov(codes.T)))
-    numbers = np.unique(people, return_inverse=True)[1]
-    equal = codes @ first
-    covariance, _ = ledoit_wolf(equal - means_of(equal, people)[numbers], assume_centered=True)
+    covariance, _ = ledoit_wolf(_less_own_mean(codes @ first, people), assume_centered=True)
     return first @ _inverse_root(covariance)
 
 
@@ -89,14 +92,13 @@ def _inverse_root(covariance: np.ndarray) -> np.ndarray:
     return directions * np.where(varies, 1 / np.sqrt(np.where(varies, variances, 1)), 0)
 
 
-def learned_metric(codes: np.ndarray, people: np.ndarray) -> np.ndarray:
+def learned_metric(codes: np.ndarray, people: np.ndarray, white: np.ndarray) -> np.ndarray:
     """(d, d) matrix M: the cosine of codes @ M tells the same person from another.
 
-    After `whitening`, the directions in which people differ, each weighted by how much one clip
-    tells of it: the square root of b / (b + 1), where b is the variance between people for 1 within
-    (probabilistic linear discriminant analysis: Ioffe, ECCV 2006).
+    After their `whitening`, the directions in which people differ, each weighted by how much one
+    clip tells of it: the square root of b / (b + 1), where b is the variance between people for 1
+    within (probabilistic linear discriminant analysis: Ioffe, ECCV 2006).
     """
-    white = whitening(codes, people)
     means, clips = means_of(codes @ white, people), _counts(people)
     # The means of few clips vary by 1/n without any identity.
     between = np.atleast_2d(np.cov(means.T)) - np.eye(means.shape[1]) * np.mean(1 / clips)
@@ -254,7 +256,7 @@ def attackers(learned: Clips, seed: int) -> tuple[dict[str, Verifier], dict[str,
         total: np.ndarray = np.sum([ratio(x, z_I) for ratio, x in ratios], axis=0)
         return total
 
-    metric = learned_metric(learned.codes, learned.people)
+    metric = learned_metric(learned.codes, learned.people, white)
     verifiers: dict[str, Verifier] = {"learned": cosine(metric), "likelihood": is_one_person}
     linkers = _predictors(whitened, white, identities, seed)
     linkers["likelihood"] = has_face
@@ -401,14 +403,12 @@ def two_covariance(
 
     # The mean of n vectors varies by 1/n without any identity, and they around it by 1 − 1/n.
     of_mean = float(np.mean(1 / np.asarray(independent)))
-    mean, numbers = vectors.mean(0), np.unique(people, return_inverse=True)[1]
-    within = vectors - means_of(vectors, people)[numbers]
+    mean, within = vectors.mean(0), _less_own_mean(vectors, people)
     white = _inverse_root(ledoit_wolf(within, assume_centered=True)[0]) * np.sqrt(1 - of_mean)
     own = means_of((vectors - mean) @ white, people)
     shrunk, directions = np.linalg.eigh(ledoit_wolf(own, assume_centered=True)[0])
     as_measured = np.square(own @ directions).mean(0)
     b = np.maximum(shrunk - of_mean, _spikes(as_measured, of_mean, own.shape[1] / len(own)))
-    b = np.maximum(b, 0)
     into = white @ directions
     # Of two values x and y: N((x, y); 0, [[1 + b, b], [b, 1 + b]]) / N(x; 0, 1 + b) N(y; 0, 1 + b).
     determinant = 1 + 2 * b

@@ -23,6 +23,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -30,6 +31,8 @@ from threadpoolctl import threadpool_limits
 from cfer.evaluate.attackers import (
     NUM_FOLDS,
     Clips,
+    Linker,
+    Verifier,
     attackers,
     cosine,
     fit_ridge,
@@ -188,8 +191,12 @@ def attack_figures(suite: Suite) -> dict[str, float]:
 
 def is_of_this_suite(figures: Mapping[str, float]) -> bool:
     """Whether these figures are of the attacks as they are now, or of none."""
-    attacked = any(name.startswith("attack/") for name in figures)
-    return figures.get(SUITE_FIGURE, 1.0 if attacked else SUITE_VERSION) == SUITE_VERSION
+    return not any(map(is_attack, figures)) or figures.get(SUITE_FIGURE) == SUITE_VERSION
+
+
+def is_attack(figure: str) -> bool:
+    """Whether a figure of this name is one of `attack_figures`."""
+    return figure.startswith("attack/")
 
 
 def chance_of(figures: Mapping[str, float], kind: str, pooled: bool = True) -> float:
@@ -235,15 +242,16 @@ def _attackable(clips: Clips, seed: int) -> Clips:
 
 def _of_several_videos(clips: Clips) -> Clips:
     """Those of people of whom there are two videos or more."""
-    whose = {video: who for who, video in zip(clips.people, clips.videos, strict=True)}
-    several = [who for who, count in Counter(whose.values()).items() if count > 1]
+    counts = Counter(who for who, _ in {*zip(clips.people, clips.videos, strict=True)})
+    several = [who for who, count in counts.items() if count > 1]
     return clips[np.isin(clips.people, several)]
 
 
 def _splits(
     victims: Clips, sources: Mapping[str, Clips], seed: int
-) -> Iterator[tuple[str, int, Clips, Clips, np.ndarray]]:
-    """(whom the attacker learns from, number, their clips, the victims', which half each is in).
+) -> Iterator[tuple[str, tuple[int, int], Clips, Clips, np.ndarray]]:
+    """(whom the attacker learns from, which repeat and which fold of it, their clips, the victims',
+    which half each of these is in).
 
     Each victim's videos fall into two halves at random: codes of one are compared with what is
     *enrolled* of the other. The halves are of the same expected size for all people: to leave only
@@ -257,10 +265,10 @@ def _splits(
             half = half_of_videos(victims, generator)
             shuffled = generator.permutation(people)
             folds = np.array_split(shuffled, NUM_FOLDS) if name == OTHERS else [shuffled]
-            for number, attacked in enumerate(folds):
+            for fold, attacked in enumerate(folds):
                 mine = np.isin(victims.people, attacked)
                 learned = known[~mine] if name == OTHERS else known
-                yield name, repeat * NUM_FOLDS + number, learned, victims[mine], half[mine]
+                yield name, (repeat, fold), learned, victims[mine], half[mine]
 
 
 def widening(learned_from: str) -> float:
@@ -285,43 +293,17 @@ def _matches(
     """The attacks; and the AUC that the strongest of each kind reaches by chance."""
     people = np.unique(victims.people)
     trials: dict[tuple[str, str, bool], Trials] = defaultdict(lambda: Trials(people))
-    for source, number, learned, attacked, half in _splits(victims, sources, seed):
+    for source, split, learned, attacked, half in _splits(victims, sources, seed):
         mine, theirs = prepared(learned, attacked)
-        verifiers, linkers = attackers(mine, seed + number)
-        if source == OTHERS:  # which learns nothing of them but how dimensions are scaled
+        repeat, fold = split
+        verifiers, linkers = attackers(mine, seed + repeat * NUM_FOLDS + fold)
+        if source == OTHERS:  # it learns nothing of them but how dimensions are scaled
             verifiers["cosine"] = cosine(np.eye(mine.codes.shape[1]))
-        one, other = theirs[~half], theirs[half]
-        other_label = one.labels[:, None] != other.labels
-        shown = [who for who in np.unique(theirs.people) if who in photographs]
         for pool in (False, True):
-
-            def add(
-                name: str,
-                scores: np.ndarray,
-                probes: Clips,
-                enrolled: np.ndarray,
-                compared: np.ndarray | None = None,
-                pool: bool = pool,
-                split: tuple[str, int] = (source, number),
-            ) -> None:
-                who = np.unique(probes.people) if pool else probes.people
-                place = divmod(split[1], NUM_FOLDS)
-                trials[name, split[0], pool].add(scores, who, enrolled, compared, place)
-
-            for name, verify in verifiers.items():
-                # The other way round, the same pairs would be compared.
-                whose = np.unique(other.people) if pool else other.people
-                compared = None if pool else other_label
-                add(f"{VERIFICATION}, {name}", verify(one, other, pool), one, whose, compared)
-            for name, link in linkers.items():
-                for probes, enrolled in ((one, other), (other, one)):
-                    faces = means_of(enrolled.identities, enrolled.people)
-                    scores = link(probes, faces, pool)
-                    add(f"{LINKAGE}, {name}", scores, probes, np.unique(enrolled.people))
-                if len(shown) > 1:
-                    asked = theirs[np.isin(theirs.people, shown)]
-                    scores = link(asked, np.array([photographs[who] for who in shown]), pool)
-                    add(f"{OF_PHOTOGRAPHS}{LINKAGE}, {name}", scores, asked, np.array(shown))
+            for each in _comparisons(verifiers, linkers, theirs, half, photographs, pool):
+                who = np.unique(each.probes) if pool else each.probes
+                trial = trials[each.name, source, pool]
+                trial.add(each.scores, who, each.enrolled, each.compared, split)
     found = []
     for name in (*ATTACKS, *(OF_PHOTOGRAPHS + name for name in ATTACKS)):
         for source in sources:
@@ -341,6 +323,47 @@ def _matches(
         ]
         chances[_chance_name(kind, pool)] = float(np.max(by_chance, axis=0).mean())
     return found, chances
+
+
+class _Comparison(NamedTuple):
+    """Scores of an attack, (N, M); the person of each probe clip; the people who are enrolled,
+    (M,); and which scores count, None: all."""
+
+    name: str
+    scores: np.ndarray
+    probes: np.ndarray
+    enrolled: np.ndarray
+    compared: np.ndarray | None = None
+
+
+def _comparisons(
+    verifiers: Mapping[str, Verifier],
+    linkers: Mapping[str, Linker],
+    theirs: Clips,
+    half: np.ndarray,
+    photographs: Mapping[str, np.ndarray],
+    pool: bool,
+) -> Iterator[_Comparison]:
+    """Of one half of the victims' clips with the other, and of all with photographs."""
+    one, other = theirs[~half], theirs[half]
+    for name, verify in verifiers.items():
+        name, scores = f"{VERIFICATION}, {name}", verify(one, other, pool)
+        # The other way round, the same pairs would be compared.
+        if pool:
+            yield _Comparison(name, scores, one.people, np.unique(other.people))
+        else:
+            other_label = one.labels[:, None] != other.labels
+            yield _Comparison(name, scores, one.people, other.people, other_label)
+    shown = [who for who in np.unique(theirs.people) if who in photographs]
+    for name, link in linkers.items():
+        name = f"{LINKAGE}, {name}"
+        for probes, enrolled in ((one, other), (other, one)):
+            scores = link(probes, means_of(enrolled.identities, enrolled.people), pool)
+            yield _Comparison(name, scores, probes.people, np.unique(enrolled.people))
+        if len(shown) > 1:
+            asked = theirs[np.isin(theirs.people, shown)]
+            scores = link(asked, np.array([photographs[who] for who in shown]), pool)
+            yield _Comparison(OF_PHOTOGRAPHS + name, scores, asked.people, np.array(shown))
 
 
 # ---- identification, attributes, inversion -------------------------------------------------------

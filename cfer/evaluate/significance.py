@@ -17,6 +17,7 @@ import numpy as np
 from mlflow.entities import Run
 
 from cfer.errors import InputError
+from cfer.evaluate.attacks import is_attack
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,12 @@ def means_of_runs(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for figures in runs:
         for name, value in figures.items():
             values[name].append(value)
-    most = max(map(len, (each for name, each in values.items() if _is_attack(name))), default=0)
+    most = max((len(each) for name, each in values.items() if is_attack(name)), default=0)
     return {
         name: float(np.mean(each))
         for name, each in values.items()
-        if not _is_attack(name) or len(each) == most
+        if not is_attack(name) or len(each) == most
     }
-
-
-def _is_attack(name: str) -> bool:
-    return name.startswith("attack/")
 
 
 def difference(

@@ -23,8 +23,8 @@ from av.codec.context import Flags
 from PIL import Image, ImageOps
 
 from cfer.codec.containers import ticks_of
-from cfer.names import count_reasons, printable
-from cfer.outputs import check_output
+from cfer.names import printable
+from cfer.outputs import check_output, count_reasons
 from cfer.predict.recognizer import Prediction
 from cfer.video.pictures import Pictures, open_pictures
 

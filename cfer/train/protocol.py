@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from cfer.evaluate.attacks import (
     attack,
     attack_figures,
     chance_of,
+    is_attack,
     is_of_this_suite,
     strongest,
 )
@@ -322,11 +323,13 @@ def _summarize(protocol: _Protocol) -> Summary:
     In the mean each run counts the same (of `loso`, each person); in what is pooled, each clip.
     """
     runs: dict[str, Results] = {}
+    videos: dict[str, str] = {}  # read where a run has to be attacked
     for job in protocol.jobs:
         results = read_results(location_of(job.config))
         assert results is not None, f"{job.config.run} has not finished"
         if not is_of_this_suite(results.figures):
-            results = _attacked_again(job, results)
+            videos = videos or read_videos(job.config.data)
+            results = _attacked_again(job, results, videos)
         runs[job.parent.name] = results
         tracking.mark_finished(results.mlflow_run_id)
     figures = [results.figures for results in runs.values()]
@@ -347,7 +350,9 @@ def _summarize(protocol: _Protocol) -> Summary:
         confusion=np.sum([results.confusion for results in runs.values()], axis=0),
     )
     pooled = recognition(summary.confusion)
-    clips = ScoredClips.concatenate([_of_held_out_people(results) for results in runs.values()])
+    clips = ScoredClips.concatenate(
+        [held_out_people(*_stored_predictions(results)) for results in runs.values()]
+    )
     calibrated = calibration(clips)
     classes = read_description(protocol.config.data).classes
     tracker = tracking.Tracker(protocol.parent_id)
@@ -374,24 +379,24 @@ def _summarize(protocol: _Protocol) -> Summary:
     return summary
 
 
-def _attacked_again(job: _Job, results: Results) -> Results:
+def _attacked_again(job: _Job, results: Results, videos: Mapping[str, str]) -> Results:
     """The stored codes of a run that an earlier cfer trained, by today's attacks."""
     say(f"{job.config.run}: attacked anew, by attacks that it was not tried with")
-    predictions = predictions_of(tracking.find_run(results.mlflow_run_id))
-    assert predictions is not None, f"run {results.mlflow_run_id} has no predictions"
-    videos = read_videos(job.config.data)
-    suite = attack(held_out_people(*predictions), predictions[0], videos, seed=job.config.seed)
-    kept = {name: v for name, v in results.figures.items() if not name.startswith("attack/")}
-    attacked = replace(results, figures=kept | attack_figures(suite))
-    tracking.Tracker(results.mlflow_run_id).log_figures(attack_figures(suite), job.config.epochs)
+    train, held_out = _stored_predictions(results)
+    suite = attack(held_out_people(train, held_out), train, videos, seed=job.config.seed)
+    figures = attack_figures(suite)
+    kept = {name: value for name, value in results.figures.items() if not is_attack(name)}
+    attacked = replace(results, figures=kept | figures)
+    tracking.Tracker(results.mlflow_run_id).log_figures(figures, job.config.epochs)
     write_results(location_of(job.config), attacked)
     return attacked
 
 
-def _of_held_out_people(results: Results) -> ScoredClips:
+def _stored_predictions(results: Results) -> tuple[ScoredClips, ScoredClips]:
+    """Of the clips trained on, and of the others."""
     predictions = predictions_of(tracking.find_run(results.mlflow_run_id))
     assert predictions is not None, f"run {results.mlflow_run_id} has no predictions"
-    return held_out_people(*predictions)
+    return predictions
 
 
 def lines_of(summaries: Sequence[Summary]) -> str:

@@ -34,7 +34,7 @@ from cfer.codec import Bitstream, CodecSettings, encode
 from cfer.video.follow import Follower, Track, warped
 from cfer.video.pictures import ClipError, Pictures, StreamPictures, one_frame
 from cfer.video.variation import AS_FOUND, Variation
-from cfer.video.windows import WindowCutter, fps_within
+from cfer.video.windows import WindowCutter, fps_within, shifted
 
 LOOK_SECONDS = 0.25  # from one frame that the detector looks at to the next
 MIN_PROBABILITY = 0.95
@@ -389,14 +389,14 @@ def face_stream(
         held.append(picture)
         times[-1:] = [shown_at, end]
         while (span := cut.complete(times[:-1])) is not None:
-            yield from window(range(first + span.start, first + span.stop))
+            yield from window(shifted(span, first))
             passed = cut.needed(times[:-1])
             first += passed
             del held[:passed], times[:passed]
     if first == 0 and len(held) < 2:
         raise one_frame(pictures.source)
     for span in cut.rest(times[:-1]):
-        yield from window(range(first + span.start, first + span.stop))
+        yield from window(shifted(span, first))
 
 
 def _looks(span: range, codec: CodecSettings, fps: Fraction) -> list[int]:

@@ -115,6 +115,10 @@ class WindowCutter:
         return range(first, stop)
 
 
+def shifted(span: range, by: int) -> range:
+    return range(span.start + by, span.stop + by)
+
+
 def windows(
     times: Sequence[float],
     frames: range,
@@ -129,6 +133,4 @@ def windows(
     """
     shown = times[frames.start : frames.stop]
     cutter = WindowCutter(fps, window_frames, step_frames, shown[0])
-    return [
-        range(frames.start + span.start, frames.start + span.stop) for span in cutter.rest(shown)
-    ]
+    return [shifted(span, frames.start) for span in cutter.rest(shown)]

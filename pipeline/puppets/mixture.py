@@ -18,7 +18,7 @@ from scipy.interpolate import RBFInterpolator
 
 from cfer.errors import InputError
 from pipeline.puppets.photos import EXTENT, LEFT, OUTLINE, TEXTURE, TOP, Face, Photograph
-from pipeline.puppets.smile import is_held_out
+from pipeline.puppets.smile import is_held_out, moved, places
 
 LEAST_SHARE, MOST_SHARE = 0.35, 0.65  # of the second person in the shape and in the face
 BENT = 48  # points to a side of the grid on which the bending is computed
@@ -46,13 +46,14 @@ class Mixture:
         """Raises InputError: a photograph or its landmarks aren't right."""
         first, second = Face.read(self.first), Face.read(self.second)
         points = (1 - self.share) * first.points + self.share * second.points
-        texture = _bent(first.texture, first.points, points)
-        other = _bent(second.texture, second.points, points)
+        bending = _bending(first.points, points)
+        texture = _bent(first.texture, bending)
+        other = _bent(second.texture, _bending(second.points, points))
         inside = _inside(points, len(texture))
         mixed = self.share * inside[..., None]
         toned = _toned(other, texture, inside)
         texture = ((1 - mixed) * texture + mixed * toned).clip(0, 255).astype(np.uint8)
-        matte = _bent(first.matte, first.points, points)
+        matte = _bent(first.matte, bending)
         return Face(self.person, points, texture, matte, first.reach)
 
 
@@ -82,26 +83,23 @@ def mixtures_of(photographs: Sequence[Photograph], count: int) -> list[Mixture]:
     return list(found.values())
 
 
-def _bent(picture: np.ndarray, own: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """A square view of the face frame whose landmarks are `own`, bent so that they are `points`."""
-    steps = (np.arange(BENT) + 0.5) / BENT * EXTENT
-    grid = np.stack(np.meshgrid(LEFT + steps, TOP + steps), axis=-1)
+def _bending(own: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Where each place of a face whose landmarks are to be `points` lies in one whose landmarks are
+    `own`: how far from here, (BENT, BENT, 2) in units."""
+    grid = np.stack(places(BENT, (LEFT, TOP), EXTENT), axis=-1)
     # Far from the face nothing moves.
     rim = np.array([(x, y) for x in (LEFT, 0, LEFT + EXTENT) for y in (TOP, TOP + EXTENT)])
     known = np.vstack([points, rim])
-    moved = np.vstack([own - points, np.zeros_like(rim)])
-    bending = RBFInterpolator(known, moved, smoothing=SMOOTHING)
-    side = len(picture)
-    field = bending(grid.reshape(-1, 2)).reshape(BENT, BENT, 2).astype(np.float32)
-    field = cv2.resize(field, (side, side), interpolation=cv2.INTER_CUBIC) * (side / EXTENT)
-    row, column = np.mgrid[:side, :side].astype(np.float32)
-    return cv2.remap(
-        picture,
-        column + field[..., 0],
-        row + field[..., 1],
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    away = np.vstack([own - points, np.zeros_like(rim)])
+    bending = RBFInterpolator(known, away, smoothing=SMOOTHING)
+    return bending(grid.reshape(-1, 2)).reshape(BENT, BENT, 2).astype(np.float32)
+
+
+def _bent(view: np.ndarray, bending: np.ndarray) -> np.ndarray:
+    """A square view of the face frame, bent so."""
+    side = len(view)
+    field = cv2.resize(bending, (side, side), interpolation=cv2.INTER_CUBIC) * (side / EXTENT)
+    return moved(view, field)
 
 
 def _inside(points: np.ndarray, side: int) -> np.ndarray:

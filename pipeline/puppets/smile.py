@@ -84,7 +84,7 @@ def measure(photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
     measured = [_measured(pair) for pair in tqdm(pairs, "smiles", unit="person", disable=None)]
     flows = np.stack([flow for flow, _ in measured])
     flows = np.concatenate([flows, flows[:, :, ::-1] * (-1, 1)])
-    x, y = _places(FIELD, MEASURED_CORNER, MEASURED_SIDE)
+    x, y = places(FIELD, MEASURED_CORNER, MEASURED_SIDE)
     weight = np.exp(-0.5 * x**4 - 0.5 * ((y - 0.7) / 1.05) ** 4)
     flat = (flows * weight[..., None]).reshape(len(flows), -1)
     _, _, vectors = np.linalg.svd(flat, full_matrices=False)
@@ -97,7 +97,7 @@ def measure(photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
     changes = np.concatenate([changes, changes[:, :, ::-1]])
     # Least squares: how brightness changes with strength.
     shade = np.tensordot(strength, changes, 1) / np.square(strength).sum() * clear
-    x, y = _places(SHADE, MEASURED_CORNER, MEASURED_SIDE)
+    x, y = places(SHADE, MEASURED_CORNER, MEASURED_SIDE)
     face = np.exp(-0.5 * (x / 0.75) ** 4 - 0.5 * ((y - 0.8) / 0.62) ** 4)
     mouth = np.exp(-0.5 * (x / 0.36) ** 6 - 0.5 * ((y - 1.12) / 0.16) ** 6)
     eyes = np.exp(-0.5 * ((np.abs(x) - 0.5) / 0.3) ** 6 - 0.5 * (y / 0.2) ** 6)
@@ -233,7 +233,7 @@ def _measured(photograph: Photograph) -> tuple[np.ndarray, np.ndarray]:
             "or remove the person"
         )
     flow = pair.flow()
-    back = _moved(pair.smiling, flow)
+    back = moved(pair.smiling, flow)
     before, after = (
         np.log(cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 2).mean(axis=-1) + 8)
         for picture in (pair.neutral, back)
@@ -266,8 +266,8 @@ class OwnSmile(NamedTuple):
         if pair is None:
             return None
         flow = pair.flow()
-        error = np.abs(_moved(pair.smiling, flow).astype(np.float32) - pair.neutral).mean(axis=-1)
-        x, y = _places(len(error), MEASURED_CORNER, MEASURED_SIDE)
+        error = np.abs(moved(pair.smiling, flow).astype(np.float32) - pair.neutral).mean(axis=-1)
+        x, y = places(len(error), MEASURED_CORNER, MEASURED_SIDE)
         upper = (_face(x, y) > 0.5) & (y < 0.6)
         with np.load(SMILE) as measured:
             known = measured["field"].astype(np.float64)
@@ -275,7 +275,7 @@ class OwnSmile(NamedTuple):
         strength = (own * known).sum() / np.square(known).sum()
         if error[upper].mean() > WORST_FIT or strength < LEAST_SMILE:
             return None
-        x, y = _places(round(EXTENT * TEXTURE), (LEFT, TOP), EXTENT)
+        x, y = places(round(EXTENT * TEXTURE), (LEFT, TOP), EXTENT)
         share = _face(x, y)
         column, row = _pixels(x, y)
         field = _sampled(flow, column, row) / UNIT * share[..., None]
@@ -296,7 +296,7 @@ def _pixels(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (x - MEASURED_CORNER[0]) * UNIT - 0.5, (y - MEASURED_CORNER[1]) * UNIT - 0.5
 
 
-def _places(side: int, corner: tuple[float, float], extent: float) -> tuple[np.ndarray, np.ndarray]:
+def places(side: int, corner: tuple[float, float], extent: float) -> tuple[np.ndarray, np.ndarray]:
     """The middle of each of `side` × `side` pixels of a square, in units."""
     steps = (np.arange(side) + 0.5) / side * extent
     x, y = np.meshgrid(corner[0] + steps, corner[1] + steps)
@@ -313,7 +313,7 @@ def _sampled(values: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndar
     )
 
 
-def _moved(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
+def moved(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """What flowed away, brought back."""
     row, column = np.mgrid[: picture.shape[0], : picture.shape[1]]
     return _sampled(picture, column + flow[..., 0], row + flow[..., 1])
@@ -338,7 +338,7 @@ def _laid_over(values: np.ndarray, points: np.ndarray, size: int) -> np.ndarray:
     """What was measured of one face, at the places of the mean face."""
     left, right = points[MOUTH_CORNERS[0]], points[MOUTH_CORNERS[1]]
     middle, half = (left + right) / 2, (right[0] - left[0]) / 2
-    x, y = _places(size, MEASURED_CORNER, MEASURED_SIDE)
+    x, y = places(size, MEASURED_CORNER, MEASURED_SIDE)
     own_x = x * half / MEAN_HALF + middle[0] * np.clip(y / MEAN_MOUTH, 0, 1)
     own_y = y * middle[1] / MEAN_MOUTH
     return _sampled(values, *_pixels(own_x, own_y))
