@@ -98,15 +98,7 @@ def predict(
         for source in expanded:
             try:
                 windows = _predictions(recognizer, source, how, part, follow)
-                for _, of_video in groupby(windows, attrgetter("source")):
-                    start_of_video = len(found)
-                    try:
-                        for prediction in of_video:
-                            found.append(prediction)
-                            write_row(prediction)
-                            show(prediction)
-                    finally:  # a stream that is stopped, or breaks off, has shown something, too
-                        show_events(found[start_of_video:])
+                _tell(windows, (found.append, write_row, show), show_events)
             except InputError as error:
                 if len(expanded) == 1:
                     raise
@@ -119,6 +111,23 @@ def predict(
     if num_failed:
         print(f"{num_failed} of {len(expanded)} sources failed", file=sys.stderr)
     return 1 if num_failed else 0
+
+
+def _tell(
+    windows: Iterator[Prediction],
+    takers: Sequence[Callable[[Prediction], None]],
+    show_events: Callable[[Sequence[Prediction]], None],
+) -> None:
+    """Give each window to some as it comes, and each video's to one at its end."""
+    for _, of_video in groupby(windows, attrgetter("source")):
+        told: list[Prediction] = []
+        try:
+            for prediction in of_video:
+                told.append(prediction)
+                for take in takers:
+                    take(prediction)
+        finally:  # a stream that is stopped, or breaks off, has shown something, too
+            show_events(told)
 
 
 def expand_sources(given: Sequence[str]) -> list[str]:

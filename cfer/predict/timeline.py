@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 NEUTRAL = "neutral"  # the class of a window in which no expression rises
 GRAY = (127 / 255,) * 3
 YELLOW = 255, 220, 0
+# Of the bars beside a face, in 480ths of the picture's shorter side: width, a line, a margin.
+PANEL, LINE, PAD = 150, 15, 4
 
 STRIP_ASPECT = 7.4  # width by height of the frames above a plot
 STRIP_HEIGHT, STRIP_GAP = 160, 3  # pixels
@@ -362,11 +364,16 @@ def _drawn(
         height, width = (max(round(side * scale / 2), 1) * 2 for side in picture.shape[:2])
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         canvas = cv2.resize(picture, (width, height), interpolation=interpolation)
-        shown_now = _at(predictions, seconds)
-        taken = [_place(p, canvas, scale) for p in shown_now]
-        for p in shown_now:
-            if p.label is not None:
-                _draw(canvas, p, p.label, scale, palette, faces, taken)
+        unit = min(height, width) / 480
+        seen = [(p, _place(p, canvas, scale)) for p in _at(predictions, seconds)]
+        taken = [face for _, face in seen]  # by faces and bars
+        for p, face in seen:
+            if p.square is not None:
+                _draw_square(canvas, p, face, unit, palette, faces > 1)
+            panel = _panel(face, canvas, unit, len(palette), taken)
+            if panel is not None:
+                _draw_bars(canvas, p, panel, unit, palette)
+                taken.append(panel)
         yield canvas
 
 
@@ -402,11 +409,12 @@ def _place(p: Prediction, canvas: np.ndarray, scale: float) -> _Box:
 
 
 def _panel(
-    face: _Box, size: tuple[float, float], canvas: np.ndarray, pad: float, taken: Sequence[_Box]
+    face: _Box, canvas: np.ndarray, unit: float, rows: int, taken: Sequence[_Box]
 ) -> _Box | None:
     """Where the bars of a face are: beside it, below or above; None: other faces, or their bars,
     are in the way everywhere. A face that is alone may be covered in part."""
     height, width = canvas.shape[:2]
+    pad, size = PAD * unit, (PANEL * unit, (LINE * rows + 2 * PAD) * unit)
     top = min(max(face.top, 0.0), max(height - size[1], 0.0))
     left = min(max(face.left, 0.0), max(width - size[0], 0.0))
     places = [
@@ -423,46 +431,38 @@ def _panel(
     return _Box(max(width - size[0], 0.0), top, *size) if len(taken) == 1 else None
 
 
-def _draw(
-    canvas: np.ndarray,
-    p: Prediction,
-    label: str,
-    scale: float,
-    palette: Palette,
-    faces: int,
-    taken: list[_Box],
+def _draw_square(
+    canvas: np.ndarray, p: Prediction, face: _Box, unit: float, palette: Palette, is_numbered: bool
 ) -> None:
-    """One face; of several `faces` in a video each has its number. What is `taken` by faces and
-    bars is left free, and what is drawn is added to it."""
-    unit = min(canvas.shape[:2]) / 480
-    line, pad = 15 * unit, 4 * unit
-    face = _place(p, canvas, scale)
-    if p.square is not None:
-        corners = (
-            (round(face.left), round(face.top)),
-            (round(face.left + face.width), round(face.top + face.height)),
-        )
-        cv2.rectangle(canvas, *corners, palette[label], max(round(2 * unit), 1), cv2.LINE_AA)
-        title = label if faces == 1 else f"{p.face}: {label} {p.probabilities[label]:.2f}"
-        size, base = 0.7 * unit, max(face.top, 24 * unit)
-        (text_width, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, size, 2)
-        left = face.left
-        _fill(canvas, (left, base - 24 * unit), (left + text_width + 12, base), palette[label])
-        ink = (0, 0, 0) if np.mean(palette[label]) > 120 else (255, 255, 255)
-        _text(canvas, title, left + 6, base - 7 * unit, size, ink)
-    panel = _panel(face, (150 * unit, line * len(palette) + 2 * pad), canvas, pad, taken)
-    if panel is None:
-        return
-    taken.append(panel)
+    """With the label, and of several faces the number and how likely it is."""
+    label = str(p.label)
+    corners = (
+        (round(face.left), round(face.top)),
+        (round(face.left + face.width), round(face.top + face.height)),
+    )
+    cv2.rectangle(canvas, *corners, palette[label], max(round(2 * unit), 1), cv2.LINE_AA)
+    title = f"{p.face}: {label} {p.probabilities[label]:.2f}" if is_numbered else label
+    size, base = 0.7 * unit, max(face.top, 24 * unit)
+    (text_width, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, size, 2)
+    end = face.left + text_width + 12, base
+    _fill(canvas, (face.left, base - 24 * unit), end, palette[label])
+    ink = (0, 0, 0) if np.mean(palette[label]) > 120 else (255, 255, 255)
+    _text(canvas, title, face.left + 6, base - 7 * unit, size, ink)
+
+
+def _draw_bars(
+    canvas: np.ndarray, p: Prediction, panel: _Box, unit: float, palette: Palette
+) -> None:
+    """One for each class, on a part of the picture that is darkened."""
     x, y = panel.left, panel.top
     x0, y0, x1, y1 = (round(v) for v in (x, y, x + panel.width, y + panel.height))
     canvas[y0:y1, x0:x1] //= 3
-    bar = x + 74 * unit
+    line, pad, bar = LINE * unit, PAD * unit, x + 74 * unit
     for row, (name, probability) in enumerate(p.probabilities.items()):
         base = y + pad + line * row
         end = bar + 72 * unit * probability
         _fill(canvas, (bar, base + 3 * unit), (end, base + line - 3 * unit), palette[name])
-        color = (255, 255, 255) if name == label else (170, 170, 170)
+        color = (255, 255, 255) if name == p.label else (170, 170, 170)
         _text(canvas, name, x + pad, base + line - 4 * unit, 0.4 * unit, color)
 
 

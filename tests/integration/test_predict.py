@@ -37,6 +37,16 @@ def test_a_runs_model_is_found_by_its_name_and_by_its_id(
         run(["predict", str(folder), "--model", "nosuchrun"])
 
 
+def predicting(*options: str) -> subprocess.Popen[bytes]:
+    """`cfer predict` of what will be piped in."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cfer.cli", "predict", "-", "--json", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def test_a_pipe_is_predicted_while_it_comes(drawn_videos: Path) -> None:
     """The first window is known before the stream has ended, and a stream needs no seeking."""
     one, other = (
@@ -44,12 +54,7 @@ def test_a_pipe_is_predicted_while_it_comes(drawn_videos: Path) -> None:
     )
     stream = as_mpegts(one, other, one)
     first_part = len(stream) * 3 // 4
-    with subprocess.Popen(
-        [sys.executable, "-m", "cfer.cli", "predict", "-", "--json"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    with predicting() as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(stream[:first_part])
@@ -71,12 +76,7 @@ def test_a_stream_that_is_stopped_has_said_what_it_saw(drawn_videos: Path, tmp_p
     surprise = drawn_videos / "videos" / "S003" / "surprise_1.mp4"
     stream = as_mpegts(surprise, surprise, surprise)
     rows = tmp_path / "windows.csv"
-    with subprocess.Popen(
-        [sys.executable, "-m", "cfer.cli", "predict", "-", "--json", "--csv", str(rows)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    with predicting("--csv", str(rows)) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(stream[: len(stream) * 3 // 4])

@@ -81,6 +81,21 @@ def suite(kind: str, seed: int = 0, num_victims: int = NUM_VICTIMS) -> Suite:
     )
 
 
+def open_codes(
+    people: int, clips: int, dimensions: int, noise: float, seed: int
+) -> tuple[ScoredClips, dict[str, str], dict[str, np.ndarray]]:
+    """Codes that are faces, nearly; the video of each clip, its own; and each person's face."""
+    names = [f"{number:02d}" for number in range(people)]
+    ids = [f"{who}/{clip}" for who in names for clip in range(clips)]
+    generator = np.random.default_rng(seed)
+    faces = generator.normal(size=(people, dimensions))
+    z_I = np.repeat(faces, clips, axis=0)
+    codes = z_I + noise * generator.normal(size=z_I.shape)
+    labels, logits = np.tile([0, 1], len(ids) // 2), np.zeros((len(ids), 2))
+    scored = ScoredClips(labels, logits, codes, z_I, [name[:2] for name in ids], ids)
+    return scored, dict(zip(ids, ids, strict=True)), dict(zip(names, faces, strict=True))
+
+
 def estimates(found: Suite, pooled: bool) -> dict[tuple[str, str], Estimate]:
     """The AUC, accuracy, … of each attack, by its name and whom it learned from."""
     found_by = {}
@@ -148,16 +163,8 @@ def test_identity_that_shows_in_the_expression_is_found_in_several_clips() -> No
 
 def test_codes_of_one_number_are_attacked() -> None:
     """As two classes have."""
-    people = [f"{number:02d}" for number in range(30)]
-    ids = [f"{who}/{clip}" for who in people for clip in range(6)]
-    generator = np.random.default_rng(3)
-    faces = generator.normal(size=(30, 1))
-    z_I = np.repeat(faces, 6, axis=0)
-    codes = z_I + 0.3 * generator.normal(size=z_I.shape)
-    clips = ScoredClips(
-        np.tile([0, 1], 90), np.zeros((180, 2)), codes, z_I, [name[:2] for name in ids], ids
-    )
-    found = attacks.attack(clips, clips.chosen([]), dict(zip(ids, ids, strict=True)))
+    clips, videos, _ = open_codes(people=30, clips=6, dimensions=1, noise=0.3, seed=3)
+    found = attacks.attack(clips, clips.chosen([]), videos)
     assert value(found, "verification, likelihood") > 0.8
     assert value(found, "linkage, likelihood") > 0.8
     assert value(found, "linkage, MLP") > 0.7
@@ -176,15 +183,8 @@ def test_the_strongest_of_several_attacks_is_above_a_half_by_chance() -> None:
 
 
 def test_codes_are_linked_to_the_photographs_that_are_given() -> None:
-    people = [f"{number:02d}" for number in range(20)]
-    ids = [f"{who}/{clip}" for who in people for clip in range(4)]
-    generator = np.random.default_rng(2)
-    faces = generator.normal(size=(20, 5))
-    z_I = np.repeat(faces, 4, axis=0)
-    codes = z_I + 0.1 * generator.normal(size=z_I.shape)
-    labels, logits = np.tile([0, 1], 40), np.zeros((80, 2))
-    clips = ScoredClips(labels, logits, codes, z_I, [name[:2] for name in ids], ids)
-    videos = dict(zip(ids, ids, strict=True))
+    clips, videos, face_of = open_codes(people=20, clips=4, dimensions=5, noise=0.1, seed=2)
+    people, faces = [*face_of], [*face_of.values()]
     half = dict(zip(people[::2], faces[::2], strict=True))
     others = dict(zip(people, faces[::-1], strict=True))
     right, wrong, alone = (

@@ -237,7 +237,7 @@ def test_bars_are_drawn_over_no_other_face():
     size = (150.0, 128.0)
 
     def panel(face, *others):
-        return timeline._panel(face, size, canvas, 4.0, [face, *others])
+        return timeline._panel(face, canvas, 1.0, 8, [face, *others])
 
     left, middle, right = (timeline._Box(x, 100, 200, 200) for x in (20, 300, 740))
     assert panel(left) == (224, 100, *size), "to the right"
