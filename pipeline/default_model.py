@@ -2,8 +2,8 @@
 
     python pipeline/default_model.py --photos DIR --out default
 
-Animates the photographs (docs/data.md says where to get them), extracts the clips, trains the
-min-min game on all people but every fifth, and exports the model to `OUT/default.safetensors`. Its
+Animates the photographs (docs/data.md says where to get them) and mixtures of two people, extracts
+the clips, trains the min-min game on all people but every fifth, and exports the model to `OUT/default.safetensors`. Its
 card says what it reaches on the people who were held out, also by age, gender and ethnicity where
 the photographs come with a table of these. Killed and started again, each step goes on where it
 was.
@@ -29,7 +29,7 @@ from pipeline.puppets.smile import is_held_out
 EXPERIMENT, RUN, MODEL = "default", "default-model", "default.safetensors"
 PEOPLE = "people.csv"
 STEPS = (
-    "puppets --photos {photos} --out videos",
+    "puppets --photos {photos} --out videos --mixtures 60",
     "extract --videos videos/manifest.csv --out shards --identity dlib --native",
     "train --data shards --experiment {experiment} --run {run} --epochs 80 "
     "--stream both --input energy+motion --val-subjects {held_out}",
