@@ -58,6 +58,10 @@ class _ClockedDetector(FaceDetector):
         with clocked(self.spent, FACES):
             return super().faces(pictures, every)
 
+    def again(self, picture: np.ndarray, boxes: np.ndarray) -> list[Face]:
+        with clocked(self.spent, FACES):
+            return super().again(picture, boxes)
+
 
 class Stages:
     """The extraction of videos with a face in each, on one core, with a clock.

@@ -43,6 +43,7 @@ from cfer.video.windows import windows
 
 NATIVE, ENCODED, PICTURES = "as it is", "encoded anew", "decoded pictures"
 FINDING = ", finding faces"
+Look = Callable[[FaceDetector], object]
 KEY_STEP = 8  # of the pixels by which a picture is known again, one in so many
 
 
@@ -51,25 +52,40 @@ class KnownFaces(FaceDetector):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: dict[object, list[list[Face]]] = {}
+        self._faces: dict[object, list[list[Face]]] = {}
+        self._again: dict[object, list[Face]] = {}
 
     def faces(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[list[Face]]:
-        key = every, *(p[::KEY_STEP, ::KEY_STEP].tobytes() for p in pictures)
-        if key not in self.known:
-            self.known[key] = super().faces(pictures, every)
-        return self.known[key]
+        key = every, *map(_key, pictures)
+        if key not in self._faces:
+            self._faces[key] = super().faces(pictures, every)
+        return self._faces[key]
+
+    def again(self, picture: np.ndarray, boxes: np.ndarray) -> list[Face]:
+        key = _key(picture), boxes.tobytes()
+        if key not in self._again:
+            self._again[key] = super().again(picture, boxes)
+        return self._again[key]
+
+
+def _key(picture: np.ndarray) -> bytes:
+    return picture[::KEY_STEP, ::KEY_STEP].tobytes()
 
 
 class _Recording(FaceDetector):
-    """Answers as another finder does, and keeps the pictures."""
+    """Answers as another finder does, and keeps what it was asked."""
 
     def __init__(self, finder: FaceDetector) -> None:
         self._finder = finder
-        self.pictures: list[np.ndarray] = []
+        self.looks: list[Look] = []
 
     def faces(self, pictures: Sequence[np.ndarray], every: bool = False) -> list[list[Face]]:
-        self.pictures += pictures
+        self.looks.append(lambda finder: finder.faces(pictures, every))
         return self._finder.faces(pictures, every)
+
+    def again(self, picture: np.ndarray, boxes: np.ndarray) -> list[Face]:
+        self.looks.append(lambda finder: finder.again(picture, boxes))
+        return self._finder.again(picture, boxes)
 
 
 @dataclass(frozen=True)
@@ -91,14 +107,14 @@ class Planned:
     Attributes:
         stops: when the first and last frames of runs are shown: seconds, by frame.
         all_needed: whether others are predicted from all of them.
-        looked_at: the pictures in which the face is looked for when the file is read as it is.
+        looks: for the face, when the file is read as it is.
     """
 
     path: Path
     windows: list[Window]
     stops: dict[int, float]
     all_needed: bool
-    looked_at: list[np.ndarray]
+    looks: list[Look]
 
 
 def measure(videos: Sequence[Path], rounds: int) -> Measurement:
@@ -155,7 +171,7 @@ def measure(videos: Sequence[Path], rounds: int) -> Measurement:
         f"{count} windows of {len(planned)} videos: each way labels all of them",
     )
     seconds = sum(window.end - window.start for video in planned for window in video.windows)
-    looks = sum(len(video.looked_at) for video in planned)
+    looks = sum(len(video.looks) for video in planned)
     measurement.figures = {
         "windows": f"{count}, of {seconds / count:.2f} s in the mean",
         "looks for a face": f"{looks} in the files as they are",
@@ -204,7 +220,7 @@ def _planned(recognizer: Recognizer, known: KnownFaces, path: Path) -> Planned:
     ]
 
     recording = _Recording(known)
-    video = Planned(path, kept, stops, all(map(bitstream.is_reference, stops)), recording.pictures)
+    video = Planned(path, kept, stops, all(map(bitstream.is_reference, stops)), recording.looks)
     natively(recognizer, recording, video)
     return video
 
@@ -233,8 +249,8 @@ def from_pictures(
     recognizer: Recognizer, detector: FaceDetector, video: Planned
 ) -> list[np.ndarray]:
     """The probabilities of each window, from the difference of decoded pictures."""
-    for picture in video.looked_at:
-        detector.find([picture])
+    for look in video.looks:
+        look(detector)
     size = recognizer.card.size
     shown = dict(_decoded(video))
     said = []

@@ -3,10 +3,10 @@
     python pipeline/default_model.py --photos DIR --out default
 
 Animates the photographs (docs/data.md says where to get them) and mixtures of two people, extracts
-the clips, trains the min-min game on all people but every fifth, and exports the model to `OUT/default.safetensors`. Its
-card says what it reaches on the people who were held out, also by age, gender and ethnicity where
-the photographs come with a table of these. Killed and started again, each step goes on where it
-was.
+the clips, trains the min-min game on all people but every fifth, and exports the model to
+`OUT/default.safetensors`. Its card says what it reaches on the people who were held out, also by
+age, gender and ethnicity where the photographs come with a table of these. Killed and started
+again, each step goes on where it was.
 """
 
 from __future__ import annotations

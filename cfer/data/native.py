@@ -238,17 +238,17 @@ class FaceReader:
             self._following.pop(gop, None)  # asked again, it has to say so again
             raise
 
-    def _found(self, picture: np.ndarray) -> list[Square]:
-        """In a picture as it is shown: upright, with square pixels."""
-        if not np.array_equal(self._upright, NOWHERE):
-            picture = cv2.warpAffine(
-                picture,
-                self._upright,
-                self._shape[::-1],
-                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                borderMode=cv2.BORDER_REPLICATE,
-            )
-        return self._detector.find([picture])
+    def _as_shown(self, picture: np.ndarray) -> np.ndarray:
+        """A picture of the bitstream, RGB, uint8 (H, W, 3): upright, with square pixels."""
+        if np.array_equal(self._upright, NOWHERE):
+            return picture
+        return cv2.warpAffine(
+            picture,
+            self._upright,
+            self._shape[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
 
 
 class _Following:
@@ -258,7 +258,7 @@ class _Following:
         self._reader, self._gop = reader, gop
         bitstream = reader.bitstream
         self._last = bitstream.gops[gop][0]
-        found = reader._found(bitstream.i_frame(gop))
+        found = reader._detector.find([reader._as_shown(bitstream.i_frame(gop))])
         if not found:
             at = bitstream.times[self._last]
             raise CodecError(f"{bitstream.name}: no face in the I-frame (at {at:.2f} s)")
@@ -278,12 +278,13 @@ class _Following:
                 self._trace.add(reader._read(number))
                 square = self._trace.square_now()
                 if times[number] - times[self._looked] >= LOOK_SECONDS:
-                    # Where it is looked for again, another one may be nearer.
                     if number >= self._pictures_end:
                         self._pictures = bitstream.gop_pictures_without_b(self._gop)
                         self._pictures_end = bitstream.gops[self._gop].stop
-                    picture = next(picture for n, picture in self._pictures if n == number)
-                    square = _nearest(reader._found(_rgb(*picture)), square)
+                    decoded = next(picture for n, picture in self._pictures if n == number)
+                    picture = reader._as_shown(_rgb(*decoded))
+                    again = reader._detector.find_again(picture, square)
+                    square = again or _nearest(reader._detector.find([picture]), square)
                     self._looked, self._trace = number, _Trace(bitstream, square, reader._upright)
                 self._known[number], self._last = square, number
         return self._known[frame]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -59,10 +60,15 @@ def test_the_decoded_pictures_are_those_of_the_runs():
 def test_faces_that_are_known_are_not_looked_for(monkeypatch: pytest.MonkeyPatch):
     known, picture = KnownFaces(), next(iter(open_pictures(VIDEO)))
     (square,) = known.find([picture])
-    monkeypatch.setattr(h264.FaceDetector, "faces", None)
+    again = known.find_again(picture, square)
+    other = replace(square, x=square.x + 1)
+    for network in ("faces", "again"):
+        monkeypatch.setattr(h264.FaceDetector, network, None)
     assert known.find([picture]) == [square]
-    with pytest.raises(TypeError):
-        known.find([picture[::-1]])
+    assert known.find_again(picture, square) == again
+    for unknown in (lambda: known.find([picture[::-1]]), lambda: known.find_again(picture, other)):
+        with pytest.raises(TypeError):
+            unknown()
 
 
 def test_what_can_not_be_measured(tmp_path: Path):

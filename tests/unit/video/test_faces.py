@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import cv2
@@ -12,6 +13,7 @@ from videos import write_video
 from cfer.codec import CodecSettings
 from cfer.video.faces import (
     MARGIN,
+    MIN_PROBABILITY,
     Face,
     Square,
     _looks,
@@ -214,6 +216,50 @@ def test_looking_for_large_faces_first_changes_no_square(drawn_picture, detector
         found.append((len(large_first[0]), len(of_all[0])))
     assert found[0] == (1, 2), "the small one was looked for all the same"
     assert [len(faces) for faces in detector.faces([both, small])] == [1, 1]
+
+
+@pytest.mark.parametrize("shift", [(12, 0), (-9, 14), (10, -10)])
+def test_a_face_is_seen_again_where_it_has_gone_to(drawn_picture, detector, shift):
+    scene = np.full((320, 320, 3), 128, np.uint8)
+    scene[32:288, 32:288] = drawn_picture
+    (before,) = detector.faces([scene])[0]
+    moved = np.roll(scene, shift, axis=(1, 0))
+    (searched,) = detector.faces([moved])[0]
+    (again,) = detector.again(moved, before.box[None])
+    assert again.probability >= MIN_PROBABILITY
+    near = 0.05 * searched.side
+    assert again.center == pytest.approx(searched.center, abs=near)
+    assert again.points == pytest.approx(searched.points, abs=2 * near)
+    assert again.side == pytest.approx(searched.side, rel=0.08)
+    (square,) = detector.find([scene])
+    (found,) = detector.find([moved])
+    assert center(detector.find_again(moved, square)) == pytest.approx(center(found), abs=near)
+    far = np.roll(scene, 70, axis=1)
+    assert detector.find_again(far, square) is None
+
+
+def test_all_of_a_picture_is_searched_once_in_a_second_or_where_a_face_is_lost(
+    drawn_picture, detector, monkeypatch
+):
+    """Two faces, which the last network would take for one when they have come together, too."""
+    empty = np.full((300, 560, 3), 128, np.uint8)
+    one, both, small = empty.copy(), empty.copy(), cv2.resize(drawn_picture, (200, 200))
+    one[20:220, 40:240] = small
+    both[20:220, 40:240] = both[20:220, 300:500] = small
+    searched = []
+    faces = detector.faces
+    monkeypatch.setattr(
+        detector, "faces", lambda *given: searched.append(len(seen)) or faces(*given)
+    )
+    seen: list[list[Face]] = []
+    for picture in (both, both, one, one, empty, both, both, empty, both, both, both):
+        seen.append(detector.look(picture, seen))
+    assert [len(found) for found in seen] == [2, 2, 1, 1, 0, 2, 2, 0, 2, 2, 2]
+    assert searched == [0, 2, 4, 5, 7, 8, 10]
+    (a, b), searched[:] = seen[-1], []
+    merged = replace(b, box=a.box + 3)
+    assert len(detector.look(both, [[a, merged]])) == 2
+    assert len(searched) == 1
 
 
 def test_no_face_in_noise(detector):
