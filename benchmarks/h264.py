@@ -205,7 +205,7 @@ def _planned(recognizer: Recognizer, known: KnownFaces, path: Path) -> Planned:
     squares: dict[int, Square] = {}
     seen = pictures.select(sorted(places)) if places else ()
     for place, picture in zip(sorted(places), seen, strict=True):
-        for square in known.find([picture])[:1]:
+        for square in known.find(picture)[:1]:
             squares[places[place]] = square
     kept = [
         Window(

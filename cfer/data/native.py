@@ -258,7 +258,7 @@ class _Following:
         self._reader, self._gop = reader, gop
         bitstream = reader.bitstream
         self._last = bitstream.gops[gop][0]
-        found = reader._detector.find([reader._as_shown(bitstream.i_frame(gop))])
+        found = reader._detector.find(reader._as_shown(bitstream.i_frame(gop)))
         if not found:
             at = bitstream.times[self._last]
             raise CodecError(f"{bitstream.name}: no face in the I-frame (at {at:.2f} s)")
@@ -284,7 +284,7 @@ class _Following:
                     decoded = next(picture for n, picture in self._pictures if n == number)
                     picture = reader._as_shown(_rgb(*decoded))
                     again = reader._detector.find_again(picture, square)
-                    square = again or _nearest(reader._detector.find([picture]), square)
+                    square = again or _nearest(reader._detector.find(picture), square)
                     self._looked, self._trace = number, _Trace(bitstream, square, reader._upright)
                 self._known[number], self._last = square, number
         return self._known[frame]

@@ -110,7 +110,7 @@ def embed_photographs(
     detector, crops = FaceDetector(), []
     for file in photographs.values():
         picture = _picture(file)
-        squares = detector.find([picture])
+        squares = detector.find(picture)
         if not squares:
             raise InputError(f"{file}: no face found in it; give another photograph")
         crops.append(crop(picture, squares[0], description.codec["size"]))

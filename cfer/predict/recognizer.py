@@ -122,7 +122,7 @@ class Recognizer:
         """Load and use once what the first video would otherwise wait for."""
         side = self.card.size // 2
         self.probabilities(np.zeros((1, 1, self.card.what.num_planes, side, side), np.uint8))
-        self._detector.find([np.zeros((64, 64, 3), np.uint8)])
+        self._detector.find(np.zeros((64, 64, 3), np.uint8))
 
     def predict(
         self,

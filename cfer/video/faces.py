@@ -257,10 +257,10 @@ class FaceDetector:
         at = corners[:, None] + sides[:, None] * x_and_y
         return list(map(Face, found, is_face[:, 1].tolist(), at))
 
-    def find(self, pictures: Sequence[np.ndarray]) -> list[Square]:
-        """The squares of the persons in a few pictures of one clip, that of rule 3 first."""
-        looks = dict(enumerate(self.faces(pictures)))
-        return [_square(person, n) for person, n in persons_of(looks, pictures[0].shape[:2])]
+    def find(self, picture: np.ndarray) -> list[Square]:
+        """The squares of the persons in one picture, that of rule 3 first."""
+        looks = dict(enumerate(self.faces([picture])))
+        return [_square(person, n) for person, n in persons_of(looks, picture.shape[:2])]
 
     def find_again(self, picture: np.ndarray, square: Square) -> Square | None:
         """The square of a face that is about where it was; None: it is not seen there any more.

@@ -203,7 +203,7 @@ def measure_dataset(directory: Path, embedder_name: str) -> str:
         three = (pictures[0], pictures[len(pictures) // 2], pictures[-1])
         looked += len(three)
         found += sum(len(faces) == 1 for faces in detector.faces(three, every=True))
-        squares = detector.find(pictures[:1])
+        squares = detector.find(pictures[0])
         if squares:
             crops.append(crop(pictures[0], squares[0], 160))
             kept.append(row["subject"])

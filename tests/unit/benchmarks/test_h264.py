@@ -59,14 +59,14 @@ def test_the_decoded_pictures_are_those_of_the_runs():
 
 def test_faces_that_are_known_are_not_looked_for(monkeypatch: pytest.MonkeyPatch):
     known, picture = KnownFaces(), next(iter(open_pictures(VIDEO)))
-    (square,) = known.find([picture])
+    (square,) = known.find(picture)
     again = known.find_again(picture, square)
     other = replace(square, x=square.x + 1)
     for network in ("faces", "again"):
         monkeypatch.setattr(h264.FaceDetector, network, None)
-    assert known.find([picture]) == [square]
+    assert known.find(picture) == [square]
     assert known.find_again(picture, square) == again
-    for unknown in (lambda: known.find([picture[::-1]]), lambda: known.find_again(picture, other)):
+    for unknown in (lambda: known.find(picture[::-1]), lambda: known.find_again(picture, other)):
         with pytest.raises(TypeError):
             unknown()
 

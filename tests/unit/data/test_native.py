@@ -69,7 +69,7 @@ class Finder:
     def __init__(self, square: Square) -> None:
         self._square = square
 
-    def find(self, pictures: list[np.ndarray]) -> list[Square]:
+    def find(self, picture: np.ndarray) -> list[Square]:
         return [self._square]
 
     def find_again(self, picture: np.ndarray, square: Square) -> Square:
@@ -208,7 +208,7 @@ def test_a_file_is_read_window_by_window(drawn: Path, detector: FaceDetector) ->
     video = NativeVideo(drawn, detector)
     window = video.read(0, 1, 64, [AS_FOUND, Variation(right=0.05)])
     assert window.planes.shape == (2, 1, 5, 32, 32)
-    assert window.square == detector.find([video.bitstream.i_frame(0)])[0]
+    assert window.square == detector.find(video.bitstream.i_frame(0))[0]
     total = sum(map(len, video.bitstream.packets))
     assert 0 < window.bytes_read < total
     assert (window.planes != GRAY).mean() > 0.05

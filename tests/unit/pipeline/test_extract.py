@@ -33,7 +33,7 @@ from cfer.data.shards import (
 from cfer.errors import InputError
 from cfer.model import face_embedder
 from cfer.model.face_embedder import open_face_embedder
-from cfer.video.faces import face_clip
+from cfer.video.faces import Face, _square, face_clip, persons_of
 from cfer.video.pictures import open_pictures
 from pipeline.actors import extract_clip
 from pipeline.datasets import readers
@@ -217,8 +217,11 @@ def test_parts_of_one_video_are_clips_of_their_own(drawn_videos, detector, tmp_p
     pictures = open_pictures(video)
     (window,) = face_clip(pictures, 64, detector, settings.codec, [range(6, 19)])
     assert np.array_equal(clip.apex, as_training_saw_it(window.pictures[3]))
-    looked = [picture for n, picture in enumerate(pictures) if n in (6, 11, 18)]
-    assert window.square == detector.find(looked)[0], "it was looked for in the part alone"
+    looked: dict[int, list[Face]] = {}
+    for frame, picture in zip((6, 11, 18), pictures.select((6, 11, 18)), strict=True):
+        looked[frame] = detector.look(picture, list(looked.values()))
+    (person,) = persons_of(looked, picture.shape[:2])
+    assert window.square == _square(*person), "it was looked for in the part alone"
     crops = window.pictures
     assert (
         clip.bitstream == encode(crops, settings.codec, clip.fps, [*clip.pts_seconds, 19 / 24]).data

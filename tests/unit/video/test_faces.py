@@ -231,8 +231,8 @@ def test_a_face_is_seen_again_where_it_has_gone_to(drawn_picture, detector, shif
     assert again.center == pytest.approx(searched.center, abs=near)
     assert again.points == pytest.approx(searched.points, abs=2 * near)
     assert again.side == pytest.approx(searched.side, rel=0.08)
-    (square,) = detector.find([scene])
-    (found,) = detector.find([moved])
+    (square,) = detector.find(scene)
+    (found,) = detector.find(moved)
     assert center(detector.find_again(moved, square)) == pytest.approx(center(found), abs=near)
     far = np.roll(scene, 70, axis=1)
     assert detector.find_again(far, square) is None
@@ -264,8 +264,8 @@ def test_all_of_a_picture_is_searched_once_in_a_second_or_where_a_face_is_lost(
 
 def test_no_face_in_noise(detector):
     picture = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
-    assert detector.find([cv2.GaussianBlur(picture, (0, 0), 3)] * 3) == []
-    assert detector.find([picture[:10, :10]]) == [], "smaller than any face"
+    assert detector.find(cv2.GaussianBlur(picture, (0, 0), 3)) == []
+    assert detector.find(picture[:10, :10]) == [], "smaller than any face"
 
 
 def test_real_faces_are_found(faces_dir, detector):
@@ -276,7 +276,7 @@ def test_real_faces_are_found(faces_dir, detector):
         assert window.error is None, file
         assert window.square.probability > 0.95
         # The crop's middle holds the face: the detector finds it there again.
-        again = detector.find([cv2.resize(window.pictures[24], (224, 224))])
+        again = detector.find(cv2.resize(window.pictures[24], (224, 224)))
         assert center(again[0]) == pytest.approx((112, 112), abs=34)
 
 
@@ -286,4 +286,4 @@ def test_the_face_in_turned_photographs_is_found(cases_dir, detector):
 
 
 def test_no_face_in_a_strip_of_a_few_pixels(detector):
-    assert detector.find([np.zeros((3000, 2, 3), np.uint8)]) == []
+    assert detector.find(np.zeros((3000, 2, 3), np.uint8)) == []
