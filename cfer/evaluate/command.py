@@ -3,6 +3,7 @@
 cfer evaluate EXPERIMENT          # table of its finished runs
 cfer evaluate RUN                 # one of them: recall of each class, calibration, attacks
 cfer evaluate RUN --bound OTHER   # beside the attacks on a run that was trained to identify people
+cfer evaluate RUN --labels        # and beside those on its labels alone
 cfer evaluate RUN --photographs people.csv    # are the codes linked to photographs of the people?
 cfer evaluate RUN --data SHARDS   # a stored model on a data set
 cfer report EXPERIMENT            # report/report.md and report/report.html
@@ -28,6 +29,7 @@ def evaluate(
     groups: Annotated[Path | None, arg(metavar="CSV")] = None,
     photographs: Annotated[Path | None, arg(metavar="CSV")] = None,
     bound: Annotated[str | None, arg(metavar="RUN")] = None,
+    labels: bool = False,
 ) -> int:
     """Recognition on held-out subjects, and what an attacker learns from the expression code.
 
@@ -40,6 +42,8 @@ def evaluate(
             linked: columns `subject` and `path`.
         bound: Another run, to which the same attacks are made: one that was trained to identify
             people says what the input holds.
+        labels: Make the same attacks on the labels alone that the run has predicted: what they tell
+            of the person, every code tells from which they can be read.
     """
     from cfer import tracking
     from cfer.evaluate import table
@@ -52,12 +56,16 @@ def evaluate(
     else:
         run = tracking.find_run(name)
         print(table.of_run(run))
-        _print_attacks(run, groups, photographs, bound)
+        _print_attacks(run, groups, photographs, bound, labels)
     return 0
 
 
 def _print_attacks(
-    run: Run, groups_file: Path | None, photographs_file: Path | None, bound: str | None
+    run: Run,
+    groups_file: Path | None,
+    photographs_file: Path | None,
+    bound: str | None,
+    labels: bool,
 ) -> None:
     from cfer import tracking
     from cfer.evaluate import attacked_run
@@ -66,15 +74,21 @@ def _print_attacks(
     photographs = None
     if photographs_file is not None:
         photographs = attacked_run.read_photographs(photographs_file)
-    for one in [run] if bound is None else [run, tracking.find_run(bound)]:
-        if one is not run:
-            print(f"\n{one.info.run_name}, which bounds it:")
+    attacked = [("", run, False)]
+    if bound is not None:
+        other = tracking.find_run(bound)
+        attacked.append((f"\n{other.info.run_name}, which bounds it:\n", other, False))
+    if labels:
+        attacked.append(("\nIts labels alone, which bound it from below:\n", run, True))
+    for head, one, labels_alone in attacked:
+        print(head)
         try:
-            print("\n" + attacked_run.table(attacked_run.attack_run(one, groups, photographs)))
+            suite = attacked_run.attack_run(one, groups, photographs, labels_alone)
+            print(attacked_run.table(suite))
         except InputError as error:
-            if groups or photographs or bound:
+            if groups or photographs or bound or labels:
                 raise  # they were asked for, not only made beside the figures
-            print(f"\nattacks: not made, {error}")
+            print(f"attacks: not made, {error}")
 
 
 def report(

@@ -7,7 +7,7 @@ that need them import them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import log_softmax
@@ -90,6 +90,12 @@ class ScoredClips:
             subjects=[self.subjects[i] for i in order],
             clip_ids=[self.clip_ids[i] for i in order],
         )
+
+    def of_labels_alone(self) -> ScoredClips:
+        """The same, as if a code were no more than the label that is predicted: its z_R is one-hot,
+        (N, C)."""
+        said = np.eye(self.logits.shape[1], dtype=np.float32)[self.logits.argmax(1)]
+        return replace(self, z_R=said)
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -159,6 +160,22 @@ def test_identity_that_shows_in_the_expression_is_found_in_several_clips() -> No
             assert value(found, "verification, learned", learned_from=source) < 0.65, kind
             assert value(found, "verification, likelihood", learned_from=source) > least, kind
     assert value(suite("by class"), "linkage, likelihood", learned_from=TRAINING) > 0.8
+
+
+def test_labels_alone_tell_of_a_person_what_their_mistakes_do() -> None:
+    """Of codes that are nearly faces: where all labels are right, they tell nothing; where people
+    with some faces are never said to show an expression, that is found."""
+    clips, videos, faces = open_codes(24, 16, 6, 0.1, seed=0)
+    right = np.eye(2)[clips.labels]
+    of_face = np.array([faces[who][0] > 0 for who in clips.subjects])
+    mistaken = np.where(of_face[:, None], np.eye(2)[0], right)
+    for logits, least, most in ((right, 0.4, 0.6), (mistaken, 0.63, 1)):
+        alone = replace(clips, logits=logits).of_labels_alone()
+        assert alone.z_R.shape == logits.shape
+        found = attacks.attack(alone, alone, videos)
+        for name in ("verification, likelihood", "linkage, MLP"):
+            assert least <= value(found, name) <= most, name
+    assert value(attacks.attack(clips, clips, videos), "linkage, MLP") > 0.9
 
 
 def test_codes_of_one_number_are_attacked() -> None:
