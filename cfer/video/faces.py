@@ -228,6 +228,7 @@ class FaceDetector:
         if not known:
             return []
         faces = self.again(picture, np.stack([face.box for face in known]))
+        # Of two boxes that have come together, both may show the face in front.
         apart = all(next(_matched([a], [b]))[1] is None for a, b in combinations(faces, 2))
         seen = all(face.probability >= MIN_PROBABILITY for face in faces)
         return faces if apart and seen else []

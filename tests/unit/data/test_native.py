@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -67,13 +68,14 @@ class Finder:
     """Instead of a detector: it finds a head of noise where it was put."""
 
     def __init__(self, square: Square) -> None:
-        self._square = square
+        self.found = [square]
+        self.again: Square | None = square
 
     def find(self, picture: np.ndarray) -> list[Square]:
-        return [self._square]
+        return self.found
 
-    def find_again(self, picture: np.ndarray, square: Square) -> Square:
-        return self._square
+    def find_again(self, picture: np.ndarray, square: Square) -> Square | None:
+        return self.again
 
 
 def test_a_head_is_followed_by_the_vectors() -> None:
@@ -84,6 +86,23 @@ def test_a_head_is_followed_by_the_vectors() -> None:
         assert abs(square.x - HEAD.x - 3 * frame) <= 1
         assert abs(square.y - HEAD.y + 2 * frame) <= 1
         assert square.side == SIDE
+
+
+def test_after_two_seconds_the_same_face_is_looked_for_again() -> None:
+    """Where it isn't seen where it was, the nearest one that there is; and if all are somebody
+    else's, where the vectors say."""
+    bitstream = clip(52)  # 25 a second
+    near, far = replace(HEAD, x=HEAD.x + 5), replace(HEAD, x=HEAD.x + 2 * SIDE)
+    for again, found, wanted in (
+        (replace(HEAD, y=HEAD.y + 3), [near], replace(HEAD, y=HEAD.y + 3)),
+        (None, [far, near], near),
+        (None, [far], HEAD),
+    ):
+        finder = Finder(HEAD)
+        reader = FaceReader(bitstream, NOWHERE, (HEIGHT, WIDTH), finder)
+        assert reader.square(49) == HEAD
+        finder.again, finder.found = again, found
+        assert reader.square(51) == wanted
 
 
 @pytest.mark.parametrize("head", [(0, 0), (3, -2)])
