@@ -184,6 +184,7 @@ def tradeoff_figure(
     of_best = [auc for _, auc, (accuracy, _) in every if accuracy > top - NEAR_THE_BEST]
     right = max([chance, *(mean + deviation for mean, deviation in of_best)])
     left = min([chance, *(mean - deviation for mean, deviation in of_best)])
+    named: list[tuple[float, float, str, str]] = []
     for number, (method, strengths) in enumerate(points.items()):
         x, y = (np.array([point[axis] for point in strengths]) for axis in (1, 2))
         # What differs in another option is no further point of a curve.
@@ -203,19 +204,19 @@ def tradeoff_figure(
             )
         for strength, (auc, _), (accuracy, _) in strengths:
             if accuracy > top - NEAR_THE_BEST:
-                best.annotate(
-                    strength or method,
-                    (auc, accuracy),
-                    (4, 4),
-                    textcoords="offset points",
-                    fontsize="small",
-                    color=color,
-                )
-    best.set(
-        xlim=(left - 0.01, right + 0.02),
-        ylim=(top - NEAR_THE_BEST, top + NEAR_THE_BEST / 3),
-        title="the most accurate",
-    )
+                named.append((auc, accuracy, strength or method, color))
+    low, high = top - NEAR_THE_BEST, top + NEAR_THE_BEST / 3
+    line, letter = (high - low) / 25, (right - left) / 80
+    taken: list[tuple[float, float, float]] = []  # from, to, height
+    # From right to left, since a name runs to the right, over the points that are there.
+    for auc, accuracy, name, color in sorted(named, reverse=True):
+        start, at = auc + letter, accuracy + line / 4
+        end = start + len(name) * letter
+        while any(a < end and start < b and abs(at - height) < line for a, b, height in taken):
+            at += line
+        taken.append((start, end, at))
+        best.text(start, at, name, fontsize="small", color=color)
+    best.set(xlim=(left - 0.01, right + 0.02), ylim=(low, high), title="the most accurate")
     for axes in (whole, best):
         axes.axvline(chance, color=_COLORS[6], linestyle="--", label="chance")
         axes.grid(alpha=0.3)

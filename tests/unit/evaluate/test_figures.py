@@ -46,6 +46,15 @@ def test_the_reliability_diagram_shows_the_bins_and_counts_every_clip() -> None:
     assert len(legend.get_texts()) == 2
 
 
+def test_names_of_points_that_are_close_do_not_cover_each_other() -> None:
+    names = [f"method {letter}" for letter in "abcd"]
+    close = {name: [("", (0.6 + 0.001 * n, 0.02), (0.8, 0))] for n, name in enumerate(names)}
+    _, best = tradeoff_figure({**close, "away": [("", (0.7, 0.02), (0.8, 0))]}, 0.53).axes
+    heights = {text.get_text(): text.get_position()[1] for text in best.texts}
+    assert np.diff(sorted(heights[name] for name in names)).min() > 0.003
+    assert heights["away"] == min(heights.values()), "it has its name beside it"
+
+
 def test_the_tradeoff_joins_the_strengths_of_a_method() -> None:
     game = [("λ 0", (0.7, 0.01), (0.8, 0.02)), ("λ 1", (0.5, 0.0), (0.74, 0.03))]
     far = [("", (0.9, 0.0), (0.3, 0.0))]
@@ -58,7 +67,7 @@ def test_the_tradeoff_joins_the_strengths_of_a_method() -> None:
     whole, best = figure.axes
     assert not whole.texts
     # What is far below the most accurate is not where the names are.
-    assert [text.get_text() for text in best.texts] == ["λ 0", "plain"]
+    assert {text.get_text() for text in best.texts} == {"λ 0", "plain"}
     assert whole.get_ylim()[0] < 0.3 < best.get_ylim()[0] < 0.81 < best.get_ylim()[1]
     # Chance and the most accurate are there, and nothing of what is far to the right of them.
     assert best.get_xlim()[0] < 0.53
