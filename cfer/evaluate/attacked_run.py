@@ -36,14 +36,14 @@ def attack_run(
     run: Run,
     groups: Groups | None = None,
     photographs: Mapping[str, Path] | None = None,
-    labels_alone: bool = False,
-) -> Suite:
-    """Attack the people whom a run has held out; empty where it held out too few.
+    labels: bool = False,
+) -> list[Suite]:
+    """Attack the people whom a run has held out by its codes and, if asked for, by the labels alone
+    that it has predicted; empty suites where it held out too few.
 
     Args:
         groups: {person: {attribute: value}}.
         photographs: {person: a picture of the face}.
-        labels_alone: attack the labels that the run has predicted, in place of its codes.
 
     Raises:
         InputError: a photograph that can't be read, or shows no face; a run without predictions, or
@@ -69,9 +69,11 @@ def attack_run(
             "whom the run held out, and codes are linked to two or more; name held-out people"
         )
     z_I = embed_photographs(shown, data, held_out) if shown else {}
-    if labels_alone:
-        held_out, train = held_out.of_labels_alone(), train.of_labels_alone()
-    return attack(held_out, train, videos, groups, faces, z_I, int(run.data.params["seed"]))
+    attacked = [(held_out, train)]
+    if labels:
+        attacked.append((held_out.of_labels_alone(), train.of_labels_alone()))
+    seed = int(run.data.params["seed"])
+    return [attack(*clips, videos, groups, faces, z_I, seed) for clips in attacked]
 
 
 def data_of(run: Run) -> str:

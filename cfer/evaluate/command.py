@@ -19,6 +19,8 @@ from tyro.conf import Positional, arg
 from cfer.errors import InputError
 from cfer.outputs import check_output_folder
 
+LABELS = "\nIts labels alone, which bound it from below:\n"
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
@@ -74,21 +76,18 @@ def _print_attacks(
     photographs = None
     if photographs_file is not None:
         photographs = attacked_run.read_photographs(photographs_file)
-    attacked = [("", run, False)]
-    if bound is not None:
-        other = tracking.find_run(bound)
-        attacked.append((f"\n{other.info.run_name}, which bounds it:\n", other, False))
-    if labels:
-        attacked.append(("\nIts labels alone, which bound it from below:\n", run, True))
-    for head, one, labels_alone in attacked:
-        print(head)
+    for one in [run] if bound is None else [run, tracking.find_run(bound)]:
+        if one is not run:
+            print(f"\n{one.info.run_name}, which bounds it:")
         try:
-            suite = attacked_run.attack_run(one, groups, photographs, labels_alone)
-            print(attacked_run.table(suite))
+            suites = attacked_run.attack_run(one, groups, photographs, labels and one is run)
         except InputError as error:
             if groups or photographs or bound or labels:
                 raise  # they were asked for, not only made beside the figures
-            print(f"attacks: not made, {error}")
+            print(f"\nattacks: not made, {error}")
+            continue
+        for head, suite in zip(("", LABELS), suites, strict=False):
+            print(head + "\n" + attacked_run.table(suite))
 
 
 def report(

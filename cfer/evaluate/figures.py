@@ -12,6 +12,7 @@ from cfer.evaluate.calibration import NUM_BINS, bins, cross_fitted, ece
 from cfer.evaluate.metrics import ScoredClips, standardized
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Spread = tuple[float, float]  # mean and standard deviation
@@ -206,16 +207,7 @@ def tradeoff_figure(
             if accuracy > top - NEAR_THE_BEST:
                 named.append((auc, accuracy, strength or method, color))
     low, high = top - NEAR_THE_BEST, top + NEAR_THE_BEST / 3
-    line, letter = (high - low) / 25, (right - left) / 80
-    taken: list[tuple[float, float, float]] = []  # from, to, height
-    # From right to left, since a name runs to the right, over the points that are there.
-    for auc, accuracy, name, color in sorted(named, reverse=True):
-        start, at = auc + letter, accuracy + line / 4
-        end = start + len(name) * letter
-        while any(a < end and start < b and abs(at - height) < line for a, b, height in taken):
-            at += line
-        taken.append((start, end, at))
-        best.text(start, at, name, fontsize="small", color=color)
+    _write_names(best, named, (high - low) / 25, (right - left) / 80)
     best.set(xlim=(left - 0.01, right + 0.02), ylim=(low, high), title="the most accurate")
     for axes in (whole, best):
         axes.axvline(chance, color=_COLORS[6], linestyle="--", label="chance")
@@ -225,6 +217,22 @@ def tradeoff_figure(
     handles, labels = whole.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small")
     return figure
+
+
+def _write_names(
+    axes: Axes, named: Sequence[tuple[float, float, str, str]], line: float, letter: float
+) -> None:
+    """Beside points, (x, y, name, color), each as far up as it covers no other; a line and a letter
+    are so large."""
+    taken: list[tuple[float, float, float]] = []  # from, to, height
+    # From right to left, since a name runs to the right, over the points that are there.
+    for x, y, name, color in sorted(named, reverse=True):
+        start, at = x + letter, y + line / 4
+        end = start + len(name) * letter
+        while any(a < end and start < b and abs(at - height) < line for a, b, height in taken):
+            at += line
+        taken.append((start, end, at))
+        axes.text(start, at, name, fontsize="small", color=color)
 
 
 def sweep_figure(

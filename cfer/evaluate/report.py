@@ -358,7 +358,7 @@ def _attacks(run: Run, name: str, out: Path) -> Section:
     """The whole suite on one run of a row, with intervals, and the faces that were rebuilt."""
     title = f"Attacks on one run of {name}"
     try:
-        suite = attack_run(run)
+        (suite,) = attack_run(run)
     except InputError as error:
         return Section(title, texts=[f"Not made: {error}."])
     if not suite.people:

@@ -4,7 +4,7 @@
    one every `LOOK_SECONDS`. A face counts from a probability of `MIN_PROBABILITY`. Small faces are
    looked for in frames without a large one (`LARGE_FACE`). All of a frame is searched in one look
    of `FULL_LOOKS`; in the others, the last of MTCNN's three networks looks where the faces were,
-   which takes a tenth of the time. Where it doesn't see each of them, all is searched again.
+   which takes much less time. Where it doesn't see each of them, all is searched again.
 2. A face that has moved by less than `NEAR` from one look to the next is the same person's. A
    person seen in less than half as many frames as the one seen most often is dropped.
 3. The largest person is taken; among those within `SAME_SIZE` of the largest area, the one nearest
@@ -208,20 +208,24 @@ class FaceDetector:
         return found
 
     def look(
-        self, picture: np.ndarray, before: Sequence[Sequence[Face]], every: bool = False
-    ) -> list[Face]:
-        """The faces of one picture of a video, by rule 1.
+        self, picture: np.ndarray, before: Sequence[Sequence[Sequence[Face]]], every: bool = False
+    ) -> list[list[Face]]:
+        """The faces of one picture of a video, by rule 1, in each of the windows that look at it.
 
         Args:
-            picture: RGB, uint8 (H, W, 3).
-            before: the faces of each look before this one.
+            picture: RGB, uint8 (H, W, 3). However many windows there are, it's searched once.
+            before: of each window, the faces of each look before this one.
             every: as for `faces`.
         """
-        known = before[-1] if len(before) % FULL_LOOKS else []
-        if again := self._each_again(picture, known):
-            return again
-        (found,) = self.faces([picture], every)
-        return self._each_again(picture, found) or found
+        seen = [
+            self._each_again(picture, looks[-1] if len(looks) % FULL_LOOKS else [])
+            for looks in before
+        ]
+        if not all(seen):
+            (found,) = self.faces([picture], every)
+            searched = self._each_again(picture, found) or found
+            seen = [faces or searched for faces in seen]
+        return seen
 
     def _each_again(self, picture: np.ndarray, known: Sequence[Face]) -> list[Face]:
         """The faces as the last network has them; none, where it doesn't see each of them."""
@@ -396,9 +400,10 @@ def face_clip(
     lookers = _by_frame(looks)
     for frame, picture in zip(sorted(lookers), pictures.select(lookers), strict=True):
         shape = picture.shape[:2]
-        for number in lookers[frame]:
-            before = list(found[number].values())
-            found[number][frame] = detector.look(picture, before, every)
+        before = [list(found[number].values()) for number in lookers[frame]]
+        seen = detector.look(picture, before, every)
+        for number, faces in zip(lookers[frame], seen, strict=True):
+            found[number][frame] = faces
     numbers = _Numbers()
     heads = [numbers.of(faces, shape, every) for faces in found]
     takers = _by_frame(
@@ -451,7 +456,7 @@ def face_stream(
         looks = _looks(span, own, rate)
         found: dict[int, list[Face]] = {}
         for frame in looks:
-            found[frame] = detector.look(held[frame - first], list(found.values()), every)
+            (found[frame],) = detector.look(held[frame - first], [list(found.values())], every)
         heads = numbers.of(found, held[0].shape[:2], every)
         cutters = _cutters(heads, size, own, variations)
         for position in own.encoded_frames(len(span)):

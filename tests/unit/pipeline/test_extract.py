@@ -219,7 +219,7 @@ def test_parts_of_one_video_are_clips_of_their_own(drawn_videos, detector, tmp_p
     assert np.array_equal(clip.apex, as_training_saw_it(window.pictures[3]))
     looked: dict[int, list[Face]] = {}
     for frame, picture in zip((6, 11, 18), pictures.select((6, 11, 18)), strict=True):
-        looked[frame] = detector.look(picture, list(looked.values()))
+        (looked[frame],) = detector.look(picture, [list(looked.values())])
     (person,) = persons_of(looked, picture.shape[:2])
     assert window.square == _square(*person), "it was looked for in the part alone"
     crops = window.pictures

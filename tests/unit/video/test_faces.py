@@ -253,13 +253,17 @@ def test_all_of_a_picture_is_searched_once_in_a_second_or_where_a_face_is_lost(
     )
     seen: list[list[Face]] = []
     for picture in (both, both, one, one, empty, both, both, empty, both, both, both):
-        seen.append(detector.look(picture, seen))
+        seen += detector.look(picture, [seen])
     assert [len(found) for found in seen] == [2, 2, 1, 1, 0, 2, 2, 0, 2, 2, 2]
     assert searched == [0, 2, 4, 5, 7, 8, 10]
     (a, b), searched[:] = seen[-1], []
     merged = replace(b, box=a.box + 3)
-    assert len(detector.look(both, [[a, merged]])) == 2
+    (found,) = detector.look(both, [[[a, merged]]])
+    assert len(found) == 2
     assert len(searched) == 1
+    # Windows that overlap look at the same pictures: of none there is more than one search.
+    assert detector.look(empty, [[], [[a]], [[]]]) == [[], [], []]
+    assert len(searched) == 2
 
 
 def test_no_face_in_noise(detector):
