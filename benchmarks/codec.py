@@ -129,7 +129,9 @@ def _reading(bitstreams: Sequence[Bitstream], prefix: str) -> list[Work]:
     files = [bitstream.data for bitstream in bitstreams]
     draws = np.random.default_rng(0)
     sampled = [
-        sorted(draws.choice([n for n, t in enumerate(b.frame_types) if t == "P"], RANDOM_FRAMES))
+        sorted(
+            draws.choice([n for n, t in enumerate(b.frame_types) if t == "P"], RANDOM_FRAMES, False)
+        )
         for b in bitstreams
     ]
 

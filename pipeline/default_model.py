@@ -29,7 +29,7 @@ from pipeline.puppets.smile import is_held_out
 EXPERIMENT, RUN, MODEL = "default", "default-model", "default.safetensors"
 PEOPLE = "people.csv"
 STEPS = (
-    "puppets --photos {photos} --out videos --mixtures 60",
+    "puppets --photos {photos} --out videos --mixtures 120",
     "extract --videos videos/manifest.csv --out shards --identity dlib --native",
     "train --data shards --experiment {experiment} --run {run} --epochs 80 "
     "--stream both --input energy+motion --val-subjects {held_out}",

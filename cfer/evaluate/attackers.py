@@ -264,13 +264,18 @@ def attackers(learned: Clips, seed: int) -> tuple[dict[str, Verifier], dict[str,
 
 
 def cosine(metric: np.ndarray) -> Verifier:
-    """Of codes @ metric; pooled, of the mean direction of a person's."""
+    """Of codes @ metric; pooled, of the mean of a person's.
+
+    Of the mean of codes, and not of their directions: the codes of a class are less their mean, but
+    their directions are not. Where most codes are alike, as of labels that are nearly all right,
+    these say which expressions a half of a person's clips shows, and the other half shows the rest.
+    """
 
     def scores(one: Clips, other: Clips, pool: bool) -> np.ndarray:
         vectors = []
         for clips in (one, other):
-            each = unit(clips.codes @ metric)
-            vectors.append(unit(means_of(each, clips.people)) if pool else each)
+            each = clips.codes @ metric
+            vectors.append(unit(means_of(each, clips.people) if pool else each))
         product: np.ndarray = vectors[0] @ vectors[1].T
         return product
 

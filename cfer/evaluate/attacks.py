@@ -69,7 +69,7 @@ ATTACKS = (
     "linkage, contrastive",
     "linkage, likelihood",
 )
-SUITE_FIGURE, SUITE_VERSION = "attack/suite", 2.0  # of all attacks, as they are here
+SUITE_FIGURE, SUITE_VERSION = "attack/suite", 3.0  # of all attacks, as they are here
 
 
 @dataclass(frozen=True)

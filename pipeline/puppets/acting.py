@@ -482,5 +482,7 @@ def _resting_spans(length: float, r: np.random.Generator) -> list[Span]:
     for _ in range(2):
         long = min(r.uniform(0.45, 2.0), length)
         start = r.uniform(0, length - long) if length > long else 0
-        spans.append(Span(start, start + long, "neutral", 0.0))
+        span = Span(start, start + long, "neutral", 0.0)
+        if span not in spans:  # both are all of a short clip
+            spans.append(span)
     return spans
