@@ -336,23 +336,18 @@ def traced_motion(residuals: Iterable[Residual]) -> Iterator[np.ndarray]:
 def block_motion(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """A frame's exported vectors (`MOTION_VECTOR_DTYPE`) laid out over its blocks: pixels, vertical
     then horizontal, float32 (2, rows, columns); zero where a block has none."""
-    field = np.zeros((2, rows, columns), np.float32)
-    if not len(vectors):
-        return field
+    # What lies beyond the picture falls into the last row and column, which are left out.
+    field = np.zeros((2, rows + 1, columns + 1), np.float32)
     moved = np.stack([vectors["motion_y"], vectors["motion_x"]]) / vectors["motion_scale"]
     # A vector is exported with the center of its block, of 16 × 16 or 8 × 8 samples.
-    top = (vectors["dst_y"].astype(int) - vectors["h"] // 2) // BLOCK
-    left = (vectors["dst_x"].astype(int) - vectors["w"] // 2) // BLOCK
-    for down in range(2):
-        for right in range(2):
-            inside = (
-                (down * BLOCK < vectors["h"])
-                & (right * BLOCK < vectors["w"])
-                & (top + down < rows)
-                & (left + right < columns)
-            )
-            field[:, (top + down)[inside], (left + right)[inside]] = moved[:, inside]
-    return field
+    height, width = (vectors[name].astype(np.int32) for name in ("h", "w"))
+    top = (vectors["dst_y"] - height // 2) // BLOCK
+    left = (vectors["dst_x"] - width // 2) // BLOCK
+    for down, right in np.ndindex(2, 2):
+        covered = (down * BLOCK < height) & (right * BLOCK < width)
+        row = np.minimum(top[covered] + down, rows)
+        field[:, row, np.minimum(left[covered] + right, columns)] = moved[:, covered]
+    return field[:, :rows, :columns]
 
 
 def energy_steps(sizes: np.ndarray) -> np.ndarray:

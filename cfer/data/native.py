@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -47,12 +47,13 @@ AGREES = 1.0  # pixels between a vector and the head's movement
 MOST_TRIES = 200
 LOOK_SECONDS = 2.0  # until a face is looked for again in the same GOP
 MOST_BYTES = 512 << 20  # of a file: it is held in memory
-# Of direct residuals: windows overlap, and a face is followed from one to the next. There are
+# Of what P-frames change: windows overlap, and a face is followed from one to the next. There are
 # at least so many of them.
 BYTES_KEPT, LEAST_KEPT = 128 << 20, 8
 MOST_INTRA = 0.5  # of the face; docs/residuals.md has what it costs below, and few clips above
 RUN_SECONDS = 1.0  # a longer window is seen in several runs
 WIDER = 1.5  # than the square: what is cut out of each residual, from which the varied squares are
+CORNERS = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
 SHORT = 0.5  # of the longest run; shorter ones, beside an I-frame, are left out
 
 
@@ -127,7 +128,46 @@ def long_enough(parts: Sequence[tuple[float, list[Part]]]) -> list[Part]:
     return [run for seconds, found in parts if seconds >= SHORT * longest for run in found]
 
 
-Read = Callable[[int], Residual]  # the direct residual of a frame
+@dataclass(frozen=True)
+class _Change:
+    """What a P-frame changes, as far as it does not depend on where a face is.
+
+    Attributes:
+        residual: its direct one.
+        moved: from each block of `BLOCK` × `BLOCK` samples to where it was in the frame before,
+            right and down, in pixels of the picture as it is shown: float32 (2, rows, columns).
+        source: the number of the block that it was, row by row: int32 (rows, columns).
+        intra: bool (rows, columns).
+    """
+
+    residual: Residual
+    moved: np.ndarray
+    source: np.ndarray
+    intra: np.ndarray
+
+
+BYTES_A_SAMPLE = 1.5 + (8 + 4 + 1) / BLOCK**2  # of luma, in a `_Change`
+
+
+def _change(bitstream: Bitstream, upright: Place, number: int) -> _Change:
+    """Of a P-frame. Its vectors are taken to point into the one before: of a P-frame with several
+    references FFmpeg doesn't say which, and it's seldom another. Raises CodecError: damage."""
+    residual = bitstream.direct_residual(number)
+    rows, columns = _num_blocks(bitstream)
+    motion = block_motion(residual.motion_vectors, rows, columns)
+    there = np.floor(motion / BLOCK + 0.5).astype(np.int32) + np.mgrid[:rows, :columns]
+    row, column = np.clip(there, 0, np.array([rows - 1, columns - 1]).reshape(2, 1, 1))
+    turn = cv2.invertAffineTransform(upright)[:, :2]
+    moved = np.einsum("ij,jrc->irc", turn, motion[::-1]).astype(np.float32)
+    intra = residual.intra.repeat(2, 0).repeat(2, 1)[:rows, :columns]
+    return _Change(residual, moved, (row * columns + column).astype(np.int32), intra)
+
+
+def _num_blocks(bitstream: Bitstream) -> tuple[int, int]:
+    """Rows and columns."""
+    return -(-bitstream.height // BLOCK), -(-bitstream.width // BLOCK)
+
+
 Picture = tuple[np.ndarray, np.ndarray, np.ndarray]  # y, u, v
 
 
@@ -138,7 +178,7 @@ def read_native(
     size: int,
     variations: Sequence[Variation] = (AS_FOUND,),
     upright: Place = NOWHERE,
-    read: Read | None = None,
+    read: Callable[[int], _Change] | None = None,
 ) -> NativeFace:
     """The input that a recognizer has of one face in one run.
 
@@ -148,7 +188,7 @@ def read_native(
         variations: of the square; the stream is read once for all.
         upright: from pixels of the picture as it is shown to samples of the bitstream
             (`cfer.video.pictures.VideoPictures.coded_place`).
-        read: instead of `Bitstream.direct_residual`.
+        read: what an I- or P-frame changes, where it may be known already.
 
     Raises:
         CodecError: a damaged frame.
@@ -156,10 +196,11 @@ def read_native(
     trace = _Trace(bitstream, square, upright)
     stops = [*_stops(bitstream, range(run.first, run.last)), run.last]
     energy = _Energy(square, size)
+    read = read or partial(_change, bitstream, upright)
     for number in stops[1:]:
-        residual = (read or bitstream.direct_residual)(number)
-        trace.add(residual)
-        energy.add(residual, trace.now(), upright)
+        change = read(number)
+        trace.add(change)
+        energy.add(change.residual, trace.now(), upright)
     planes = []
     corner = np.array([square.x, square.y])
     for variation in variations:
@@ -209,9 +250,9 @@ class FaceReader:
         self.bitstream = bitstream
         self._upright, self._shape, self._detector = upright, shape, detector
         self._following: dict[int, _Following] = {}  # by GOP
-        bytes_of_one = bitstream.width * bitstream.height * 3 // 2
+        bytes_of_one = int(bitstream.width * bitstream.height * BYTES_A_SAMPLE)
         kept = max(BYTES_KEPT // bytes_of_one, LEAST_KEPT)
-        self._read = lru_cache(maxsize=kept)(bitstream.direct_residual)
+        self._read = lru_cache(maxsize=kept)(partial(_change, bitstream, upright))
 
     def face(self, run: Run, size: int, variations: Sequence[Variation]) -> NativeFace:
         """What one run shows of one face: the largest, and of equal ones the most central.
@@ -408,37 +449,30 @@ class _Trace:
     """
 
     def __init__(self, bitstream: Bitstream, square: Square, upright: Place) -> None:
-        rows, columns = -(-bitstream.height // BLOCK), -(-bitstream.width // BLOCK)
+        rows, columns = _num_blocks(bitstream)
         self._square, self._upright = square, upright
-        self._to_upright = cv2.invertAffineTransform(upright)
         centers = np.mgrid[:rows, :columns][::-1] * BLOCK + BLOCK / 2
-        self._centers = _applied(self._to_upright, centers)  # (2, rows, columns): x, y
+        # (2, rows, columns): x, y
+        self._centers = _applied(cv2.invertAffineTransform(upright), centers).astype(np.float32)
         self._traced = np.zeros((2, rows, columns), np.float32)
         self._appearance = np.zeros((rows, columns), bool)
         self._back = NOWHERE  # the head's movement, from now to the beginning
 
-    def add(self, residual: Residual) -> None:
-        """The next P-frame. Its vectors are taken to point into the one before: of a P-frame with
-        several references FFmpeg doesn't say which, and it's seldom another."""
-        rows, columns = self._appearance.shape
-        down, right = block_motion(residual.motion_vectors, rows, columns)
-        intra = residual.intra.repeat(2, 0).repeat(2, 1)[:rows, :columns]
-        row, column = np.mgrid[:rows, :columns]
-        source = (
-            np.clip(row + np.floor(0.5 + down / BLOCK), 0, rows - 1).astype(int),
-            np.clip(column + np.floor(0.5 + right / BLOCK), 0, columns - 1).astype(int),
-        )
-        turned = np.einsum("ij,jrc->irc", self._to_upright[:, :2], np.stack([right, down]))
-        self._traced = (turned + self._traced[:, source[0], source[1]]).astype(np.float32)
-        self._appearance = intra | self._appearance[source]
+    def add(self, change: _Change) -> None:
+        """The next P-frame."""
+        before = self._traced.reshape(2, -1).take(change.source, axis=1)
+        self._traced = change.moved + before
+        self._appearance = change.intra | self._appearance.ravel()[change.source]
         origins = self._centers + self._traced
-        u, v = ((origins[0] - self._square.x), (origins[1] - self._square.y))
-        (left, to_right), (top, bottom) = np.array(UPPER_FACE) * self._square.side
-        seen = (u > left) & (u < to_right) & (v > top) & (v < bottom) & ~intra
+        x, y = origins
+        (left, right), (top, bottom) = np.array(UPPER_FACE) * self._square.side
+        seen = (x > self._square.x + left) & (x < self._square.x + right) & ~change.intra
+        seen &= (y > self._square.y + top) & (y < self._square.y + bottom)
         agreed = _agreed(self._centers[:, seen].T, origins[:, seen].T)
         self._back = self._back if agreed is None else agreed
         # An intra block has no vector: it goes with the head.
-        self._traced[:, intra] = self._of_head()[:, intra]
+        centers = self._centers[:, change.intra]
+        self._traced[:, change.intra] = _applied(self._back, centers) - centers
 
     def now(self) -> Place:
         """From where something of the head was in the beginning to where it is."""
@@ -456,17 +490,14 @@ class _Trace:
         Args:
             place: from pixels of the square, which has `side` of them, to those of the picture.
         """
-        own = (self._traced - self._of_head())[::-1] * (size / side)
+        own = (self._traced + self._centers - _applied(self._back, self._centers))[::-1]
         rows, columns = self._blocks(place, side, size // 2)
-        return motion_steps(own[:, rows, columns])
+        return motion_steps(own[:, rows, columns] * (size / side))
 
     def intra_fraction(self) -> float:
         corner = np.array([self._square.x, self._square.y])
         place = compose(self.now(), np.column_stack([np.eye(2), corner]))
         return float(self._appearance[self._blocks(place, self._square.side, 64)].mean())
-
-    def _of_head(self) -> np.ndarray:
-        return _applied(self._back, self._centers) - self._centers
 
     def _blocks(self, place: Place, side: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows and columns of the blocks below `count` × `count` points of a square."""
@@ -481,8 +512,8 @@ class _Trace:
 
 def _applied(place: Place, points: np.ndarray) -> np.ndarray:
     """An affine map of points, (2, …) → (2, …)."""
-    moved: np.ndarray = np.einsum("ij,j...->i...", place[:, :2], points)
-    return moved + place[:, 2].reshape(2, *[1] * (points.ndim - 1))
+    moved: np.ndarray = place[:, :2] @ points.reshape(2, -1) + place[:, 2:]
+    return moved.reshape(points.shape)
 
 
 def _agreed(here: np.ndarray, there: np.ndarray) -> Place | None:
@@ -490,8 +521,8 @@ def _agreed(here: np.ndarray, there: np.ndarray) -> Place | None:
     if len(here) < LEAST_BLOCKS:
         return None
     place, agree = cv2.estimateAffinePartial2D(
-        here.astype(np.float32),
-        there.astype(np.float32),
+        here,
+        there,
         method=cv2.RANSAC,
         ransacReprojThreshold=AGREES,
         maxIters=MOST_TRIES,
@@ -512,35 +543,23 @@ class _Energy:
     def __init__(self, square: Square, size: int) -> None:
         self._planes = size // 2
         self._across = round(WIDER * self._planes)
-        self._side = max(round(WIDER * square.side), 2)
-        corner = np.array([square.x, square.y]) - (self._side - square.side) / 2
-        self._place = np.column_stack([np.eye(2), corner])
+        side = WIDER * square.side
+        self._samples = side / self._across  # of luma, along a side of a sample of the sum
+        corner = np.array([square.x, square.y]) - (side - square.side) / 2
+        place = np.column_stack([np.eye(2), corner])
+        self._place = compose(place, _resized(self._samples))  # from the sum to the picture
         self._sum = np.zeros((3, self._across, self._across), np.float32)
         self._count = 0
 
     def add(self, residual: Residual, moved: Place, upright: Place) -> None:
         """Of one frame, in which the head has `moved` so since the beginning."""
         place = compose(upright, compose(moved, self._place))
-        half = max(self._side // 2, 1)
-        chroma = place / 2
-        chroma[:, :2] *= self._side / half
-        for number, (plane, at, side) in enumerate(
-            (
-                (residual.y, place, self._side),
-                (residual.u, chroma, half),
-                (residual.v, chroma, half),
-            )
+        for number, (plane, subsampled) in enumerate(
+            ((residual.y, 1), (residual.u, 2), (residual.v, 2))
         ):
-            size = cv2.absdiff(plane, np.full_like(plane, GRAY))
-            part = cv2.warpAffine(
-                size,
-                at,
-                (side, side),
-                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                borderMode=cv2.BORDER_CONSTANT,
-            ).astype(np.float32)
-            method = cv2.INTER_AREA if side >= self._across else cv2.INTER_LINEAR
-            self._sum[number] += cv2.resize(part, (self._across,) * 2, interpolation=method)
+            of_plane = compose(_resized(1 / subsampled), place)
+            step = max(int(self._samples / subsampled), 1)
+            self._sum[number] += _energy(plane, of_plane, self._across, step)
         self._count += 1
 
     def planes(self, varied: Place, side: int) -> np.ndarray:
@@ -549,12 +568,8 @@ class _Energy:
         Args:
             varied: from its pixels to those of the picture in the beginning.
         """
-        here, there = side / self._planes, self._side / self._across
-        to_varied = np.array([[here, 0, (here - 1) / 2], [0, here, (here - 1) / 2]])
-        to_picture = self._place @ np.array(
-            [[there, 0, (there - 1) / 2], [0, there, (there - 1) / 2], [0, 0, 1]]
-        )
-        to_sum = compose(cv2.invertAffineTransform(to_picture), compose(varied, to_varied))
+        to_picture = compose(varied, _resized(side / self._planes))
+        to_sum = compose(cv2.invertAffineTransform(self._place), to_picture)
         cut = [
             cv2.warpAffine(
                 plane, to_sum, (self._planes,) * 2, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -562,3 +577,39 @@ class _Energy:
             for plane in self._sum
         ]
         return energy_steps(np.stack(cut) / max(self._count, 1))
+
+
+def _resized(scale: float) -> Place:
+    """From samples of a picture to those of one that has `scale` times as many along a side."""
+    return np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])
+
+
+def _energy(plane: np.ndarray, place: Place, count: int, step: int) -> np.ndarray:
+    """The absolute value of a residual's plane at count × count points, float32; zero outside of
+    the plane.
+
+    Args:
+        place: from the points to samples of the plane.
+        step: the plane is brought down to means of step × step samples first: there are nearly as
+            few as points then, which takes less time than to turn and bring down a square of all.
+    """
+    ends = _applied(place, count * CORNERS - 0.5)
+    size = np.array(plane.shape[::-1]) // step
+    left, top = np.clip(np.floor(ends.min(1) / step).astype(int) - 1, 0, size) * step
+    right, bottom = np.clip(np.ceil(ends.max(1) / step).astype(int) + 2, 0, size) * step
+    if left >= right or top >= bottom:
+        return np.zeros((count, count), np.float32)
+    part = plane[top:bottom, left:right]
+    small = cv2.resize(
+        cv2.absdiff(part, np.full_like(part, GRAY)).astype(np.float32),
+        ((right - left) // step, (bottom - top) // step),
+        interpolation=cv2.INTER_AREA,
+    )
+    from_corner = place - [[0, 0, left], [0, 0, top]]
+    return cv2.warpAffine(
+        small,
+        compose(_resized(1 / step), from_corner),
+        (count, count),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+    )

@@ -130,9 +130,13 @@ def test_the_energy_is_the_mean_size_of_the_direct_residuals() -> None:
     expected = np.stack([halves, u[16:80, 24:88], v[16:80, 24:88]])
     planes = read_native(bitstream, Run(0, 4), HEAD, SIDE).planes[0]
     assert expected[0].max() > 5
+    # OpenCV looks between samples in steps of 1/32.
     np.testing.assert_allclose(
-        (planes[:3].astype(float) - GRAY) / STEPS_OF_ENERGY, expected, atol=0.13
+        (planes[:3].astype(float) - GRAY) / STEPS_OF_ENERGY,
+        expected,
+        atol=1 / STEPS_OF_ENERGY + expected.max() / 64,
     )
+    assert expected.max() < 16
 
 
 def test_the_energy_goes_along_with_the_head() -> None:
