@@ -179,10 +179,10 @@ def planted() -> Batch:
     )
 
 
-def term_after_turns(game: str, weight: float, num_turns: int) -> float:
+def term_after_turns(game: str, weight: float, num_turns: int, lr: float = 5e-3) -> float:
     """The identity term on `planted` clips, all of whose expressions are recognized by then."""
     expression_net, player_1 = players(with_apex=False, game=game)
-    optimizers = [optimizer_of(p, 5e-3) for p in (expression_net, player_1)]
+    optimizers = [optimizer_of(p, lr) for p in (expression_net, player_1)]
     batch, weights = planted(), Weights(identity=weight)
     for _ in range(num_turns):
         terms = play_turn(expression_net, player_1, *optimizers, batch, weights, 2)
@@ -200,7 +200,8 @@ def test_the_game_lowers_the_bound_that_it_weighs(game: str) -> None:
 
 def test_the_encoder_that_bounds_the_games_learns_to_name_people() -> None:
     """Nats of naming one of four. Player 1 alone learns it too, but from less."""
-    alone, helped = (term_after_turns("identification", weight, 200) for weight in (0.0, 1.0))
+    # At the games' rate it swings: on some CPUs, whose sums round otherwise, out of all measure.
+    alone, helped = (term_after_turns("identification", weight, 200, 2e-3) for weight in (0.0, 1.0))
     assert helped < 0.75 * alone
 
 
