@@ -188,7 +188,7 @@ def read_native(
         variations: of the square; the stream is read once for all.
         upright: from pixels of the picture as it is shown to samples of the bitstream
             (`cfer.video.pictures.VideoPictures.coded_place`).
-        read: what an I- or P-frame changes, where it may be known already.
+        read: what a P-frame changes, where it may be known already.
 
     Raises:
         CodecError: a damaged frame.
@@ -590,8 +590,9 @@ def _energy(plane: np.ndarray, place: Place, count: int, step: int) -> np.ndarra
 
     Args:
         place: from the points to samples of the plane.
-        step: the plane is brought down to means of step × step samples first: there are nearly as
-            few as points then, which takes less time than to turn and bring down a square of all.
+        step: the plane is brought down to means of step × step samples first, without a rest at
+            its right and lower end. They are nearly as few as the points then, which takes a
+            quarter of the time that it takes to turn a square of all samples and bring that down.
     """
     ends = _applied(place, count * CORNERS - 0.5)
     size = np.array(plane.shape[::-1]) // step
