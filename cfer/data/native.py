@@ -53,7 +53,6 @@ BYTES_KEPT, LEAST_KEPT = 128 << 20, 8
 MOST_INTRA = 0.5  # of the face; docs/residuals.md has what it costs below, and few clips above
 RUN_SECONDS = 1.0  # a longer window is seen in several runs
 WIDER = 1.5  # than the square: what is cut out of each residual, from which the varied squares are
-CORNERS = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
 SHORT = 0.5  # of the longest run; shorter ones, beside an I-frame, are left out
 
 
@@ -490,9 +489,10 @@ class _Trace:
         Args:
             place: from pixels of the square, which has `side` of them, to those of the picture.
         """
-        own = (self._traced + self._centers - _applied(self._back, self._centers))[::-1]
         rows, columns = self._blocks(place, side, size // 2)
-        return motion_steps(own[:, rows, columns] * (size / side))
+        centers = self._centers[:, rows, columns]
+        own = self._traced[:, rows, columns] + centers - _applied(self._back, centers)
+        return motion_steps(own[::-1] * (size / side))
 
     def intra_fraction(self) -> float:
         corner = np.array([self._square.x, self._square.y])
@@ -594,10 +594,21 @@ def _energy(plane: np.ndarray, place: Place, count: int, step: int) -> np.ndarra
             its right and lower end. They are nearly as few as the points then, which takes a
             quarter of the time that it takes to turn a square of all samples and bring that down.
     """
-    ends = _applied(place, count * CORNERS - 0.5)
-    size = np.array(plane.shape[::-1]) // step
-    left, top = np.clip(np.floor(ends.min(1) / step).astype(int) - 1, 0, size) * step
-    right, bottom = np.clip(np.ceil(ends.max(1) / step).astype(int) + 2, 0, size) * step
+
+    def reach(row: np.ndarray, length: int) -> tuple[int, int]:
+        """From which sample on the points lie, and to which, along a side of the plane; in plain
+        numbers, since NumPy takes longer for a few."""
+        right, down, at = row.tolist()
+        first = at - (right + down) / 2 + count * (min(right, 0) + min(down, 0))
+        end = first + count * (abs(right) + abs(down))
+        cells = length // step
+        return (
+            min(max(int(first // step) - 1, 0), cells) * step,
+            min(max(int(end // step) + 3, 0), cells) * step,
+        )
+
+    left, right = reach(place[0], plane.shape[1])
+    top, bottom = reach(place[1], plane.shape[0])
     if left >= right or top >= bottom:
         return np.zeros((count, count), np.float32)
     part = plane[top:bottom, left:right]
@@ -606,10 +617,9 @@ def _energy(plane: np.ndarray, place: Place, count: int, step: int) -> np.ndarra
         ((right - left) // step, (bottom - top) // step),
         interpolation=cv2.INTER_AREA,
     )
-    from_corner = place - [[0, 0, left], [0, 0, top]]
     return cv2.warpAffine(
         small,
-        compose(_resized(1 / step), from_corner),
+        compose(_resized(1 / step), place - [[0, 0, left], [0, 0, top]]),
         (count, count),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT,

@@ -172,7 +172,8 @@ def similarity(here: np.ndarray, there: np.ndarray) -> Place:
 
 def compose(after: Place, before: Place) -> Place:
     """Of two affine maps (2, 3), the one that is `before` and then `after`."""
-    both: Place = after @ np.vstack([before, [0, 0, 1]])
+    both: Place = after[:, :2] @ before
+    both[:, 2] += after[:, 2]
     return both
 
 
