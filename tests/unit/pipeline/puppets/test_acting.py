@@ -103,7 +103,11 @@ def test_spans_are_within_the_clip_and_are_of_its_class_or_neutral(
                 assert 0.6 * LEAST_RISE <= span.intensity <= 1.2
                 shown[label] += 1
         if label == "neutral":
-            assert len(clip.spans) == 2
+            # Two, unless both are all of a short clip: the same window is not asked for twice.
+            whole = (0, (clip.num_frames - 1) / clip.fps)
+            times = {(span.start, span.end) for span in clip.spans}
+            assert len(times) == len(clip.spans)
+            assert len(times) == 2 or times == {whole}, clip.spans
     assert all(shown[label] > 1.6 * len(SEEDS) * len(PEOPLE) for label in EXPRESSIONS), shown
 
 
